@@ -1,0 +1,166 @@
+// SIMD for the CPU kernels, written once over at::vec for AVX2, AVX-512, NEON and plain C++.
+//
+// A kernel loads any dtype as its compute type, computes, stores: fp32, bf16 and fp16 compute in fp32, fp64 in fp64.
+// So one body serves all four dtypes.
+#pragma once
+
+#include <ATen/cpu/vec/vec.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <limits>
+#include <type_traits>
+
+namespace fastllm {
+
+using BFloat16 = c10::BFloat16;
+using Half = c10::Half;
+
+// The type a kernel computes in when its tensors hold T.
+template <typename T>
+using Compute = std::conditional_t<std::is_same_v<T, double>, double, float>;
+
+// A vector of T's compute type.
+template <typename T>
+using Vec = at::vec::Vectorized<Compute<T>>;
+
+// How many elements of T a Vec<T> holds.
+template <typename T>
+constexpr int64_t kLanes = Vec<T>::size();
+
+template <typename T>
+inline Vec<T> vload(const T* p) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    return Vec<T>::loadu(p);
+  } else {
+    Vec<T> v;
+    if constexpr (std::is_same_v<T, BFloat16>) {
+      at::vec::load_fp32_from_bf16(p, v);
+    } else {
+      at::vec::load_fp32_from_fp16(p, v);
+    }
+    return v;
+  }
+}
+
+template <typename T>
+inline void vstore(T* p, const Vec<T>& v) {
+  if constexpr (std::is_same_v<T, Compute<T>>) {
+    v.store(p);
+  } else {
+#if defined(CPU_CAPABILITY_AVX512)
+    const auto narrow = [&] {
+      if constexpr (std::is_same_v<T, BFloat16>)
+        return at::vec::convert_float_bfloat16(v, v);
+      else
+        return at::vec::convert_float_half(v, v);
+    }();
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), _mm512_castsi512_si256(narrow));
+#elif defined(CPU_CAPABILITY_AVX2)
+    const auto narrow = [&] {
+      if constexpr (std::is_same_v<T, BFloat16>)
+        return at::vec::convert_float_bfloat16(v, v);
+      else
+        return at::vec::convert_float_half(v, v);
+    }();
+    _mm_storeu_si128(reinterpret_cast<__m128i*>(p), _mm256_castsi256_si128(narrow));
+#else
+    float lanes[kLanes<T>];
+    v.store(lanes);
+    for (int64_t i = 0; i < kLanes<T>; ++i) p[i] = static_cast<T>(lanes[i]);
+#endif
+  }
+}
+
+// The first `count` elements, 0 <= count <= kLanes; the rest of the vector is `fill`.
+template <typename T>
+inline Vec<T> vload_part(const T* p, int64_t count, Compute<T> fill = 0) {
+  Compute<T> lanes[kLanes<T>];
+  for (int64_t i = 0; i < kLanes<T>; ++i) lanes[i] = i < count ? static_cast<Compute<T>>(p[i]) : fill;
+  return Vec<T>::loadu(lanes);
+}
+
+template <typename T>
+inline void vstore_part(T* p, const Vec<T>& v, int64_t count) {
+  Compute<T> lanes[kLanes<T>];
+  v.store(lanes);
+  for (int64_t i = 0; i < count; ++i) p[i] = static_cast<T>(lanes[i]);
+}
+
+// Calls body(i, load, store) for i = 0, kLanes, 2 kLanes, .. < n. `load(p)` and `store(p, v)` touch whole vectors but
+// in the last, partial step, where they touch what is left and loaded lanes past the end are `fill`.
+template <typename T, typename Body>
+inline void for_each_vec(int64_t n, Body&& body, Compute<T> fill = 0) {
+  int64_t i = 0;
+  for (; i + kLanes<T> <= n; i += kLanes<T>) {
+    body(i, [](const auto* p) { return vload(p); }, [](auto* p, const Vec<T>& v) { vstore(p, v); });
+  }
+  if (i < n) {
+    const int64_t count = n - i;
+    body(
+        i, [count, fill](const auto* p) { return vload_part(p, count, fill); },
+        [count](auto* p, const Vec<T>& v) { vstore_part(p, v, count); });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Reductions over a vector's lanes, in one fixed order
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename C, typename Op>
+inline C reduce_lanes(const at::vec::Vectorized<C>& v, Op&& op) {
+  constexpr int64_t n = at::vec::Vectorized<C>::size();
+  C lanes[n];
+  v.store(lanes);
+  for (int64_t half = n / 2; half > 0; half /= 2)
+    for (int64_t i = 0; i < half; ++i) lanes[i] = op(lanes[i], lanes[i + half]);
+  return lanes[0];
+}
+
+template <typename C>
+inline C sum_lanes(const at::vec::Vectorized<C>& v) {
+  return reduce_lanes(v, [](C a, C b) { return a + b; });
+}
+
+// NaN wins, as in torch.
+template <typename C>
+inline C max_lanes(const at::vec::Vectorized<C>& v) {
+  return reduce_lanes(v, [](C a, C b) { return (a > b || a != a) ? a : b; });
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Functions
+// ---------------------------------------------------------------------------------------------------------------------
+
+// e^x to about 1 ulp; 0 below -86.98 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
+// x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial of degree 6 (remainder r^7 / 7! < 1.2e-7 relative at the ends
+// of Taylor's form; the coefficients are a minimax fit, so less); 2^n by writing n into the exponent bits.
+inline at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
+  using V = at::vec::Vectorized<float>;
+  using VI = at::vec::Vectorized<int32_t>;
+  const V low(-86.98f), high(88.72283f);
+  // Selections, not min and max: those lose a NaN.
+  V y = V::blendv(x, low, x < low);
+  y = V::blendv(y, high, y > high);
+  const V n = (y * V(1.44269504f)).round();
+  V r = at::vec::fmadd(n, V(-0.693359375f), y);
+  r = at::vec::fmadd(n, V(2.12194440e-4f), r);
+  V e = at::vec::fmadd(r, V(1.9875691500e-4f), V(1.3981999507e-3f));  // Cephes expf
+  e = at::vec::fmadd(e, r, V(8.3334519073e-3f));
+  e = at::vec::fmadd(e, r, V(4.1665795894e-2f));
+  e = at::vec::fmadd(e, r, V(1.6666665459e-1f));
+  e = at::vec::fmadd(e, r, V(5.0000001201e-1f));
+  e = at::vec::fmadd(e, r * r, r + V(1.0f));
+  // n reaches 128 at the top end, one more than an exponent holds: scale by 2^(n-1), then by 2.
+  const VI bits = (at::vec::convert_to_int_of_same_size(n - V(1.0f)) + VI(127)) << VI(23);
+  const V scaled = e * at::vec::cast<float, int32_t>(bits) * V(2.0f);
+  return V::blendv(V::blendv(scaled, V(0.0f), x < low), V(std::numeric_limits<float>::infinity()), x > high);
+}
+
+inline at::vec::Vectorized<double> vexp(const at::vec::Vectorized<double>& x) {
+  return x.exp();
+}
+
+}  // namespace fastllm

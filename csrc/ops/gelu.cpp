@@ -1,0 +1,153 @@
+// fastllm::gelu, fastllm::bias_gelu and their backward.
+#include "cpu/gelu.h"
+
+#include "ops/op.h"
+
+namespace fastllm {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checks and CPU implementation
+// ---------------------------------------------------------------------------------------------------------------------
+
+GeluShape check(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(approximate == "none" || approximate == "tanh", op, "approximate", "be 'none' or 'tanh'", "'",
+                approximate, "'");
+  if (!bias) return {1, input.numel(), approximate == "tanh"};
+  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+  check_same_device(op, "bias", *bias, "input", input);
+  check_same_dtype(op, "bias", *bias, "input", input);
+  check_shape(op, "bias", *bias, {input.size(-1)});
+  const int64_t cols = input.size(-1);
+  return {cols ? input.numel() / cols : 0, cols, approximate == "tanh"};
+}
+
+Tensor forward_cpu(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {
+  const GeluShape shape = check(op, input, bias, approximate);
+  const Tensor x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
+  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    gelu_forward<T>(shape, x.const_data_ptr<T>(), bias ? b.const_data_ptr<T>() : nullptr, output.mutable_data_ptr<T>());
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> backward_cpu(const char* op, const Tensor& grad_output, const Tensor& input,
+                                        const OptionalTensor& bias, c10::string_view approximate) {
+  const GeluShape shape = check(op, input, bias, approximate);
+  check_same_shape(op, "grad_output", grad_output, "input", input);
+  check_same_dtype(op, "grad_output", grad_output, "input", input);
+  const Tensor grad = grad_output.contiguous(), x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
+  Tensor grad_input = at::empty_like(x, at::MemoryFormat::Contiguous);
+  Tensor grad_bias = bias ? at::empty_like(b) : Tensor();
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    gelu_backward<T>(shape, grad.const_data_ptr<T>(), x.const_data_ptr<T>(), bias ? b.const_data_ptr<T>() : nullptr,
+                     grad_input.mutable_data_ptr<T>(), bias ? grad_bias.mutable_data_ptr<T>() : nullptr);
+  });
+  return {grad_input, grad_bias};
+}
+
+Tensor gelu_cpu(const Tensor& input, c10::string_view approximate) {
+  return forward_cpu("gelu", input, std::nullopt, approximate);
+}
+
+Tensor gelu_backward_cpu(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
+  return std::get<0>(backward_cpu("gelu_backward", grad_output, input, std::nullopt, approximate));
+}
+
+Tensor bias_gelu_cpu(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
+  return forward_cpu("bias_gelu", input, bias, approximate);
+}
+
+std::tuple<Tensor, Tensor> bias_gelu_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& bias,
+                                                  c10::string_view approximate) {
+  return backward_cpu("bias_gelu_backward", grad_output, input, bias, approximate);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd
+// ---------------------------------------------------------------------------------------------------------------------
+
+Tensor call_gelu(const Tensor& input, c10::string_view approximate) {
+  static auto op = find_op<decltype(gelu_cpu)>("fastllm::gelu");
+  return op.call(input, approximate);
+}
+
+Tensor call_gelu_backward(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
+  static auto op = find_op<decltype(gelu_backward_cpu)>("fastllm::gelu_backward");
+  return op.call(grad_output, input, approximate);
+}
+
+Tensor call_bias_gelu(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
+  static auto op = find_op<decltype(bias_gelu_cpu)>("fastllm::bias_gelu");
+  return op.call(input, bias, approximate);
+}
+
+std::tuple<Tensor, Tensor> call_bias_gelu_backward(const Tensor& grad_output, const Tensor& input, const Tensor& bias,
+                                                   c10::string_view approximate) {
+  static auto op = find_op<decltype(bias_gelu_backward_cpu)>("fastllm::bias_gelu_backward");
+  return op.call(grad_output, input, bias, approximate);
+}
+
+struct Gelu : torch::autograd::Function<Gelu> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::string_view approximate) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({input});
+    ctx->saved_data["approximate"] = std::string(approximate);
+    return call_gelu(input, approximate);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const Tensor input = ctx->get_saved_variables()[0];
+    const Tensor grad = call_gelu_backward(grad_outputs[0], input, ctx->saved_data["approximate"].toStringRef());
+    return first_order_only("gelu", {grad, Tensor()});
+  }
+};
+
+struct BiasGelu : torch::autograd::Function<BiasGelu> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& bias, c10::string_view approximate) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({input, bias});
+    ctx->saved_data["approximate"] = std::string(approximate);
+    return call_bias_gelu(input, bias, approximate);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const auto [grad_input, grad_bias] =
+        call_bias_gelu_backward(grad_outputs[0], saved[0], saved[1], ctx->saved_data["approximate"].toStringRef());
+    return first_order_only("bias_gelu", {grad_input, grad_bias, Tensor()});
+  }
+};
+
+Tensor gelu_autograd(const Tensor& input, c10::string_view approximate) {
+  return Gelu::apply(input, approximate);
+}
+
+Tensor bias_gelu_autograd(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
+  return BiasGelu::apply(input, bias, approximate);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def("gelu(Tensor input, str approximate=\"none\") -> Tensor");
+  m.def("gelu_backward(Tensor grad_output, Tensor input, str approximate) -> Tensor");
+  m.def("bias_gelu(Tensor input, Tensor bias, str approximate=\"none\") -> Tensor");
+  m.def("bias_gelu_backward(Tensor grad_output, Tensor input, Tensor bias, str approximate) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("gelu", gelu_cpu);
+  m.impl("gelu_backward", gelu_backward_cpu);
+  m.impl("bias_gelu", bias_gelu_cpu);
+  m.impl("bias_gelu_backward", bias_gelu_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("gelu", gelu_autograd);
+  m.impl("bias_gelu", bias_gelu_autograd);
+}
+
+}  // namespace fastllm

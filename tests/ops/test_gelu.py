@@ -1,0 +1,127 @@
+"""fastllm.ops.gelu and bias_gelu."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastllm import ops
+from tests import reference
+from tests.ops import harness
+
+SHAPES = [
+    (1,),  # a single element: all of it is a partial vector
+    (7,),  # one less than an AVX2 vector
+    (8,),  # one AVX2 vector
+    (9,),  # one more
+    (3, 255),  # one less than whole vectors, several rows
+    (5, 1023),
+    (17, 1024),  # more than one task
+    (0, 5),  # empty batch
+    (4, 0),  # empty rows
+    (2, 3, 4, 33),
+]
+FORMS = ["none", "tanh"]
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gelu_matches_reference(shape, approximate, dtype):
+    x = torch.randn(shape, dtype=torch.float64).mul(3).requires_grad_()
+    harness.assert_matches_reference(ops.gelu, reference.gelu, [x, approximate], dtype, torch_op=gelu_of_torch)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+@pytest.mark.parametrize("approximate", FORMS)
+@pytest.mark.parametrize("shape", SHAPES)
+def test_bias_gelu_matches_reference(shape, approximate, dtype):
+    x = torch.randn(shape, dtype=torch.float64).mul(3).requires_grad_()
+    bias = torch.randn(shape[-1], dtype=torch.float64, requires_grad=True)
+    harness.assert_matches_reference(ops.bias_gelu, reference.bias_gelu, [x, bias, approximate], dtype)
+
+
+def gelu_of_torch(x, approximate):
+    return F.gelu(x, approximate=approximate)
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+def test_extremes(approximate):
+    x = torch.tensor([0.0, -0.0, 1e4, -1e4, float("inf"), float("nan"), 1e-40, -1e-40, -12.0, 12.0])
+    torch.testing.assert_close(ops.gelu(x, approximate), F.gelu(x, approximate=approximate), equal_nan=True)
+
+
+@pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided"])
+def test_any_strides(view):
+    base = torch.randn(12, 20, dtype=torch.float64)
+    x = {
+        "transposed": base.t(),
+        "expanded": base[:, :1].expand(12, 20),
+        "offset": base[1:, 3:],
+        "strided": base[::2, ::3],
+    }[view]
+    bias = torch.randn(x.shape[-1], 2, dtype=torch.float64)[:, 0]
+    torch.testing.assert_close(ops.bias_gelu(x, bias), reference.bias_gelu(x, bias))
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    rows=st.integers(0, 5),
+    cols=st.integers(0, 70),
+    approximate=st.sampled_from(FORMS),
+    dtype=st.sampled_from(harness.DTYPES),
+    transpose=st.booleans(),
+)
+def test_any_shape(rows, cols, approximate, dtype, transpose):
+    x = torch.randn(cols, rows, dtype=torch.float64).t() if transpose else torch.randn(rows, cols, dtype=torch.float64)
+    bias = torch.randn(cols, dtype=torch.float64, requires_grad=True)
+    inputs = [x.requires_grad_(), bias, approximate]
+    harness.assert_matches_reference(ops.bias_gelu, reference.bias_gelu, inputs, dtype)
+
+
+@pytest.mark.parametrize("approximate", FORMS)
+def test_gradcheck(approximate):
+    x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
+    bias = torch.randn(5, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda x: ops.gelu(x, approximate), [x])
+    assert torch.autograd.gradcheck(lambda x, b: ops.bias_gelu(x, b, approximate), [x, bias])
+
+
+def test_op_contract():
+    x, bias = torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    harness.assert_op_contract(torch.ops.fastllm.gelu.default, (x, "tanh"))
+    harness.assert_op_contract(torch.ops.fastllm.bias_gelu.default, (x, bias, "tanh"))
+
+
+def test_compiles():
+    x, bias = torch.randn(3, 5, requires_grad=True), torch.randn(5, requires_grad=True)
+    harness.assert_compiles(ops.gelu, [x])
+    harness.assert_compiles(ops.bias_gelu, [x, bias])
+
+
+def test_deterministic(threads):
+    x, bias = torch.randn(300, 129, requires_grad=True), torch.randn(129, requires_grad=True)
+    harness.assert_deterministic(ops.bias_gelu, [x, bias], threads)
+
+
+def test_double_backward_is_a_clear_error():
+    x = torch.randn(3, requires_grad=True)
+    (grad,) = torch.autograd.grad(ops.gelu(x).sum(), x, create_graph=True)
+    with pytest.raises(RuntimeError, match=r"fastllm\.gelu: double backward is not implemented"):
+        grad.sum().backward()
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.gelu(torch.randn(3), "sigmoid"), ValueError, "gelu: 'approximate' must be 'none' or 'tanh', got 'sigmoid'"),
+        (lambda: ops.gelu(torch.arange(3)), TypeError, "gelu: 'input' must be float32, float64, bfloat16 or float16, got Long"),
+        (lambda: ops.bias_gelu(torch.randn(2, 3), torch.randn(4)), ValueError, r"'bias' must have shape \[3\], got \[4\]"),
+        (lambda: ops.bias_gelu(torch.randn(2, 3), torch.randn(3).double()), TypeError, "'bias' must have the dtype of 'input'"),
+        (lambda: ops.bias_gelu(torch.tensor(1.0), torch.randn(1)), ValueError, "at least one dimension, got a scalar"),
+    ],
+)  # fmt: skip
+def test_wrong_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
