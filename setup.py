@@ -5,7 +5,8 @@ kernels (csrc/cuda) if torch has CUDA and nvcc is there. Then one extension modu
 with that capability's kernels, and fastllm imports the best one the machine can run.
 
 Environment: FASTLLM_CUDA=0|1 forces CUDA off or on, FASTLLM_CUDA_ARCHS="80 90" picks its targets,
-FASTLLM_CAPABILITIES="default avx2 avx512" limits the CPU builds ("native": the host's best alone), CXX picks the compiler.
+FASTLLM_CAPABILITIES="default avx2 avx512" limits the CPU builds ("native": the host's best alone), CXX picks the
+compiler.
 """
 
 import os
@@ -31,6 +32,7 @@ CAPABILITIES = {
 
 
 def fail(sentence):
+    """Stop with one sentence."""
     sys.exit(f"fastllm: {sentence}")
 
 
@@ -102,114 +104,129 @@ def cuda_arch_flags(torch):
         if not arch.rstrip("a").isdigit():
             fail(f"FASTLLM_CUDA_ARCHS: expected targets such as '80 90', got '{arch}'.")
     flags = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in archs]
-    return flags + [f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
+    return [*flags, f"-gencode=arch=compute_{archs[-1]},code=compute_{archs[-1]}"]
 
 
 class BuildNative(build_ext):
     """Writes build.ninja for all the extension modules and runs it once."""
 
     def build_extensions(self):
+        """Compile what changed, link every module and put each where setuptools expects it."""
         torch, pybind11, ninja, compiler = require_tools()
         build = Path(self.build_temp).resolve()
         build.mkdir(parents=True, exist_ok=True)
         outputs = {ext.name.rsplit("_C_", 1)[1]: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
-        (build / "build.ninja").write_text(ninja_file(build, outputs, torch, pybind11, compiler))
-        result = subprocess.run([str(ninja), "-C", str(build), *self.job_flags()], check=False)
-        if result.returncode:
+        plan = NinjaPlan(build, torch, pybind11, compiler, version=self.distribution.get_version())
+        (build / "build.ninja").write_text(plan.text(list(outputs)))
+        jobs = ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []  # as torch's own builder reads it
+        if subprocess.run([str(ninja), "-C", str(build), *jobs], check=False).returncode:
             fail(f"the extension did not compile: see the first error above (compiler: {compiler}).")
         for capability, output in outputs.items():
             output.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(build / module_name(capability), output)
 
-    def job_flags(self):
-        """MAX_JOBS, as torch's own extension builder reads it."""
-        return ["-j", os.environ["MAX_JOBS"]] if "MAX_JOBS" in os.environ else []
-
 
 def module_name(capability):
+    """Return the file name of one capability's module."""
     return f"_C_{capability}{sysconfig.get_config_var('EXT_SUFFIX')}"
 
 
-def cpp_string(text):
-    """Quote a text as a C++ string literal inside a ninja command line."""
-    return '\\"' + text.replace(" ", "\\ ") + '\\"'
+def rule(name, command, compiles=True):
+    """Return a ninja rule; one that compiles tracks the headers it read."""
+    depfile = "\n  depfile = $out.d\n  deps = gcc" if compiles else ""
+    return f"rule {name}\n  description = {name} $out\n  command = {command}{depfile}"
 
 
-def ninja_file(build, outputs, torch, pybind11, compiler):
-    """Return the text of build.ninja."""
-    from torch.utils import cpp_extension
+class NinjaPlan:
+    """What to compile with which flags, as the text of a build.ninja."""
 
-    nvcc, cuda_reason = choose_cuda(torch)
-    torch_includes = cpp_extension.include_paths("cuda" if nvcc else "cpu")
-    system = [*torch_includes, pybind11.get_include(), sysconfig.get_path("include")]
-    torch_lib = Path(torch.__file__).parent / "lib"
-    # One OpenMP runtime in the process: torch's own, where it bundles one. Two would each keep a pool of threads
-    # spinning on the same cores.
-    bundled = sorted(torch_lib.glob("libgomp*.so*"))
-    openmp = str(bundled[0]) if bundled else "-lgomp"
-    libraries = f"-L{torch_lib} -ltorch -ltorch_cpu -ltorch_python -lc10 {openmp}"
-    if nvcc:
-        libraries += f" -lc10_cuda -ltorch_cuda -L{Path(nvcc).parent.parent / 'lib64'} -lcudart"
-    version = next(
-        line.split('"')[1] for line in (ROOT / "pyproject.toml").read_text().splitlines() if "version =" in line
-    )
-    is_gcc = "clang" not in subprocess.run([compiler, "--version"], capture_output=True, text=True).stdout.lower()
-    cxx = "-std=c++20 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wno-unknown-pragmas"
-    # g++ 12 takes its own AVX-512 intrinsics for uses of uninitialised variables.
-    cxx += " -Wno-maybe-uninitialized" if is_gcc else ""
-    precompiled = f"-I{build / 'pch'}" if is_gcc else ""
+    def __init__(self, build, torch, pybind11, compiler, version):
+        self.build, self.torch, self.version = build, torch, version
+        self.csrc = ROOT / "csrc"
+        self.nvcc, self.cuda_reason = choose_cuda(torch)
+        banner = subprocess.run([compiler, "--version"], capture_output=True, text=True, check=True).stdout
+        self.precompiles = "clang" not in banner.lower()  # g++ finds a .gch by itself; clang would need other flags
+        self.lines = self.rules(compiler, pybind11)
 
-    lines = [
-        f"cxx = {compiler}",
-        f"flags = {cxx} {precompiled} -I{ROOT / 'csrc'} {' '.join(f'-isystem {path}' for path in system)}",
-        f"kernel_flags = {cxx} -I{ROOT / 'csrc'} -isystem {torch_includes[0]}",
-        "rule cxx\n  command = $cxx -MMD -MF $out.d $flags $defines -c $in -o $out\n  description = compile $out\n"
-        "  depfile = $out.d\n  deps = gcc",
-        "rule kernel\n  command = $cxx -MMD -MF $out.d $kernel_flags $capability -c $in -o $out\n"
-        "  depfile = $out.d\n  deps = gcc",
-        "rule pch\n  command = $cxx -MMD -MF $out.d $flags -x c++-header $in -o $out\n  depfile = $out.d\n  deps = gcc",
-        f"rule link\n  command = $cxx -shared $in -o $out {libraries}",
-    ]
-    header = build / "pch" / "ops" / "op.h.gch"
-    if is_gcc:
-        lines.append(f"build {header}: pch {ROOT / 'csrc' / 'ops' / 'op.h'}")
+    def rules(self, compiler, pybind11):
+        """Return the compile and link rules."""
+        from torch.utils import cpp_extension
 
-    def compile_all(folder, rule, suffix, pattern="*.cpp", variables="", after=""):
+        includes = cpp_extension.include_paths("cuda" if self.nvcc else "cpu")
+        system = " ".join(
+            f"-isystem {path}" for path in (*includes, pybind11.get_include(), sysconfig.get_path("include"))
+        )
+        flags = f"-std=c++20 -O3 -fPIC -fopenmp -fvisibility=hidden -Wall -Wno-unknown-pragmas -I{self.csrc}"
+        if self.precompiles:
+            # g++ 12 takes its own AVX-512 intrinsics for uses of uninitialised variables.
+            flags = f"-I{self.build}/pch {flags} -Wno-maybe-uninitialized"
+        compile_one = f"{compiler} -MMD -MF $out.d {flags}"
+        rules = [
+            rule("cxx", f"{compile_one} {system} $defines -c $in -o $out"),
+            rule("kernel", f"{compile_one} -isystem {includes[0]} $capability -c $in -o $out"),
+            rule("precompile", f"{compile_one} {system} $defines -w -x c++-header $in -o $out"),
+            rule("link", f"{compiler} -shared $in -o $out {self.libraries()}", compiles=False),
+        ]
+        if self.nvcc:
+            archs = " ".join(cuda_arch_flags(self.torch))
+            rules.append(
+                rule("nvcc", f"{self.nvcc} -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden -I{self.csrc} {archs} "
+                     "-MD -MF $out.d -c $in -o $out")
+            )  # fmt: skip
+        return rules
+
+    def libraries(self):
+        """Return the linker's flags."""
+        torch_lib = Path(self.torch.__file__).parent / "lib"
+        # One OpenMP runtime in the process: torch's own, where it bundles one. Two would each keep a pool of threads
+        # spinning on the same cores.
+        bundled = sorted(torch_lib.glob("libgomp*.so*"))
+        flags = f"-L{torch_lib} -ltorch -ltorch_cpu -lc10 {bundled[0] if bundled else '-lgomp'}"
+        if self.nvcc:
+            flags += f" -ltorch_cuda -lc10_cuda -L{Path(self.nvcc).parent.parent / 'lib64'} -lcudart"
+        return flags
+
+    def compile_all(self, folder, rule_name, suffix="", pattern="*.cpp", after="", **variables):
+        """Plan every source of a folder; return the objects."""
         objects = []
-        for source in sorted((ROOT / "csrc" / folder).glob(pattern)):
-            target = build / f"{folder}_{source.stem}{suffix}.o"
-            lines.append(f"build {target}: {rule} {source}{after}{variables}")
-            objects.append(str(target))
+        for source in sorted((self.csrc / folder).glob(pattern)):
+            objects.append(str(self.build / f"{folder}_{source.stem}{suffix}.o"))
+            self.add(objects[-1], rule_name, f"{source}{after}", **variables)
         return objects
 
-    defines = f"\n  defines = {'-DFASTLLM_WITH_CUDA' if nvcc else ''}"
-    after_header = f" | {header}" if is_gcc else ""
-    shared = compile_all("ops", "cxx", "", variables=defines, after=after_header)
-    shared += compile_all("common", "cxx", "", variables=defines)
-    if nvcc:
-        archs = " ".join(cuda_arch_flags(torch))
-        lines.append(
-            f"rule nvcc\n  command = {nvcc} -std=c++17 -O3 -Xcompiler -fPIC,-fvisibility=hidden --expt-relaxed-constexpr "
-            f"-I{ROOT / 'csrc'} {archs} -MD -MF $out.d -c $in -o $out\n  depfile = $out.d\n  deps = gcc"
-        )
-        shared += compile_all("cuda", "nvcc", ".cuda", "*.cu")
-    for capability in outputs:
-        kernels = compile_all(
-            "cpu", "kernel", f".{capability}", variables=f"\n  capability = {CAPABILITIES[capability]}"
-        )
-        facts = {
-            "MODULE": f"_C_{capability}",
-            "VERSION": cpp_string(version),
-            "CAPABILITY": cpp_string(capability),
-            "TORCH_VERSION": cpp_string(torch.__version__),
-            "CUDA_REASON": cpp_string(cuda_reason),
+    def add(self, target, rule_name, inputs, **variables):
+        """Plan one target."""
+        settings = "".join(f"\n  {name} = {value}" for name, value in variables.items())
+        self.lines.append(f"build {target}: {rule_name} {inputs}{settings}")
+
+    def text(self, capabilities):
+        """Return the whole build.ninja for these capabilities."""
+        with_cuda = "-DFASTLLM_WITH_CUDA" if self.nvcc else ""
+        header = f"{self.build}/pch/ops/op.h.gch"
+        if self.precompiles:
+            self.add(header, "precompile", self.csrc / "ops" / "op.h", defines=with_cuda)
+        after = f" | {header}" if self.precompiles else ""
+        shared = self.compile_all("ops", "cxx", after=after, defines=with_cuda)
+        shared += self.compile_all("common", "cxx", defines=with_cuda)
+        if self.nvcc:
+            shared += self.compile_all("cuda", "nvcc", ".cuda", "*.cu")
+        for capability in capabilities:
+            objects = self.compile_all("cpu", "kernel", f".{capability}", capability=CAPABILITIES[capability])
+            objects.append(f"{self.build}/bindings.{capability}.o")
+            self.add(objects[-1], "cxx", self.csrc / "bindings.cpp", defines=f"{with_cuda} {self.facts(capability)}")
+            self.add(self.build / module_name(capability), "link", " ".join([*shared, *objects]))
+        return "\n".join(self.lines) + "\n"
+
+    def facts(self, capability):
+        """Return what bindings.cpp tells about this build, as -D flags."""
+        texts = {
+            "VERSION": self.version,
+            "CAPABILITY": capability,
+            "TORCH_VERSION": self.torch.__version__,
+            "CUDA_REASON": self.cuda_reason,
         }
-        defines = " ".join(f"-DFASTLLM_{name}={value}" for name, value in facts.items())
-        defines += " -DFASTLLM_WITH_CUDA" if nvcc else ""
-        bindings = build / f"bindings.{capability}.o"
-        lines.append(f"build {bindings}: cxx {ROOT / 'csrc' / 'bindings.cpp'}\n  defines = {defines}")
-        lines.append(f"build {build / module_name(capability)}: link {' '.join([*shared, *kernels, str(bindings)])}")
-    return "\n".join(lines) + "\n"
+        quoted = {name: '\\"' + text.replace(" ", "\\ ") + '\\"' for name, text in texts.items()}
+        return " ".join(f"-DFASTLLM_{name}={value}" for name, value in {"MODULE": f"_C_{capability}", **quoted}.items())
 
 
 setup(

@@ -11,7 +11,7 @@ def seeded():
 
 @pytest.fixture(autouse=True)
 def poisoned_memory():
-    """Fill every torch.empty, those in C++ included, with NaN (or the largest integer): an element that a kernel forgets shows."""
+    """Fill every torch.empty, in C++ too, with NaN or the largest integer: an element that a kernel forgets shows."""
     was = torch.are_deterministic_algorithms_enabled()
     torch.use_deterministic_algorithms(True, warn_only=True)
     torch.utils.deterministic.fill_uninitialized_memory = True

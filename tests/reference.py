@@ -35,7 +35,7 @@ def philox(seed, block, offset):
 
 
 def dropout_multipliers(shape, p, rng_state):
-    """Dropout's contract: element i is kept iff its 16 bits >= round(p * 65536); kept ones are scaled to keep the mean."""
+    """Element i is kept iff its 16 bits >= round(p * 65536); what is kept is scaled so that the mean stays."""
     seed, offset = (value & 0xFFFFFFFFFFFFFFFF for value in rng_state.tolist())
     threshold = int(p * 65536 + 0.5)
     scale = 65536 / (65536 - threshold) if threshold < 65536 else 0.0

@@ -1,7 +1,7 @@
 """What every op's tests share: comparing with the float64 reference, and the contract that all ops keep.
 
-A tolerance stands beside its dtype: float32 and float64 are held to absolute bars; bfloat16 and float16 to a multiple of
-the error that torch's own op makes in that dtype against the same float64 reference.
+A tolerance stands beside its dtype: float32 and float64 are held to absolute bars; bfloat16 and float16 to a multiple
+of the error that torch's own op makes in that dtype against the same float64 reference.
 """
 
 import copy
