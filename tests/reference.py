@@ -17,6 +17,11 @@ def bias_gelu(input, bias, approximate="none"):
     return gelu(input + bias, approximate)
 
 
+def linear(input, weight, bias=None):
+    output = input @ weight.T
+    return output if bias is None else output + bias
+
+
 def philox(seed, block, offset):
     """Philox4x32-10 (Salmon et al., SC 2011): four 32-bit words for one 128-bit counter."""
     low = 0xFFFFFFFF

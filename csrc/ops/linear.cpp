@@ -1,0 +1,147 @@
+// fastllm::linear and its backward. float32 runs on this project's matrix product; the other dtypes on torch's.
+#include <ATen/ops/linear.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/sum.h>
+
+#include "cpu/gemm.h"
+#include "ops/matrix.h"
+#include "ops/op.h"
+
+namespace fastllm {
+namespace {
+
+// M rows of input, K input features, N output features
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checks and CPU implementation
+// ---------------------------------------------------------------------------------------------------------------------
+
+void check(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+  FASTLLM_CHECK(weight.dim() == 2, op, "weight", "have shape (out_features, in_features)", weight.sizes());
+  check_same_device(op, "weight", weight, "input", input);
+  check_same_dtype(op, "weight", weight, "input", input);
+  FASTLLM_CHECK(weight.size(1) == input.size(-1), op, "weight",
+                c10::str("have ", input.size(-1), " columns, the size of input's last dimension"), weight.sizes());
+  if (!bias) return;
+  check_same_device(op, "bias", *bias, "input", input);
+  check_same_dtype(op, "bias", *bias, "input", input);
+  check_shape(op, "bias", *bias, {weight.size(0)});
+}
+
+Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  check("linear", input, weight, bias);
+  if (input.scalar_type() != at::kFloat) return at::linear(input, weight, bias);
+  const RowMajor x = rows_of(input), w = rows_of(weight);
+  const Tensor b = bias ? bias->contiguous() : Tensor();
+  std::vector<int64_t> shape = input.sizes().vec();
+  shape.back() = weight.size(0);
+  Tensor output = at::empty(shape, input.options());
+  GemmOptions options;
+  options.bias = bias ? b.const_data_ptr<float>() : nullptr;
+  gemm(x.rows(), w.rows(), x.cols(), x.matrix(), w.transposed(), output.mutable_data_ptr<float>(), w.rows(), options);
+  return output;
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                       const Tensor& weight, bool need_input, bool need_weight,
+                                                       bool need_bias) {
+  check("linear_backward", input, weight, std::nullopt);
+  check_same_dtype("linear_backward", "grad_output", grad_output, "input", input);
+  Tensor grad_input, grad_weight, grad_bias;
+  if (input.scalar_type() != at::kFloat) {
+    const Tensor grad = flatten_rows(grad_output);
+    if (need_input) grad_input = at::mm(grad, weight).view(input.sizes());
+    if (need_weight) grad_weight = at::mm(grad.t(), flatten_rows(input));
+    if (need_bias) grad_bias = at::sum(grad, 0);
+    return {grad_input, grad_weight, grad_bias};
+  }
+  const RowMajor grad = rows_of(grad_output), x = rows_of(input), w = rows_of(weight);
+  const int64_t m = x.rows(), n = w.rows(), k = x.cols();
+  if (need_input) {
+    grad_input = at::empty(input.sizes(), input.options());
+    gemm(m, k, n, grad.matrix(), w.matrix(), grad_input.mutable_data_ptr<float>(), k);
+  }
+  if (need_weight) {
+    grad_weight = at::empty({n, k}, weight.options());
+    gemm(n, k, m, grad.transposed(), x.matrix(), grad_weight.mutable_data_ptr<float>(), k);
+  }
+  if (need_bias) {
+    grad_bias = at::empty({n}, weight.options());
+    column_sums(m, n, grad.matrix().data, grad.matrix().stride, grad_bias.mutable_data_ptr<float>());
+  }
+  return {grad_input, grad_weight, grad_bias};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd and autocast
+// ---------------------------------------------------------------------------------------------------------------------
+
+Tensor call_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  static auto op = find_op<decltype(linear_cpu)>("fastllm::linear");
+  return op.call(input, weight, bias);
+}
+
+std::tuple<Tensor, Tensor, Tensor> call_linear_backward(const Tensor& grad_output, const Tensor& input,
+                                                        const Tensor& weight, bool need_input, bool need_weight,
+                                                        bool need_bias) {
+  static auto op = find_op<decltype(linear_backward_cpu)>("fastllm::linear_backward");
+  return op.call(grad_output, input, weight, need_input, need_weight, need_bias);
+}
+
+struct Linear : torch::autograd::Function<Linear> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({input, weight});
+    ctx->saved_data["has_bias"] = bias.has_value();  // needs_input_grad counts only the tensors that were given
+    return call_linear(input, weight, bias);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const bool need_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
+    const auto [grad_input, grad_weight, grad_bias] = call_linear_backward(
+        grad_outputs[0], saved[0], saved[1], ctx->needs_input_grad(0), ctx->needs_input_grad(1), need_bias);
+    return first_order_only("linear", {grad_input, grad_weight, grad_bias});
+  }
+};
+
+Tensor linear_autograd(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  return Linear::apply(input, weight, bias);
+}
+
+template <c10::DeviceType kDevice>
+Tensor linear_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
+  return call_linear(at::autocast::cached_cast(dtype, input, kDevice),
+                     at::autocast::cached_cast(dtype, weight, kDevice),
+                     at::autocast::cached_cast(dtype, bias, kDevice));
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
+  m.def(
+      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool need_input, bool need_weight, "
+      "bool need_bias) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("linear", linear_cpu);
+  m.impl("linear_backward", linear_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("linear", linear_autograd);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
+  m.impl("linear", linear_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
+  m.impl("linear", linear_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace fastllm

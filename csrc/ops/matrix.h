@@ -1,0 +1,50 @@
+// A float32 tensor seen as a matrix for cpu/gemm.h, without a copy where its strides allow.
+#pragma once
+
+#include "cpu/gemm.h"
+#include "ops/op.h"
+
+namespace fastllm {
+
+class RowMajor {
+ public:
+  // `tensor` is 2-d with one stride of 1 (or a size at which strides do not matter).
+  explicit RowMajor(Tensor tensor) : tensor_(std::move(tensor)), columns_adjacent_(adjacent(tensor_, 1)) {}
+
+  static bool adjacent(const Tensor& t, int64_t dim) {
+    const int64_t other = 1 - dim;
+    return t.stride(dim) == 1 && (t.stride(other) >= t.size(dim) || t.size(other) <= 1);
+  }
+
+  int64_t rows() const { return tensor_.size(0); }
+  int64_t cols() const { return tensor_.size(1); }
+
+  Matrix matrix() const {
+    const float* data = tensor_.const_data_ptr<float>();
+    return columns_adjacent_ ? Matrix{data, tensor_.stride(0), false} : Matrix{data, tensor_.stride(1), true};
+  }
+
+  Matrix transposed() const {
+    Matrix m = matrix();
+    m.transposed = !m.transposed;
+    return m;
+  }
+
+ private:
+  Tensor tensor_;
+  bool columns_adjacent_;
+};
+
+// All dimensions but the last become rows: (*, C) -> (rows, C). Counts rows itself: from C = 0, -1 cannot be inferred.
+inline Tensor flatten_rows(const Tensor& tensor) {
+  if (tensor.dim() == 2) return tensor;
+  return tensor.reshape({c10::multiply_integers(tensor.sizes().slice(0, tensor.dim() - 1)), tensor.size(-1)});
+}
+
+inline RowMajor rows_of(const Tensor& tensor) {
+  const Tensor flat = flatten_rows(tensor);
+  const bool usable = RowMajor::adjacent(flat, 1) || RowMajor::adjacent(flat, 0);
+  return RowMajor(usable ? flat : flat.contiguous());
+}
+
+}  // namespace fastllm

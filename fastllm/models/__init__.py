@@ -1,0 +1,5 @@
+"""Models assembled from fastllm.nn."""
+
+from fastllm.models.gpt import GPT, GPTConfig
+
+__all__ = ["GPT", "GPTConfig"]

@@ -1,0 +1,170 @@
+"""GPT: the decoder-only Transformer of GPT-2 (Radford et al., 2019), equal to transformers' GPT2LMHeadModel.
+
+A reader needs two things that are not in the paper's picture. Each block hands on (branch, residual): the output of
+its last sub-layer and the sum it still has to be added to, because the addition, its dropout and the next layer norm
+are one pass over memory (DropoutAddLayerNorm). And the loss never forms the logits of all tokens
+(linear_cross_entropy).
+"""
+
+import json
+from dataclasses import asdict, dataclass
+from os import PathLike
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from fastllm import nn, ops
+
+# B batch, T tokens, C = n_embd channels, V vocabulary
+
+PRESETS = {
+    "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+    "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+    "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+    "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+    "shakespeare": {
+        "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False,
+    },
+}  # fmt: skip
+
+
+@dataclass
+class GPTConfig:
+    """The architecture of a GPT; the defaults are GPT-2's smallest, without its dropout.
+
+    Raises:
+        ValueError: a size is not positive, n_head does not divide n_embd, or dropout is not in [0, 1).
+    """
+
+    vocab_size: int = 50257
+    context_length: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"GPTConfig: '{name}' must be at least 1, got {getattr(self, name)}")
+        if self.n_embd % self.n_head:
+            raise ValueError(f"GPTConfig: 'n_embd' must be a multiple of n_head ({self.n_head}), got {self.n_embd}")
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"GPTConfig: 'dropout' must be in [0, 1), got {self.dropout}")
+
+    @classmethod
+    def preset(cls, name: str, **overrides) -> "GPTConfig":
+        """Return a named configuration: gpt2, gpt2-medium, gpt2-large, gpt2-xl or shakespeare, with changes."""
+        if name not in PRESETS:
+            raise ValueError(f"GPTConfig: 'preset' must be one of {', '.join(PRESETS)}, got '{name}'")
+        return cls(**{**PRESETS[name], **overrides})
+
+
+class Block(torch.nn.Module):
+    """One layer: attention between tokens, then a feed-forward network on each, both pre-norm with residuals."""
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.norm_1 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
+        self.attention = nn.CausalSelfAttention(config.n_embd, config.n_head, config.dropout, config.bias)
+        self.norm_2 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
+        self.feed_forward = nn.FeedForward(config.n_embd, bias=config.bias)
+
+    def forward(self, branch: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
+        normed, residual = self.norm_1(branch, residual)
+        normed, residual = self.norm_2(self.attention(normed), residual)
+        return self.feed_forward(normed), residual
+
+
+class GPT(torch.nn.Module):
+    """A GPT language model; the output layer shares the token embedding's weights, as in GPT-2.
+
+    Example:
+        >>> model = GPT(GPTConfig.preset("shakespeare"))
+        >>> model(torch.zeros(1, 8, dtype=torch.int64)).shape
+        torch.Size([1, 8, 65])
+    """
+
+    def __init__(self, config: GPTConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.embedding = nn.PositionalEmbedding(config.vocab_size, config.context_length, config.n_embd)
+        self.blocks = torch.nn.ModuleList(Block(config) for _ in range(config.n_layer))
+        self.norm = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Initialise as GPT-2: N(0, 0.02), and 1/sqrt(2 n_layer) of it where a branch joins the residual stream."""
+        for name, parameter in self.named_parameters():
+            if name.endswith("bias"):
+                torch.nn.init.zeros_(parameter)
+            elif ".norm" in f".{name}":
+                torch.nn.init.ones_(parameter)
+            elif name.endswith(("projection.weight", "contract.weight")):
+                torch.nn.init.normal_(parameter, std=0.02 / (2 * self.config.n_layer) ** 0.5)
+            else:
+                torch.nn.init.normal_(parameter, std=0.02)
+
+    def hidden(self, tokens: Tensor) -> Tensor:
+        """Return the last layer's normalised output: (B, T) int -> (B, T, C)."""
+        longest = self.config.context_length
+        if tokens.size(-1) > longest:
+            raise ValueError(f"GPT: 'tokens' must be at most context_length ({longest}) long, got {tokens.size(-1)}")
+        branch, residual = self.embedding(tokens), None
+        for block in self.blocks:
+            branch, residual = block(branch, residual)
+        normed, _ = self.norm(branch, residual)
+        return normed
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Return logits: (B, T) int -> (B, T, V)."""
+        return ops.linear(self.hidden(tokens), self.embedding.token.weight)
+
+    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
+        """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing."""
+        return ops.linear_cross_entropy(
+            self.hidden(tokens).flatten(0, -2), self.embedding.token.weight, targets.flatten()
+        )
+
+    def num_parameters(self) -> int:
+        """Return how many numbers are trained; the shared embedding counts once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def save_pretrained(self, directory: str | PathLike) -> None:
+        """Write model.safetensors and config.json into directory, which is made if missing."""
+        from safetensors.torch import save_file
+
+        directory = Path(directory)
+        directory.mkdir(parents=True, exist_ok=True)
+        save_file(self.state_dict(), directory / "model.safetensors")
+        config = {"model_type": "fastllm-gpt", **asdict(self.config)}
+        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+
+    @classmethod
+    def from_pretrained(cls, directory: str | PathLike) -> "GPT":
+        """Load what save_pretrained wrote, or a Hugging Face GPT-2 directory.
+
+        Raises:
+            FileNotFoundError: config.json or model.safetensors is missing.
+            ValueError: config.json is not of a model this class knows.
+        """
+        from safetensors.torch import load_file
+
+        from fastllm.models import gpt2_weights
+
+        directory = Path(directory)
+        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
+        weights = load_file(directory / "model.safetensors")
+        kind = config.pop("model_type", None)
+        if kind == "gpt2":
+            model = cls(GPTConfig(**gpt2_weights.config_from_gpt2(config)))
+            model.load_state_dict(gpt2_weights.from_gpt2(weights))
+        elif kind == "fastllm-gpt":
+            model = cls(GPTConfig(**config))
+            model.load_state_dict(weights)
+        else:
+            raise ValueError(f"{directory}/config.json: 'model_type' must be 'fastllm-gpt' or 'gpt2', got {kind!r}")
+        return model

@@ -1,0 +1,27 @@
+"""Layers for any PyTorch model. Where torch.nn has the class: same constructor, same state_dict, same outputs."""
+
+from fastllm.nn.activation import GELU, Softmax
+from fastllm.nn.attention import CausalSelfAttention
+from fastllm.nn.dropout import Dropout, DropoutAdd, DropoutAddLayerNorm
+from fastllm.nn.embedding import Embedding, PositionalEmbedding
+from fastllm.nn.feed_forward import FeedForward
+from fastllm.nn.linear import Linear
+from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
+from fastllm.nn.norm import LayerNorm, RMSNorm
+
+__all__ = [
+    "GELU",
+    "CausalSelfAttention",
+    "CrossEntropyLoss",
+    "Dropout",
+    "DropoutAdd",
+    "DropoutAddLayerNorm",
+    "Embedding",
+    "FeedForward",
+    "LayerNorm",
+    "Linear",
+    "LinearCrossEntropyLoss",
+    "PositionalEmbedding",
+    "RMSNorm",
+    "Softmax",
+]

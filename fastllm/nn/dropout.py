@@ -1,0 +1,72 @@
+"""Dropout (Srivastava et al., 2014), alone and fused with what follows it in a Transformer block."""
+
+import torch
+from torch import Tensor
+
+from fastllm import ops
+from fastllm.nn.norm import LayerNorm
+
+
+class Dropout(torch.nn.Dropout):
+    """Drop-in for torch.nn.Dropout; its mask comes from fastllm's Philox contract, seeded by torch.manual_seed."""
+
+    def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
+        if inplace:
+            raise ValueError("Dropout: 'inplace' must be False: fastllm's dropout writes a new tensor, got True")
+        super().__init__(p)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Zero each element with probability p while training and scale the rest to keep the mean."""
+        return ops.dropout(input, self.p, self.training)
+
+
+class DropoutAdd(torch.nn.Module):
+    """residual + dropout(input) in one pass over memory.
+
+    Args:
+        p: probability of an element of input to be zeroed while training.
+    """
+
+    def __init__(self, p: float = 0.1) -> None:
+        super().__init__()
+        self.p = p
+
+    def forward(self, input: Tensor, residual: Tensor) -> Tensor:
+        """Return residual + dropout(input); both of one shape."""
+        return ops.dropout_add(input, residual, self.p, self.training)
+
+    def extra_repr(self) -> str:
+        """Show p."""
+        return f"p={self.p}"
+
+
+class DropoutAddLayerNorm(LayerNorm):
+    """The seam between two Transformer sub-layers in one pass over memory.
+
+    new_residual = residual + dropout(input); normed = LayerNorm(new_residual). A pre-norm block feeds normed to its
+    next sub-layer and carries new_residual on; a post-norm block uses normed alone. Its state_dict is that of
+    torch.nn.LayerNorm.
+
+    Args:
+        normalized_shape: C, the size of the last dimension.
+        p: dropout probability.
+        eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
+    """
+
+    def __init__(self, normalized_shape: int, p: float = 0.1, eps: float = 1e-5, **kwargs) -> None:
+        super().__init__(normalized_shape, eps, **kwargs)
+        self.p = p
+
+    # Not LayerNorm's signature: this layer adds before it normalises.
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return (normed, new_residual), each (*, C); without a residual, new_residual is dropout(input)."""
+        if residual is None:
+            new_residual = ops.dropout(input, self.p, self.training)
+            return super().forward(new_residual), new_residual
+        return ops.dropout_add_layer_norm(
+            input, residual, self.weight, self.bias, self.p, self.eps, training=self.training
+        )
+
+    def extra_repr(self) -> str:
+        """Show p beside LayerNorm's settings."""
+        return f"{super().extra_repr()}, p={self.p}"

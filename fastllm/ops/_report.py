@@ -1,0 +1,38 @@
+"""Which kernel serves which op on which device, and why: what `fastllm info` prints."""
+
+import torch
+
+from fastllm._extension import capability_reason, extension
+
+
+def build_info() -> dict[str, str]:
+    """Return the facts of the compiled extension: version, CPU capability and why, torch, CUDA and why, compiler."""
+    return {
+        "version": extension.version,
+        "cpu_capability": extension.cpu_capability,
+        "cpu_capability_reason": capability_reason,
+        "torch_at_build": extension.torch_version,
+        "torch": torch.__version__,
+        "cuda": "yes" if extension.with_cuda else "no",
+        "cuda_reason": extension.cuda_reason,
+        "compiler": extension.compiler,
+    }
+
+
+def report() -> list[dict[str, str]]:
+    """Return a row an op and device: {"op", "device", "kernel", "why"}; kernel is "none" where nothing serves."""
+    schemas = [name for name in torch._C._dispatch_get_all_op_names() if name.startswith("fastllm::")]
+    cpu_why = f"{extension.cpu_capability} build: {capability_reason}"
+    rows = []
+    for schema in sorted(name for name in schemas if not name.endswith("_backward")):
+        for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
+            served = torch._C._dispatch_has_kernel_for_dispatch_key(schema, key)
+            if device == "cpu":
+                kernel, why = f"fastllm ({extension.cpu_capability})", cpu_why
+            elif served:
+                kernel, why = "fastllm (cuda)", extension.cuda_reason
+            else:
+                reason = "this op has no CUDA kernel yet" if extension.with_cuda else extension.cuda_reason
+                kernel, why = "none", reason
+            rows.append({"op": schema.removeprefix("fastllm::"), "device": device, "kernel": kernel, "why": why})
+    return rows

@@ -1,0 +1,132 @@
+"""fastllm.ops.linear and the matrix product under it."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastllm import ops
+from tests import reference
+from tests.ops import harness
+
+# M rows, K input features, N output features
+SHAPES = [
+    (1, 1, 1),  # all of it is edge
+    (5, 7, 15),  # less than a register tile (6 x 16 on AVX2) each way
+    (6, 8, 16),  # one tile
+    (7, 9, 17),  # one more each way
+    (100, 65, 33),  # several tasks, all with edges
+    (96, 256, 256),  # whole tasks and depths
+    (97, 257, 257),  # one more each way
+    (13, 600, 20),  # three slices of the depth
+    (3, 1100, 1300),  # more packed columns than one slab holds
+    (0, 4, 5),  # no rows
+    (4, 0, 5),  # no depth: the bias alone
+    (4, 5, 0),  # no columns
+]
+
+
+def inputs(m, k, n, bias=True):
+    x = torch.randn(m, k, dtype=torch.float64, requires_grad=True)
+    weight = torch.randn(n, k, dtype=torch.float64, requires_grad=True)
+    return [x, weight, torch.randn(n, dtype=torch.float64, requires_grad=True)] if bias else [x, weight]
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_matches_reference(shape, bias, dtype):
+    harness.assert_matches_reference(ops.linear, reference.linear, inputs(*shape, bias), dtype, torch_op=F.linear)
+
+
+@pytest.mark.parametrize("lead", [(), (3,), (2, 3, 4), (2, 0)])
+def test_leading_dimensions(lead):
+    x = torch.randn(*lead, 10, dtype=torch.float64, requires_grad=True)
+    _, weight, bias = inputs(1, 10, 7)
+    harness.assert_matches_reference(ops.linear, reference.linear, [x, weight, bias], torch.float32)
+
+
+@pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided", "permuted"])
+def test_any_strides(view):
+    def make(rows, cols):
+        base = torch.randn(2 * cols + 3, 2 * rows + 3)
+        return {
+            "transposed": base[:cols, :rows].t(),
+            "expanded": base[0, :cols].expand(rows, cols),
+            "offset": base.t()[1 : rows + 1, 3 : cols + 3],
+            "strided": base.t()[: 2 * rows : 2, : 2 * cols : 2],
+            "permuted": base[:cols, :rows].clone().t(),
+        }[view]
+
+    x, weight = make(20, 12).requires_grad_(), make(9, 12).requires_grad_()
+    grad_output = make(20, 9)
+    output, grads = harness.run(ops.linear, [x, weight], grad_output)
+    expected, expected_grads = harness.run(reference.linear, [x.double(), weight.double()], grad_output)
+    for actual, reference_value in zip([output, *grads], [expected, *expected_grads], strict=True):
+        harness.assert_close(actual, reference_value, torch.float32)
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(0, 40), st.sampled_from(harness.DTYPES))
+def test_any_shape(m, k, n, dtype):
+    harness.assert_matches_reference(ops.linear, reference.linear, inputs(m, k, n), dtype, torch_op=F.linear)
+
+
+def test_only_the_gradients_that_are_needed():
+    for needed in ([True, False, False], [False, True, False], [False, False, True]):
+        x, weight, bias = (t.detach().float().requires_grad_(n) for t, n in zip(inputs(4, 5, 6), needed, strict=True))
+        ops.linear(x, weight, bias).sum().backward()
+        assert [t.grad is not None for t in (x, weight, bias)] == needed
+
+
+def test_non_finite_values_stay_where_they_are():
+    x, weight, _ = (t.detach().float() for t in inputs(8, 20, 33))
+    x[3, 4] = float("nan")
+    x[5, 1] = float("inf")
+    torch.testing.assert_close(ops.linear(x, weight), F.linear(x, weight), equal_nan=True)
+
+
+def test_gradcheck():
+    assert torch.autograd.gradcheck(ops.linear, inputs(3, 4, 5))
+
+
+def test_op_contract():
+    args = tuple(t.detach().float().requires_grad_() for t in inputs(3, 4, 5))
+    harness.assert_op_contract(torch.ops.fastllm.linear.default, args)
+    harness.assert_op_contract(torch.ops.fastllm.linear.default, args[:2])
+
+
+def test_compiles():
+    harness.assert_compiles(ops.linear, [t.detach().float().requires_grad_() for t in inputs(3, 4, 5)])
+
+
+def test_deterministic(threads):
+    args = [t.detach().float().requires_grad_() for t in inputs(200, 300, 70)]
+    harness.assert_deterministic(ops.linear, args, threads)
+
+
+def test_autocast_uses_the_lower_precision():
+    x, weight, bias = (t.detach().float() for t in inputs(4, 5, 6))
+    with torch.autocast("cpu", torch.bfloat16):
+        output = ops.linear(x, weight, bias)
+    assert output.dtype == torch.bfloat16
+    torch.testing.assert_close(output, F.linear(x.bfloat16(), weight.bfloat16(), bias.bfloat16()))
+
+
+X = torch.randn(2, 3)
+
+
+@pytest.mark.parametrize(
+    ("call", "error", "message"),
+    [
+        (lambda: ops.linear(X, torch.randn(4, 5)), ValueError, r"'weight' must have 3 columns.*got \[4, 5\]"),
+        (lambda: ops.linear(X, torch.randn(3)), ValueError, r"'weight' must have shape \(out_features, in_features\)"),
+        (lambda: ops.linear(X, torch.randn(4, 3), torch.randn(3)), ValueError, r"'bias' must have shape \[4\]"),
+        (lambda: ops.linear(X, torch.randn(4, 3).double()), TypeError, "'weight' must have the dtype of 'input'"),
+        (lambda: ops.linear(X.long(), torch.randn(4, 3)), TypeError, "'input' must be float32.*got Long"),
+    ],
+)
+def test_wrong_input(call, error, message):
+    with pytest.raises(error, match=message):
+        call()
