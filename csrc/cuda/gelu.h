@@ -5,9 +5,9 @@
 
 #include <cstdint>
 
-namespace fastllm::cuda {
+#include "common/cuda_dtype.h"
 
-enum class DType { kFloat32, kBFloat16, kFloat16 };
+namespace fastllm::cuda {
 
 // output[i] = gelu(input[i]), or grad_input[i] = grad_output[i] gelu'(input[i]); arrays of `count`, contiguous.
 struct GeluParams {

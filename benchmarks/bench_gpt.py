@@ -1,0 +1,109 @@
+"""A whole training step: forward, backward, gradient clipping and AdamW."""
+
+import importlib.util
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+from fastllm.optim import AdamW
+
+from benchmarks.harness import OURS, Case
+from benchmarks.torch_gpt import TorchGPT
+from fastllm.models import GPT, GPTConfig
+
+LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
+
+
+def fastllm_step(model):
+    optimizer = AdamW(model.parameters(), LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY, max_grad_norm=CLIP)
+
+    def step(tokens, targets):
+        loss = model.loss(tokens, targets)
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return [loss]
+
+    return step
+
+
+def torch_step(loss_of, parameters):
+    parameters = list(parameters)
+    optimizer = torch.optim.AdamW(parameters, LEARNING_RATE, BETAS, weight_decay=WEIGHT_DECAY)
+
+    def step(tokens, targets):
+        loss = loss_of(tokens, targets)
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(parameters, CLIP)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        return [loss]
+
+    return step
+
+
+def nanogpt_step(folder: Path, config: GPTConfig):
+    """Return a step of nanoGPT's own model from a user's clone."""
+    spec = importlib.util.spec_from_file_location("nanogpt_model", folder / "model.py")
+    if spec is None or spec.loader is None or not (folder / "model.py").exists():
+        raise FileNotFoundError(f"--nanogpt: expected a clone of nanoGPT with model.py in it, got {folder}")
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module  # its dataclass looks itself up there
+    spec.loader.exec_module(module)
+    model = module.GPT(
+        module.GPTConfig(
+            block_size=config.context_length, vocab_size=config.vocab_size, n_layer=config.n_layer,
+            n_head=config.n_head, n_embd=config.n_embd, dropout=config.dropout, bias=config.bias,
+        )
+    )  # fmt: skip
+    return torch_step(lambda tokens, targets: model(tokens, targets)[1], model.parameters())
+
+
+def step_case(name: str, shape: str, config: GPTConfig, batch: int, compiled: bool, nanogpt: Path | None) -> Case:
+    torch.manual_seed(0)
+    ours = GPT(config)
+    theirs = TorchGPT(config).copy_from(ours)
+    peers = {OURS: fastllm_step(ours), "torch": torch_step(theirs.loss, theirs.parameters())}
+    skipped = {}
+    if compiled:
+        twin = TorchGPT(config).copy_from(ours)
+        peers["torch.compile"] = torch_step(torch.compile(twin.loss), twin.parameters())
+    if nanogpt:
+        peers["nanoGPT"] = nanogpt_step(nanogpt, config)
+    else:
+        skipped["nanoGPT"] = "no clone was named by --nanogpt DIR"
+    for step in [p for n, p in peers.items() if n != "nanoGPT"]:
+        _same_first_loss(step, config, batch, peers[OURS] if step is not peers[OURS] else None)
+
+    def make():
+        shape = (batch, config.context_length)
+        return torch.randint(config.vocab_size, shape), torch.randint(config.vocab_size, shape)
+
+    return Case(name, shape, make, peers, flops=6 * ours.num_parameters() * batch * config.context_length,
+                tolerance=None, skipped=skipped)  # fmt: skip
+
+
+def _same_first_loss(step, config, batch, ours) -> None:
+    """Train ours and a peer one step from the same weights on the same batch: their losses must agree.
+
+    Dropout draws its own masks in each, so models with dropout are only compared without it in the tests.
+    """
+    if config.dropout or ours is None:
+        return
+    torch.manual_seed(1)
+    tokens = torch.randint(config.vocab_size, (batch, config.context_length))
+    if not hasattr(ours, "first_loss"):
+        ours.first_loss = ours(tokens, tokens)[0].item()
+    theirs = step(tokens, tokens)[0].item()
+    if abs(ours.first_loss - theirs) > 1e-4:
+        raise AssertionError(f"training step: fastllm's loss is {ours.first_loss}, the peer's {theirs}")
+
+
+def cases(full: bool, nanogpt: Path | None) -> Iterator[Case]:
+    """Yield the training steps: nanoGPT's CPU settings, and in full its baby GPT too."""
+    config = GPTConfig.preset("shakespeare")
+    yield step_case("training step", "L4 H4 C128 T64 B12", config, 12, full, nanogpt)
+    if full:
+        baby = GPTConfig(65, 256, 6, 6, 384, dropout=0.2, bias=False)
+        yield step_case("training step", "L6 H6 C384 T256 B8 dropout 0.2", baby, 8, False, nanogpt)

@@ -1,0 +1,173 @@
+"""GPT against transformers' GPT2LMHeadModel with the same weights, and its own promises."""
+
+import json
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from fastllm.models import GPT, GPTConfig
+
+transformers = pytest.importorskip("transformers")
+
+# B batch, T tokens, V vocabulary
+
+SIZES = {"vocab_size": 67, "context_length": 24, "n_layer": 3, "n_head": 4, "n_embd": 48}
+
+
+@pytest.fixture
+def gpt2_directory(tmp_path):
+    """A small random GPT-2, written as Hugging Face writes it."""
+    config = transformers.GPT2Config(
+        vocab_size=67, n_positions=24, n_layer=3, n_head=4, n_embd=48, attn_pdrop=0.0, embd_pdrop=0.0, resid_pdrop=0.0
+    )
+    model = transformers.GPT2LMHeadModel(config).eval()
+    for parameter in model.parameters():  # biases and norms start at 0 and 1, which would hide a mix-up
+        torch.nn.init.normal_(parameter, std=0.1)
+    model.save_pretrained(tmp_path)
+    return tmp_path, model
+
+
+def test_equals_gpt2(gpt2_directory):
+    directory, oracle = gpt2_directory
+    model = GPT.from_pretrained(directory)
+    tokens = torch.randint(67, (3, 24))
+    targets = tokens.clone()
+    expected = oracle(tokens, labels=targets)
+    torch.testing.assert_close(model(tokens), expected.logits, rtol=0, atol=1e-4)
+    # Hugging Face shifts inside; here the caller does.
+    loss = model.loss(tokens[:, :-1], targets[:, 1:])
+    torch.testing.assert_close(loss, expected.loss, rtol=1e-6, atol=1e-6)
+
+    expected.loss.backward()
+    loss.backward()
+    from fastllm.models.gpt2_weights import from_gpt2
+
+    gradients = from_gpt2({name: p.grad for name, p in oracle.named_parameters()})
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(
+            parameter.grad, gradients[name], rtol=1e-4, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}"
+        )
+
+
+def test_same_greedy_ids_as_gpt2(gpt2_directory):
+    directory, oracle = gpt2_directory
+    model = GPT.from_pretrained(directory)
+    tokens = torch.randint(67, (2, 5))
+    expected = oracle.generate(tokens, max_new_tokens=15, do_sample=False, pad_token_id=0)
+    for _ in range(15):
+        tokens = torch.cat([tokens, model(tokens)[:, -1].argmax(-1, keepdim=True)], dim=1)
+    assert torch.equal(tokens, expected[:, : tokens.shape[1]])
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_loss_equals_cross_entropy_of_logits(bias):
+    model = GPT(GPTConfig(**SIZES, bias=bias))
+    tokens, targets = torch.randint(67, (2, 24)), torch.randint(67, (2, 24))
+    targets[0, :5] = -100
+    expected = F.cross_entropy(model(tokens).flatten(0, 1), targets.flatten())
+    torch.testing.assert_close(model.loss(tokens, targets), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_a_token_sees_only_those_before_it():
+    model = GPT(GPTConfig(**SIZES))
+    tokens = torch.randint(67, (1, 24))
+    changed = tokens.clone()
+    changed[0, 10] = (changed[0, 10] + 1) % 67
+    before, after = model(tokens), model(changed)
+    torch.testing.assert_close(before[:, :10], after[:, :10], rtol=0, atol=0)
+    assert not torch.allclose(before[:, 10:], after[:, 10:])
+
+
+def test_starts_at_the_loss_of_guessing():
+    model = GPT(GPTConfig(**SIZES))
+    tokens = torch.randint(67, (4, 24))
+    assert abs(model.loss(tokens, torch.randint(67, (4, 24))).item() - torch.tensor(67.0).log().item()) < 0.1
+
+
+def test_dropout_is_reproducible_and_off_in_eval():
+    model = GPT(GPTConfig(**SIZES, dropout=0.5))
+    tokens = torch.randint(67, (2, 24))
+    losses = []
+    for seed in (1, 1, 2):
+        torch.manual_seed(seed)
+        losses.append(model.loss(tokens, tokens).item())
+    assert losses[0] == losses[1] != losses[2]
+    model.eval()
+    assert model.loss(tokens, tokens).item() == model.loss(tokens, tokens).item()
+
+
+def test_training_is_the_same_for_any_number_of_threads(threads):
+    results = []
+    for count in (1, 2, 3):
+        threads(count)
+        torch.manual_seed(0)
+        model = GPT(GPTConfig(**SIZES, dropout=0.1))
+        optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+        for _ in range(3):
+            model.loss(torch.randint(67, (4, 24)), torch.randint(67, (4, 24))).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+        results.append(torch.cat([p.detach().flatten() for p in model.parameters()]))
+    assert torch.equal(results[0], results[1])
+    assert torch.equal(results[0], results[2])
+
+
+def test_compiles_whole():
+    model = GPT(GPTConfig(**SIZES))
+    tokens = torch.randint(67, (2, 24))
+    compiled = torch.compile(model.loss, fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(tokens, tokens), model.loss(tokens, tokens))
+
+
+def test_save_and_load(tmp_path):
+    model = GPT(GPTConfig(**SIZES, dropout=0.25, bias=False))
+    model.save_pretrained(tmp_path / "model")
+    again = GPT.from_pretrained(tmp_path / "model")
+    assert again.config == model.config
+    for (name, a), (_, b) in zip(model.state_dict().items(), again.state_dict().items(), strict=True):
+        assert torch.equal(a, b), name
+
+
+def test_gpt2_preset_has_gpt2s_parameters():
+    with torch.device("meta"):
+        assert GPT(GPTConfig.preset("gpt2")).num_parameters() == 124_439_808
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"n_embd": 50}, r"'n_embd' must be a multiple of n_head \(4\), got 50"),
+        ({"n_layer": 0}, "'n_layer' must be at least 1, got 0"),
+        ({"dropout": 1.5}, r"'dropout' must be in \[0, 1\), got 1.5"),
+    ],
+)
+def test_wrong_config(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        GPTConfig(**{**SIZES, **arguments})
+
+
+def test_unknown_preset():
+    with pytest.raises(ValueError, match=r"'preset' must be one of gpt2, .*got 'gpt3'"):
+        GPTConfig.preset("gpt3")
+
+
+def test_too_many_tokens():
+    with pytest.raises(ValueError, match=r"'tokens' must be at most context_length \(24\) long, got 25"):
+        GPT(GPTConfig(**SIZES))(torch.zeros(1, 25, dtype=torch.int64))
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"model_type": "bert"}, "'model_type' must be 'fastllm-gpt' or 'gpt2', got 'bert'"),
+        ({"activation_function": "relu"}, "'activation_function' must be one of"),
+        ({"n_inner": 7}, r"'n_inner' must be 4 n_embd \(192\), got 7"),
+    ],
+)
+def test_a_config_that_is_not_gpt2s(gpt2_directory, change, message):
+    directory, _ = gpt2_directory
+    config = json.loads((directory / "config.json").read_text())
+    (directory / "config.json").write_text(json.dumps({**config, **change}))
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(directory)
