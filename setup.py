@@ -9,6 +9,7 @@ FASTLLM_CAPABILITIES="default avx2 avx512" limits the CPU builds ("native": the 
 compiler.
 """
 
+import json
 import os
 import platform
 import shutil
@@ -94,6 +95,13 @@ def choose_cuda(torch):
     return None, reason
 
 
+def cuda_toolkit(nvcc):
+    """Return the toolkit's folder, as nvcc itself tells it: the nvcc on PATH may be a link or a script."""
+    said = subprocess.run([nvcc, "--dryrun", "-c", "x.cu"], capture_output=True, text=True, check=False).stderr
+    top = next((line.split("TOP=", 1)[1] for line in said.splitlines() if "TOP=" in line), None)
+    return Path(top).resolve() if top else Path(nvcc).resolve().parent.parent
+
+
 def cuda_arch_flags(torch):
     """Return nvcc's -gencode flags: FASTLLM_CUDA_ARCHS, else the GPU that is there, else sm_80 and sm_90 with PTX."""
     setting = os.environ.get("FASTLLM_CUDA_ARCHS", "").replace(",", " ").replace(".", "").split()
@@ -152,7 +160,9 @@ class NinjaPlan:
         """Return the compile and link rules."""
         from torch.utils import cpp_extension
 
-        includes = cpp_extension.include_paths("cuda" if self.nvcc else "cpu")
+        includes = cpp_extension.include_paths("cpu")
+        if self.nvcc:
+            includes.append(str(cuda_toolkit(self.nvcc) / "include"))
         system = " ".join(
             f"-isystem {path}" for path in (*includes, pybind11.get_include(), sysconfig.get_path("include"))
         )
@@ -183,7 +193,8 @@ class NinjaPlan:
         bundled = sorted(torch_lib.glob("libgomp*.so*"))
         flags = f"-L{torch_lib} -ltorch -ltorch_cpu -lc10 {bundled[0] if bundled else '-lgomp'}"
         if self.nvcc:
-            flags += f" -ltorch_cuda -lc10_cuda -L{Path(self.nvcc).parent.parent / 'lib64'} -lcudart"
+            toolkit = cuda_toolkit(self.nvcc)
+            flags += f" -ltorch_cuda -lc10_cuda -L{toolkit}/lib64 -L{toolkit}/lib -lcudart"
         return flags
 
     def compile_all(self, folder, rule_name, suffix="", pattern="*.cpp", after="", **variables):
@@ -210,23 +221,19 @@ class NinjaPlan:
         shared += self.compile_all("common", "cxx", defines=with_cuda)
         if self.nvcc:
             shared += self.compile_all("cuda", "nvcc", ".cuda", "*.cu")
+        (self.build / "build_facts.h").write_text(self.facts())
         for capability in capabilities:
             objects = self.compile_all("cpu", "kernel", f".{capability}", capability=CAPABILITIES[capability])
             objects.append(f"{self.build}/bindings.{capability}.o")
-            self.add(objects[-1], "cxx", self.csrc / "bindings.cpp", defines=f"{with_cuda} {self.facts(capability)}")
+            defines = f"{with_cuda} -I{self.build} -DFASTLLM_MODULE=_C_{capability} -DFASTLLM_CAPABILITY={capability}"
+            self.add(objects[-1], "cxx", self.csrc / "bindings.cpp", defines=defines)
             self.add(self.build / module_name(capability), "link", " ".join([*shared, *objects]))
         return "\n".join(self.lines) + "\n"
 
-    def facts(self, capability):
-        """Return what bindings.cpp tells about this build, as -D flags."""
-        texts = {
-            "VERSION": self.version,
-            "CAPABILITY": capability,
-            "TORCH_VERSION": self.torch.__version__,
-            "CUDA_REASON": self.cuda_reason,
-        }
-        quoted = {name: '\\"' + text.replace(" ", "\\ ") + '\\"' for name, text in texts.items()}
-        return " ".join(f"-DFASTLLM_{name}={value}" for name, value in {"MODULE": f"_C_{capability}", **quoted}.items())
+    def facts(self):
+        """Return a header of what bindings.cpp tells about this build; on a command line, shells eat the quotes."""
+        facts = {"VERSION": self.version, "TORCH_VERSION": self.torch.__version__, "CUDA_REASON": self.cuda_reason}
+        return "".join(f"#define FASTLLM_{name} {json.dumps(text)}\n" for name, text in facts.items())
 
 
 setup(
