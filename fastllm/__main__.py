@@ -1,0 +1,7 @@
+"""python -m fastllm."""
+
+import sys
+
+from fastllm.cli import main
+
+sys.exit(main())

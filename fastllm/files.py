@@ -1,0 +1,118 @@
+"""Files that survive: written whole under a temporary name, flushed to the disk, then renamed; checked by SHA-256."""
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from fastllm.errors import UserError
+
+
+def write_atomically(path: Path, write: Callable[[Path], None]) -> None:
+    """Let `write` fill a temporary file beside path, then put it in path's place: path is whole at every moment.
+
+    Raises:
+        UserError: the disk is full or not writable; whatever was at path is still there.
+    """
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write(temporary)
+        sync(temporary)
+        os.replace(temporary, path)
+        sync(path.parent)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise UserError(f"cannot write {path}: {error.strerror or error}; nothing that was there is lost") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a text file atomically, in UTF-8."""
+    write_atomically(path, lambda temporary: _write(temporary, text))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON atomically."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
+    """Let `fill` write a temporary folder, add checksums, then put it in folder's place.
+
+    At every moment `folder`, or its predecessor under the name `.folder.old`, is whole; readers look for both.
+
+    Raises:
+        UserError: the disk is full or not writable; the old folder is still there.
+    """
+    temporary, old = folder.with_name(f".{folder.name}.tmp"), previous(folder)
+    try:
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        fill(temporary)
+        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        _write(temporary / "checksums.json", json.dumps(sums, indent=2) + "\n")
+        for file in temporary.iterdir():
+            sync(file)
+        sync(temporary)
+        if folder.exists():
+            shutil.rmtree(old, ignore_errors=True)
+            os.rename(folder, old)
+        os.rename(temporary, folder)
+        sync(folder.parent)
+        shutil.rmtree(old, ignore_errors=True)
+    except OSError as error:
+        shutil.rmtree(temporary, ignore_errors=True)
+        if not folder.exists() and old.exists():
+            os.rename(old, folder)
+        raise UserError(f"cannot write {folder}: {error.strerror or error}; the one before it is intact") from error
+
+
+def previous(folder: Path) -> Path:
+    """Return where replace_folder keeps the old folder for the moment in which it renames."""
+    return folder.with_name(f".{folder.name}.old")
+
+
+def verify_folder(folder: Path) -> None:
+    """Compare a folder's files with its checksums.
+
+    Raises:
+        UserError: a file is missing or damaged; the message names it.
+    """
+    try:
+        sums = json.loads((folder / "checksums.json").read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder}/checksums.json is missing or damaged ({error})") from error
+    for name, expected in sums.items():
+        if not (folder / name).is_file():
+            raise UserError(f"{folder / name} is missing")
+        if sha256(folder / name) != expected:
+            raise UserError(f"{folder / name} is damaged: its SHA-256 is not the one that was written with it")
+
+
+def sha256(path: Path) -> str:
+    """Return a file's SHA-256 in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest() if hasattr(hashlib, "file_digest") else _digest(file)
+
+
+def _digest(file) -> str:  # Python 3.10
+    digest = hashlib.sha256()
+    while chunk := file.read(1 << 20):
+        digest.update(chunk)
+    return digest.hexdigest()
+
+
+def sync(path: Path) -> None:
+    """Flush a file or folder to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -1,0 +1,98 @@
+"""A run's checkpoints: whole at every moment, checked when read."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastllm.errors import UserError
+from fastllm.files import previous, replace_folder, verify_folder
+from fastllm.models import GPT
+from fastllm.tokenizers import Tokenizer, load_tokenizer
+
+LAST, BEST = "last", "best"
+_STATE = "state.pt"
+
+
+def folder_of(run: Path, name: str) -> Path:
+    """Return where a run keeps its checkpoint "last" or "best"."""
+    return run / "checkpoints" / name
+
+
+def save(run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str, Any]) -> Path:
+    """Write a checkpoint in the place of the one before; return its folder.
+
+    Raises:
+        UserError: it could not be written; the one before is intact.
+    """
+
+    def fill(folder: Path) -> None:
+        try:
+            model.save_pretrained(folder)
+            torch.save(state, folder / _STATE)
+        except (RuntimeError, OSError, ValueError) as error:
+            raise _as_os_error(error) from error
+        except Exception as error:
+            if type(error).__name__ != "SafetensorError":
+                raise
+            raise _as_os_error(error) from error
+        tokenizer.save(folder)
+
+    folder = folder_of(run, name)
+    replace_folder(folder, fill)
+    return folder
+
+
+def _as_os_error(error: Exception) -> OSError:
+    """Say what went wrong on the disk: torch and safetensors wrap the system's error in types of their own."""
+    return error if isinstance(error, OSError) else OSError(0, f"{error}".splitlines()[0])
+
+
+def find(run: Path, name: str) -> Path:
+    """Return the folder of a whole checkpoint.
+
+    Raises:
+        UserError: the run has none of that name, or it is damaged; an intact other one is offered.
+    """
+    if not run.is_dir() or not (run / "checkpoints").is_dir():
+        raise UserError(f"{run} is not a run: it has no folder checkpoints")
+    folder = folder_of(run, name)
+    if not folder.exists() and previous(folder).exists():
+        folder = previous(folder)  # the writer was killed between its two renames
+    if not folder.exists():
+        raise UserError(f"{run} has no checkpoint '{name}'{_offer(run, name)}")
+    try:
+        verify_folder(folder)
+    except UserError as error:
+        raise UserError(f"{error}{_offer(run, name)}") from error
+    return folder
+
+
+def _offer(run: Path, name: str) -> str:
+    other = BEST if name == LAST else LAST
+    try:
+        verify_folder(folder_of(run, other))
+    except UserError:
+        return ""
+    return f"; the checkpoint '{other}' is intact: take it with --checkpoint {other}"
+
+
+def load_model(run: Path, name: str) -> tuple[GPT, Tokenizer]:
+    """Return a checkpoint's model and tokenizer.
+
+    Raises:
+        UserError: there is none, it is damaged, or its vocabulary does not fit its model.
+    """
+    folder = find(run, name)
+    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size != model.config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
+            "they are not of one run"
+        )
+    return model, tokenizer
+
+
+def load_state(run: Path, name: str) -> dict[str, Any]:
+    """Return the trainer's state of a checkpoint; nothing but tensors and plain values is unpickled."""
+    return torch.load(find(run, name) / _STATE, weights_only=True)

@@ -1,0 +1,51 @@
+"""What a person sees of a run while it trains: a progress bar on a terminal, plain lines elsewhere."""
+
+import sys
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+
+class Reporter:
+    """Shows progress; use it as a context manager.
+
+    Args:
+        max_steps: the run's length.
+        step: where it starts.
+    """
+
+    def __init__(self, max_steps: int, step: int = 0) -> None:
+        self.console = Console(stderr=False)
+        self._progress = Progress(
+            TextColumn("step"), MofNCompleteColumn(), BarColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"), TimeRemainingColumn(),
+            console=self.console, disable=not self.console.is_terminal,
+        )  # fmt: skip
+        self._task = self._progress.add_task("train", total=max_steps, completed=step, loss="-", speed="-")
+
+    def __enter__(self) -> "Reporter":
+        self._progress.start()
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self._progress.stop()
+
+    def say(self, text: str) -> None:
+        """Print a line above the bar."""
+        if self.console.is_terminal:
+            self.console.print(text, highlight=False)
+        else:
+            print(text, flush=True, file=sys.stdout)
+
+    def step(self, step: int) -> None:
+        """A step is done."""
+        self._progress.update(self._task, completed=step)
+
+    def log(self, row: dict) -> None:
+        """A line of metrics was written."""
+        self._progress.update(self._task, loss=f"{row['loss']:.4f}", speed=f"{row['tokens_per_second']:,.0f}")
+
+    def evaluation(self, row: dict, improved: bool) -> None:
+        """An evaluation is done and its checkpoint is written."""
+        mark = "  (best so far)" if improved else ""
+        self.say(f"step {row['step']:>6}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}{mark}")
