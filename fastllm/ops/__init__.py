@@ -7,7 +7,8 @@ any number of threads.
 
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)
 from fastllm.ops._report import build_info, report
+from fastllm.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
 
-__all__ = ["bias_gelu", "build_info", "gelu", "linear", "report"]
+__all__ = ["bias_gelu", "build_info", "cross_entropy", "gelu", "linear", "linear_cross_entropy", "report"]

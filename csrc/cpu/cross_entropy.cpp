@@ -1,0 +1,123 @@
+#include "cpu/cross_entropy.h"
+
+#include "cpu/row_blocks.h"
+
+namespace fastllm {
+namespace {
+
+// Logits are read from memory once: a block of this many (4 KiB in fp32) is reduced to its maximum and, while it is in
+// L1, to its sum of exponentials relative to the running maximum (Milakov & Gimelshein, "Online normalizer calculation
+// for softmax", 2018, a block at a time).
+constexpr int64_t kBlock = 1024;
+
+template <typename T>
+struct RowSums {
+  Compute<T> logsumexp;
+  Compute<T> weighted;  // sum_c w_c logits_c; only where label smoothing asks for it
+};
+
+template <typename T>
+RowSums<T> reduce_row(const T* row, int64_t classes, const Compute<T>* weight, bool want_weighted) {
+  using C = Compute<T>;
+  constexpr C kLowest = -std::numeric_limits<C>::infinity();
+  C maximum = kLowest, sum = 0;
+  Vec<T> weighted(C(0));
+  for (int64_t begin = 0; begin < classes; begin += kBlock) {
+    const int64_t count = std::min(kBlock, classes - begin);
+    const T* block = row + begin;
+    Vec<T> lanes(kLowest);
+    for_each_vec<T>(
+        count, [&](int64_t c, auto load, auto) { lanes = at::vec::maximum(lanes, load(block + c)); }, kLowest);
+    const C block_maximum = max_lanes(lanes);
+    const C next = (block_maximum > maximum || block_maximum != block_maximum) ? block_maximum : maximum;
+    // All -inf so far: subtracting -inf from -inf would make NaN of what is a sum of zeros.
+    const C shift = next == kLowest ? C(0) : next;
+    Vec<T> sums(C(0));
+    for_each_vec<T>(
+        count, [&](int64_t c, auto load, auto) { sums = sums + vexp(load(block + c) - Vec<T>(shift)); }, kLowest);
+    sum = sum * std::exp(maximum - shift) + sum_lanes(sums);
+    maximum = next;
+    if (want_weighted) {
+      for_each_vec<T>(count, [&](int64_t c, auto load, auto) {
+        const Vec<T> x = load(block + c);
+        weighted = weight ? at::vec::fmadd(x, load(weight + begin + c), weighted) : weighted + x;
+      });
+    }
+  }
+  const C shift = maximum == kLowest ? C(0) : maximum;
+  return {shift + std::log(sum), sum_lanes(weighted)};
+}
+
+template <typename T>
+void gradient_row(const CrossEntropyRows<T>& in, int64_t row, Compute<T> logsumexp, Compute<T> grad, T* out) {
+  using C = Compute<T>;
+  const T* logits = in.logits + row * in.classes;
+  const int64_t target = in.target[row];
+  if (target == in.ignore_index) {
+    std::fill(out, out + in.classes, T(0));
+    return;
+  }
+  const C uniform = in.label_smoothing / static_cast<C>(in.classes);
+  const C on_target = (C(1) - in.label_smoothing) * (in.weight ? in.weight[target] : C(1));
+  // d loss / d logits_c = p_c (on_target + uniform sum w) - uniform w_c, less on_target at the target itself.
+  const Vec<T> scale(grad * (on_target + uniform * in.weight_sum)), flat(grad * uniform), shift(logsumexp);
+  const bool smooth = in.label_smoothing != C(0);
+  // The target's logit is read before the row is overwritten: logits and gradient may be the same memory.
+  const C probability = std::exp(static_cast<C>(logits[target]) - logsumexp);
+  for_each_vec<T>(in.classes, [&](int64_t c, auto load, auto store) {
+    Vec<T> dx = vexp(load(logits + c) - shift) * scale;
+    if (smooth) dx = dx - (in.weight ? flat * load(in.weight + c) : flat);
+    store(out + c, dx);
+  });
+  const C flat_target = smooth ? uniform * (in.weight ? in.weight[target] : C(1)) : C(0);
+  out[target] = static_cast<T>(grad * (probability * (on_target + uniform * in.weight_sum) - flat_target - on_target));
+}
+
+}  // namespace
+
+template <typename T>
+void cross_entropy_forward(const CrossEntropyRows<T>& in, Compute<T>* loss, Compute<T>* logsumexp) {
+  using C = Compute<T>;
+  const RowBlocks blocks = RowBlocks::of_elements(in.rows, in.classes);
+  parallel_for(blocks.count, [&](int64_t block) {
+    for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
+      const T* logits = in.logits + row * in.classes;
+      const bool smooth = in.label_smoothing != C(0);
+      const RowSums<T> sums = reduce_row(logits, in.classes, in.weight, smooth);
+      logsumexp[row] = sums.logsumexp;
+      const int64_t target = in.target[row];
+      if (target == in.ignore_index) {
+        loss[row] = C(0);
+        continue;
+      }
+      const C weight = in.weight ? in.weight[target] : C(1);
+      loss[row] = (C(1) - in.label_smoothing) * weight * (sums.logsumexp - static_cast<C>(logits[target]));
+      if (smooth) {
+        const C uniform = in.label_smoothing / static_cast<C>(in.classes);
+        loss[row] += uniform * (in.weight_sum * sums.logsumexp - sums.weighted);
+      }
+    }
+  });
+}
+
+template <typename T>
+void cross_entropy_backward(const CrossEntropyRows<T>& in, const Compute<T>* logsumexp, const Compute<T>* grad_loss,
+                            T* grad_logits) {
+  const RowBlocks blocks = RowBlocks::of_elements(in.rows, in.classes);
+  parallel_for(blocks.count, [&](int64_t block) {
+    for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
+      gradient_row(in, row, logsumexp[row], grad_loss[row], grad_logits + row * in.classes);
+    }
+  });
+}
+
+#define INSTANTIATE(T)                                                                          \
+  template void cross_entropy_forward<T>(const CrossEntropyRows<T>&, Compute<T>*, Compute<T>*); \
+  template void cross_entropy_backward<T>(const CrossEntropyRows<T>&, const Compute<T>*, const Compute<T>*, T*);
+INSTANTIATE(float)
+INSTANTIATE(double)
+INSTANTIATE(BFloat16)
+INSTANTIATE(Half)
+#undef INSTANTIATE
+
+}  // namespace fastllm

@@ -1,0 +1,185 @@
+// fastllm::cross_entropy and its backward.
+#include "cpu/cross_entropy.h"
+
+#include <algorithm>
+#include <numeric>
+
+#include "ops/loss.h"
+
+namespace fastllm {
+namespace {
+
+// N rows, V classes
+
+// The input as a matrix of logits, whatever its layout: (V,), (N, V) or (N, V, d1, ..).
+struct Logits {
+  Tensor matrix;  // (rows, V), contiguous
+  Tensor target;  // (rows,), contiguous
+  Tensor weight;  // (V,) in the compute type, or undefined
+};
+
+at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+Logits check(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+             const LossOptions& options) {
+  options.check(op);
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+  check_target_dtype(op, target);
+  check_same_device(op, "target", target, "input", input);
+  const int64_t class_dim = input.dim() == 1 ? 0 : 1;
+  const int64_t classes = input.size(class_dim);
+  std::vector<int64_t> expected = input.sizes().vec();
+  expected.erase(expected.begin() + class_dim);
+  check_shape(op, "target", target, expected);
+  FASTLLM_CHECK(classes > 0, op, "input", "have at least one class", input.sizes());
+  Logits logits;
+  logits.matrix = input.movedim(class_dim, -1).reshape({target.numel(), classes}).contiguous();
+  logits.target = target.reshape({-1}).contiguous();
+  check_targets(op, logits.target, classes, options.ignore_index);
+  if (weight) {
+    check_same_device(op, "weight", *weight, "input", input);
+    check_floating(op, "weight", *weight);
+    check_shape(op, "weight", *weight, {classes});
+    logits.weight = weight->to(compute_type(input)).contiguous();
+  }
+  return logits;
+}
+
+template <typename T>
+CrossEntropyRows<T> rows_of(const Logits& logits, const LossOptions& options) {
+  using C = Compute<T>;
+  const int64_t classes = logits.matrix.size(1);
+  const C* weight = logits.weight.defined() ? logits.weight.const_data_ptr<C>() : nullptr;
+  C weight_sum = static_cast<C>(classes);
+  if (weight) weight_sum = std::accumulate(weight, weight + classes, C(0));
+  return {logits.matrix.size(0),
+          classes,
+          logits.matrix.const_data_ptr<T>(),
+          logits.target.const_data_ptr<int64_t>(),
+          weight,
+          weight_sum,
+          options.ignore_index,
+          static_cast<C>(options.label_smoothing)};
+}
+
+std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                             int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+  const LossOptions options{ignore_index, reduction, label_smoothing};
+  const Logits logits = check("cross_entropy", input, target, weight, options);
+  const auto computing = input.options().dtype(compute_type(input));
+  Tensor rows = at::empty({target.numel()}, computing), logsumexp = at::empty({target.numel()}, computing);
+  Tensor loss = at::empty(reduction == "none" ? target.sizes() : at::IntArrayRef(), input.options());
+  dispatch_floating(input.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    const CrossEntropyRows<T> in = rows_of<T>(logits, options);
+    C* row_losses = rows.mutable_data_ptr<C>();
+    cross_entropy_forward<T>(in, row_losses, logsumexp.mutable_data_ptr<C>());
+    T* out = loss.mutable_data_ptr<T>();
+    if (reduction == "none") {
+      std::transform(row_losses, row_losses + in.rows, out, [](C value) { return static_cast<T>(value); });
+    } else {
+      const double total = std::accumulate(row_losses, row_losses + in.rows, 0.0);
+      *out = static_cast<T>(total / denominator(options, in.target, in.rows, in.weight));
+    }
+  });
+  return {loss, logsumexp};
+}
+
+Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                                  const OptionalTensor& weight, const Tensor& logsumexp, int64_t ignore_index,
+                                  c10::string_view reduction, double label_smoothing) {
+  const char* op = "cross_entropy_backward";
+  const LossOptions options{ignore_index, reduction, label_smoothing};
+  const Logits logits = check(op, input, target, weight, options);
+  check_shape(op, "grad_output", grad_output, reduction == "none" ? target.sizes() : at::IntArrayRef());
+  check_shape(op, "logsumexp", logsumexp, {target.numel()});
+  const Tensor grads = grad_output.to(compute_type(input)).reshape({-1}).contiguous();
+  Tensor grad_matrix = at::empty_like(logits.matrix), grad_rows = at::empty_like(logsumexp);
+  dispatch_floating(input.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    const CrossEntropyRows<T> in = rows_of<T>(logits, options);
+    const double divisor = denominator(options, in.target, in.rows, in.weight);
+    const C* grad = grads.const_data_ptr<C>();
+    C* per_row = grad_rows.mutable_data_ptr<C>();
+    for (int64_t row = 0; row < in.rows; ++row) {
+      per_row[row] = reduction == "none" ? grad[row] : static_cast<C>(static_cast<double>(grad[0]) / divisor);
+    }
+    cross_entropy_backward<T>(in, logsumexp.const_data_ptr<C>(), per_row, grad_matrix.mutable_data_ptr<T>());
+  });
+  if (input.dim() <= 2) return grad_matrix.view(input.sizes());
+  std::vector<int64_t> classes_last = target.sizes().vec();
+  classes_last.push_back(input.size(1));
+  return grad_matrix.view(classes_last).movedim(-1, 1).contiguous();
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd
+// ---------------------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                                        int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+  static auto op = find_op<decltype(cross_entropy_cpu)>("fastllm::cross_entropy");
+  return op.call(input, target, weight, ignore_index, reduction, label_smoothing);
+}
+
+Tensor call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
+                     const Tensor& logsumexp, int64_t ignore_index, c10::string_view reduction,
+                     double label_smoothing) {
+  static auto op = find_op<decltype(cross_entropy_backward_cpu)>("fastllm::cross_entropy_backward");
+  return op.call(grad_output, input, target, weight, logsumexp, ignore_index, reduction, label_smoothing);
+}
+
+struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
+                               const OptionalTensor& weight, int64_t ignore_index, c10::string_view reduction,
+                               double label_smoothing) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [loss, logsumexp] = call_forward(input, target, weight, ignore_index, reduction, label_smoothing);
+    ctx->save_for_backward({input, target, or_undefined(weight), logsumexp});
+    ctx->saved_data["ignore_index"] = ignore_index;
+    ctx->saved_data["reduction"] = std::string(reduction);
+    ctx->saved_data["label_smoothing"] = label_smoothing;
+    ctx->mark_non_differentiable({logsumexp});
+    return {loss, logsumexp};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor grad = call_backward(
+        grad_outputs[0], saved[0], saved[1], optional(saved[2]), saved[3], ctx->saved_data["ignore_index"].toInt(),
+        ctx->saved_data["reduction"].toStringRef(), ctx->saved_data["label_smoothing"].toDouble());
+    return first_order_only("cross_entropy", {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+  }
+};
+
+std::tuple<Tensor, Tensor> cross_entropy_autograd(const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t ignore_index,
+                                                  c10::string_view reduction, double label_smoothing) {
+  const variable_list outputs = CrossEntropy::apply(input, target, weight, ignore_index, reduction, label_smoothing);
+  return {outputs[0], outputs[1]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def(
+      "cross_entropy(Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
+      "float label_smoothing=0.0) -> (Tensor, Tensor)");
+  m.def(
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor logsumexp, "
+      "int ignore_index, str reduction, float label_smoothing) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("cross_entropy", cross_entropy_cpu);
+  m.impl("cross_entropy_backward", cross_entropy_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("cross_entropy", cross_entropy_autograd);
+}
+
+}  // namespace fastllm

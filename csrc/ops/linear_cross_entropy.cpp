@@ -1,0 +1,305 @@
+// fastllm::linear_cross_entropy: a linear layer and cross-entropy without the logits of all rows.
+//
+// Rows are taken a chunk at a time: the chunk's logits are made, reduced to losses and, where gradients are wanted,
+// overwritten by their own gradient and multiplied into the gradients of input, weight and bias at once (the idea of
+// Liger Kernel's fused linear cross entropy, Hsu et al., 2024). So the op that autograd records returns the gradients
+// beside the loss. Only reduction="none" cannot know its incoming gradient in forward, and computes again in backward.
+#include <ATen/ops/addmm.h>
+#include <ATen/ops/mm.h>
+#include <ATen/ops/mul.h>
+#include <ATen/ops/sum.h>
+
+#include <algorithm>
+#include <numeric>
+
+#include "cpu/cross_entropy.h"
+#include "ops/loss.h"
+#include "ops/matrix.h"
+
+namespace fastllm {
+namespace {
+
+// N rows, C channels, V classes
+
+// Logits at a time: 32 MiB, so that large vocabularies' weights are read few times and the logits stay near the cache.
+constexpr int64_t kChunkElements = 8 * 1024 * 1024;
+
+struct Arguments {
+  Tensor input, weight, bias, target;  // float32 or float64, contiguous; bias may be undefined
+};
+
+Arguments check(const char* op, const Tensor& input, const Tensor& weight, const Tensor& target,
+                const OptionalTensor& bias, const LossOptions& options) {
+  options.check(op);
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(input.dim() == 2, op, "input", "have shape (rows, channels)", input.sizes());
+  FASTLLM_CHECK(weight.dim() == 2 && weight.size(1) == input.size(1) && weight.size(0) > 0, op, "weight",
+                c10::str("have shape (classes, ", input.size(1), ")"), weight.sizes());
+  check_same_device(op, "weight", weight, "input", input);
+  check_same_dtype(op, "weight", weight, "input", input);
+  check_target_dtype(op, target);
+  check_same_device(op, "target", target, "input", input);
+  check_shape(op, "target", target, {input.size(0)});
+  if (bias) {
+    check_same_device(op, "bias", *bias, "input", input);
+    check_same_dtype(op, "bias", *bias, "input", input);
+    check_shape(op, "bias", *bias, {weight.size(0)});
+  }
+  // bfloat16 and float16 are computed in float32 throughout: their logits are never rounded.
+  const at::ScalarType dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+  const auto prepare = [&](const Tensor& t) { return t.to(dtype).contiguous(); };
+  Arguments arguments{prepare(input), prepare(weight), bias ? prepare(*bias) : Tensor(), target.contiguous()};
+  check_targets(op, arguments.target, weight.size(0), options.ignore_index);
+  return arguments;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The three products, in either precision
+// ---------------------------------------------------------------------------------------------------------------------
+
+void make_logits(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& logits) {
+  if (x.scalar_type() == at::kDouble) {
+    bias.defined() ? at::addmm_out(logits, bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
+    return;
+  }
+  GemmOptions options;
+  options.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
+  gemm(x.size(0), weight.size(0), x.size(1), RowMajor(x).matrix(), RowMajor(weight).transposed(),
+       logits.mutable_data_ptr<float>(), weight.size(0), options);
+}
+
+void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& weight, bool first, Tensor grad_x,
+                   Tensor& grad_weight, Tensor& grad_bias) {
+  if (x.scalar_type() == at::kDouble) {
+    at::mm_out(grad_x, grad_logits, weight);
+    grad_weight.addmm_(grad_logits.t(), x, first ? 0 : 1);
+    if (grad_bias.defined()) first ? grad_bias.copy_(grad_logits.sum(0)) : grad_bias.add_(grad_logits.sum(0));
+    return;
+  }
+  const int64_t rows = x.size(0), classes = weight.size(0), channels = x.size(1);
+  const RowMajor grad(grad_logits);
+  gemm(rows, channels, classes, grad.matrix(), RowMajor(weight).matrix(), grad_x.mutable_data_ptr<float>(), channels);
+  GemmOptions options;
+  options.accumulate = !first;
+  gemm(classes, channels, rows, grad.transposed(), RowMajor(x).matrix(), grad_weight.mutable_data_ptr<float>(),
+       channels, options);
+  if (!grad_bias.defined()) return;
+  Tensor sums = first ? grad_bias : at::empty_like(grad_bias);
+  column_sums(rows, classes, grad.matrix().data, classes, sums.mutable_data_ptr<float>());
+  if (!first) grad_bias.add_(sums);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The pass over chunks
+// ---------------------------------------------------------------------------------------------------------------------
+
+struct Result {
+  Tensor losses;  // a row each
+  double divisor;
+  Tensor grad_input, grad_weight, grad_bias;
+};
+
+// row_grads: the gradient of each row's loss; undefined computes losses alone.
+Result run(const Arguments& a, const LossOptions& options, const Tensor& row_grads) {
+  const int64_t rows = a.input.size(0), classes = a.weight.size(0);
+  const bool gradients = row_grads.defined();
+  Result result{at::empty({rows}, a.input.options()), 0.0, Tensor(), Tensor(), Tensor()};
+  if (gradients) {
+    result.grad_input = at::empty_like(a.input);
+    result.grad_weight = rows ? at::empty_like(a.weight) : at::zeros_like(a.weight);
+    if (a.bias.defined()) result.grad_bias = rows ? at::empty_like(a.bias) : at::zeros_like(a.bias);
+  }
+  const int64_t chunk = std::max<int64_t>(48, kChunkElements / classes);
+  Tensor buffer = at::empty({std::min(chunk, rows), classes}, a.input.options());
+  Tensor logsumexp = at::empty({std::min(chunk, rows)}, a.input.options());
+  for (int64_t begin = 0; begin < rows; begin += chunk) {
+    const int64_t count = std::min(chunk, rows - begin);
+    const Tensor x = a.input.narrow(0, begin, count);
+    Tensor logits = buffer.narrow(0, 0, count);
+    make_logits(x, a.weight, a.bias, logits);
+    const auto reduce = [&]<typename T>() {
+      const CrossEntropyRows<T> in{count,
+                                   classes,
+                                   logits.const_data_ptr<T>(),
+                                   a.target.const_data_ptr<int64_t>() + begin,
+                                   nullptr,
+                                   static_cast<T>(classes),
+                                   options.ignore_index,
+                                   static_cast<T>(options.label_smoothing)};
+      T* sums = logsumexp.mutable_data_ptr<T>();
+      cross_entropy_forward<T>(in, result.losses.mutable_data_ptr<T>() + begin, sums);
+      if (gradients) {
+        cross_entropy_backward<T>(in, sums, row_grads.const_data_ptr<T>() + begin, logits.mutable_data_ptr<T>());
+      }
+    };
+    a.input.scalar_type() == at::kDouble ? reduce.operator()<double>() : reduce.operator()<float>();
+    if (gradients) {
+      add_gradients(logits, x, a.weight, begin == 0, result.grad_input.narrow(0, begin, count), result.grad_weight,
+                    result.grad_bias);
+    }
+  }
+  return result;
+}
+
+double divisor(const Arguments& a, const LossOptions& options) {
+  return denominator<double>(options, a.target.const_data_ptr<int64_t>(), a.target.numel(), nullptr);
+}
+
+Tensor reduce_losses(const Tensor& losses, const LossOptions& options, double divisor, at::ScalarType dtype) {
+  if (options.reduction == "none") return losses.to(dtype);
+  return (losses.sum(at::kDouble) / divisor).to(dtype);
+}
+
+Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& weight, const Tensor& target,
+                                const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
+                                double label_smoothing) {
+  const LossOptions options{ignore_index, reduction, label_smoothing};
+  const Arguments a = check("linear_cross_entropy", input, weight, target, bias, options);
+  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), input.scalar_type());
+}
+
+// The loss (mean or sum) and the gradients of input, weight and bias for an incoming gradient of 1.
+std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& input, const Tensor& weight,
+                                                              const Tensor& target, const OptionalTensor& bias,
+                                                              int64_t ignore_index, c10::string_view reduction,
+                                                              double label_smoothing) {
+  const char* op = "linear_cross_entropy_with_gradients";
+  const LossOptions options{ignore_index, reduction, label_smoothing};
+  const Arguments a = check(op, input, weight, target, bias, options);
+  FASTLLM_CHECK(reduction != "none", op, "reduction", "be 'mean' or 'sum'", "'none'");
+  const double by = divisor(a, options);
+  const Tensor row_grads = at::empty({a.input.size(0)}, a.input.options()).fill_(1.0 / by);
+  const Result result = run(a, options, row_grads);
+  const at::ScalarType dtype = input.scalar_type();
+  return {reduce_losses(result.losses, options, by, dtype), result.grad_input.to(dtype), result.grad_weight.to(dtype),
+          result.grad_bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
+}
+
+// For reduction="none": everything again, with the rows' incoming gradients.
+std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
+                                                const Tensor& target, const OptionalTensor& bias, int64_t ignore_index,
+                                                double label_smoothing) {
+  const char* op = "linear_cross_entropy_backward";
+  const LossOptions options{ignore_index, "none", label_smoothing};
+  const Arguments a = check(op, input, weight, target, bias, options);
+  check_same_shape(op, "grad_output", grad_output, "target", target);
+  const Result result = run(a, options, grad_output.to(a.input.scalar_type()).contiguous());
+  const at::ScalarType dtype = input.scalar_type();
+  return {result.grad_input.to(dtype), result.grad_weight.to(dtype),
+          result.grad_bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd and autocast
+// ---------------------------------------------------------------------------------------------------------------------
+
+Tensor call_forward(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
+                    int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+  static auto op = find_op<decltype(linear_cross_entropy_cpu)>("fastllm::linear_cross_entropy");
+  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+}
+
+auto call_with_gradients(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
+                         int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+  static auto op = find_op<decltype(with_gradients_cpu)>("fastllm::linear_cross_entropy_with_gradients");
+  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+}
+
+auto call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& target,
+                   const OptionalTensor& bias, int64_t ignore_index, double label_smoothing) {
+  static auto op = find_op<decltype(backward_cpu)>("fastllm::linear_cross_entropy_backward");
+  return op.call(grad_output, input, weight, target, bias, ignore_index, label_smoothing);
+}
+
+struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& target,
+                        const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
+                        double label_smoothing) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const bool per_row = reduction == "none";
+    ctx->saved_data["per_row"] = per_row;
+    if (per_row) {
+      ctx->save_for_backward({input, weight, target, or_undefined(bias)});
+      ctx->saved_data["ignore_index"] = ignore_index;
+      ctx->saved_data["label_smoothing"] = label_smoothing;
+      return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+    }
+    const auto [loss, grad_input, grad_weight, grad_bias] =
+        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+    ctx->save_for_backward({grad_input, grad_weight, grad_bias});
+    return loss;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    const variable_list saved = ctx->get_saved_variables();
+    const Tensor& grad = grad_outputs[0];
+    Tensor grad_input, grad_weight, grad_bias;
+    if (ctx->saved_data["per_row"].toBool()) {
+      std::tie(grad_input, grad_weight, grad_bias) =
+          call_backward(grad, saved[0], saved[1], saved[2], optional(saved[3]), ctx->saved_data["ignore_index"].toInt(),
+                        ctx->saved_data["label_smoothing"].toDouble());
+    } else {
+      grad_input = saved[0] * grad;
+      grad_weight = saved[1] * grad;
+      if (saved[2].defined()) grad_bias = saved[2] * grad;
+    }
+    return first_order_only("linear_cross_entropy",
+                            {grad_input, grad_weight, Tensor(), grad_bias, Tensor(), Tensor(), Tensor()});
+  }
+};
+
+Tensor linear_cross_entropy_autograd(const Tensor& input, const Tensor& weight, const Tensor& target,
+                                     const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
+                                     double label_smoothing) {
+  const bool needs_grad = at::GradMode::is_enabled() && (input.requires_grad() || weight.requires_grad() ||
+                                                         (bias.has_value() && bias->requires_grad()));
+  if (!needs_grad) {  // the gradients would be made in vain
+    at::AutoDispatchBelowADInplaceOrView guard;
+    return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+  }
+  return LinearCrossEntropy::apply(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+}
+
+template <c10::DeviceType kDevice>
+Tensor linear_cross_entropy_autocast(const Tensor& input, const Tensor& weight, const Tensor& target,
+                                     const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
+                                     double label_smoothing) {
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
+  const Tensor loss =
+      call_forward(at::autocast::cached_cast(dtype, input, kDevice), at::autocast::cached_cast(dtype, weight, kDevice),
+                   target, at::autocast::cached_cast(dtype, bias, kDevice), ignore_index, reduction, label_smoothing);
+  return loss.to(at::kFloat);  // as torch's autocast gives losses
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def(
+      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias=None, int ignore_index=-100, "
+      "str reduction=\"mean\", float label_smoothing=0.0) -> Tensor");
+  m.def(
+      "linear_cross_entropy_with_gradients(Tensor input, Tensor weight, Tensor target, Tensor? bias, "
+      "int ignore_index, str reduction, float label_smoothing) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor target, Tensor? bias, "
+      "int ignore_index, float label_smoothing) -> (Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("linear_cross_entropy", linear_cross_entropy_cpu);
+  m.impl("linear_cross_entropy_with_gradients", with_gradients_cpu);
+  m.impl("linear_cross_entropy_backward", backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("linear_cross_entropy", linear_cross_entropy_autograd);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
+  m.impl("linear_cross_entropy", linear_cross_entropy_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
+  m.impl("linear_cross_entropy", linear_cross_entropy_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace fastllm
