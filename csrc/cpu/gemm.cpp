@@ -1,252 +1,394 @@
-// The scheme is that of Goto & van de Geijn, "Anatomy of High-Performance Matrix Multiplication" (2008), as BLIS lays
-// it out: a register tile of C, fed from a panel of B that stays in L1 and rows of A that stay in L2.
+// C is computed in register tiles of kTileRows x kTileCols: for every k, a row of B's panel is loaded and each of the
+// tile's A values is broadcast and multiplied into its row of accumulators (the scheme of BLIS: Van Zee & van de Geijn,
+// "BLIS: A framework for rapidly instantiating BLAS functionality", 2015).
+//
+// B is copied to panels that the tiles read front to back. A is read where it is if its rows are contiguous along k;
+// a transposed A is copied, block by block, by the thread that needs it.
+//
+// K is cut into blocks of at most kDepth. An element of C is the sum of its blocks' sums, in order, each a chain of
+// fused multiply-adds in order: no tile shape, task or thread changes it.
+
 #include "cpu/gemm.h"
 
+#include <ATen/cpu/vec/vec.h>
+#include <c10/util/Unroll.h>
+
+#include <algorithm>
 #include <array>
+#include <atomic>
 #include <utility>
-#include <vector>
 
 #include "common/parallel.h"
-#include "cpu/row_blocks.h"
-#include "cpu/simd.h"
 
 namespace fastllm {
 namespace {
 
-using V = at::vec::Vectorized<float>;
-constexpr int64_t kLane = V::size();
+using Vec = at::vec::Vectorized<float>;
 
-// Register tile: kTileRows x 2 vectors. With 16 registers (AVX2, NEON has 32) 6 x 2 accumulators, 2 vectors of B and a
-// broadcast of A make 15; with the 32 of AVX-512, 12 x 2 + 2 + 1 make 27.
-constexpr int kTileRows = kLane == 16 ? 12 : 6;
-constexpr int64_t kTileCols = 2 * kLane;
+constexpr int64_t kLanes = Vec::size();
 
-// A panel of B, kDepth x kTileCols, takes 256 * 16 * 4 B = 16 KiB (AVX-512: 32 KiB) of the 32 KiB (48 KiB) L1; the rows
-// of A that pass over it, at most 96 x kDepth, 96 KiB of L2.
-constexpr int64_t kDepth = 256;
-constexpr int64_t kMaxTaskRows = 96;
-// Columns of B that one task takes: with kDepth 256 KiB of L2.
-constexpr int64_t kTaskCols = 256;
-// Packed B at a time: 4 MiB, a share of L3 that other data survives.
-constexpr int64_t kPackedElements = 1024 * 1024;
+// Registers: kTileRows x 2 accumulators, 2 vectors of B, 1 broadcast value of A.
+// Both of a core's FMA units are full with 8 or more independent accumulators (latency 4 x 2 units).
+#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
+constexpr int64_t kTileRows = 12;  // 24 + 2 + 1 = 27 of 32
+#elif defined(CPU_CAPABILITY_AVX2)
+constexpr int64_t kTileRows = 6;  // 12 + 2 + 1 = 15 of 16
+#else
+constexpr int64_t kTileRows = 2;  // a Vec is two SSE registers: (4 + 2) x 2 + 1 = 13 of 16
+#endif
+constexpr int64_t kTileCols = 2 * kLanes;
 
-static_assert(kTaskCols % kTileCols == 0 && kMaxTaskRows % kTileRows == 0);
+// A panel of B, kDepth x kTileCols, takes half of a 32 KiB L1 cache; a tile's rows of A (6 KiB with AVX2) fit beside
+// it.
+constexpr int64_t kDepth = 16 * 1024 / (kTileCols * sizeof(float));
+
+// Rows of C computed before the next: their part of A (96 KiB with AVX2) stays in L2 while the panels of B pass, and
+// each panel that moves from L2 to L1 serves 16 tiles.
+constexpr int64_t kBlockRows = 96;
+
+// A task computes at most {rows, columns} of C: the first cut that gives kTasks of them, else the last. Each thread
+// packs the B its tasks need for itself: on two cores of one Zen 4, taking over lines that another core packed cost
+// more than packing them again (98304 floats: 20 us by one core, 90 us by two in turns, then again to read them). So
+// where A is read in place, tasks are tall: packing a column of B costs about as much as 10 rows of C in it. Where A is
+// packed too, tasks are wide.
+constexpr int64_t kTallCuts[][2] = {{1024, 128}, {384, 64}, {192, 64}, {96, 64}};
+constexpr int64_t kWideCuts[][2] = {{96, 1024}, {48, 1024}, {48, 256}, {48, 64}};
+constexpr int64_t kTasks = 6;
+
+// Floats of B that a thread holds packed at most, before K is cut: 8 MiB, a part of L3. And in how many blocks of
+// columns.
+constexpr int64_t kPackedFloats = 2 * 1024 * 1024;
+constexpr int64_t kHeldBlocks = 16;
+
+// Columns that a task of pack_b packs.
+constexpr int64_t kPackCols = 64;
+
+constexpr int kPackedBSlot = 2;
+constexpr int kPackedASlot = 3;
+
+constexpr int64_t round_up(int64_t value, int64_t unit) {
+  return (value + unit - 1) / unit * unit;
+}
+
+// How many blocks cover `total`: one, if an empty one, for none, so that sums over nothing are written.
+int64_t count_blocks(int64_t total, int64_t block) {
+  return std::max<int64_t>(1, ceil_div(total, block));
+}
+
+// Cuts `total` into the fewest blocks of at most `limit`, as even as multiples of `unit` allow; returns their size.
+int64_t even_block(int64_t total, int64_t limit, int64_t unit) {
+  return std::max(unit, round_up(ceil_div(total, count_blocks(total, limit)), unit));
+}
+
+int64_t depth_block(int64_t k) {
+  return even_block(k, kDepth, 8);
+}
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Register tile
+// The register tile
 // ---------------------------------------------------------------------------------------------------------------------
 
-enum class Start { kZero, kBias, kC };  // what a tile's accumulators begin with
-
-struct Tile {
-  int64_t depth;
-  const float* a;
-  int64_t row_stride;  // a's; its column stride is 1, or kTileRows where packed
-  const float* b;      // packed panel: depth x kTileCols
-  const float* bias;   // at this tile's first column
+struct TileOutput {
   float* c;
-  int64_t ldc;
-  int64_t cols;  // of c that exist, at most kTileCols
-  Start start;
+  int64_t stride;
+  int64_t cols;       // columns of C, the rest of the tile is padding
+  const float* bias;  // or null
+  bool add;           // to what C holds
 };
 
-template <int kRows, bool kPackedA>
-void multiply_tile(const Tile& t) {
-  V acc[kRows][2];
-  const bool whole = t.cols == kTileCols;
-  const auto part = [&](const float* p, int half) {
-    return whole ? V::loadu(p + half * kLane)
-                 : vload_part(p + half * kLane, std::clamp<int64_t>(t.cols - half * kLane, 0, kLane));
+// Calls body(0) .. body(count - 1), unrolled before the compiler decides which arrays live in registers.
+template <int count, typename Body>
+C10_ALWAYS_INLINE void unroll(const Body& body) {
+  c10::ForcedUnroll<count>{}(body);
+}
+
+// Where a tile finds A(i, k): data[i * row_stride + k * depth_stride].
+struct TileRows {
+  const float* data;
+  int64_t row_stride, depth_stride;
+};
+
+// C's tile = A's rows x B's panel.
+template <int kRows, int kVecs>
+void multiply_tile(int64_t depth, const TileRows& a, const float* b, const TileOutput& out) {
+  Vec sums[kRows][kVecs];
+  int64_t rows[kRows];
+  unroll<kRows>([&](auto i) {
+    __builtin_prefetch(out.c + i * out.stride, 1);
+    rows[i] = i * a.row_stride;
+    unroll<kVecs>([&](auto v) { sums[i][v] = Vec(0.0f); });
+  });
+
+  // Not unrolled over k: the 12 multiply-adds of a step take longer than its other instructions, and with several steps
+  // to choose from the compiler moves loads up until registers spill.
+  const float* a_column = a.data;
+  for (int64_t k = 0; k < depth; ++k, a_column += a.depth_stride, b += kVecs * kLanes) {
+    Vec b_row[kVecs];
+    unroll<kVecs>([&](auto v) { b_row[v] = Vec::loadu(b + v * kLanes); });
+    unroll<kRows>([&](auto i) {
+      const Vec a_value(a_column[rows[i]]);
+      unroll<kVecs>([&](auto v) { sums[i][v] = at::vec::fmadd(a_value, b_row[v], sums[i][v]); });
+    });
+  }
+
+  const auto write = [&](auto load, auto store) __attribute__((always_inline)) {
+    if (out.bias) {
+      unroll<kVecs>([&](auto v) {
+        const Vec bias = load(out.bias, v);
+        unroll<kRows>([&](auto i) { sums[i][v] = sums[i][v] + bias; });
+      });
+    }
+    unroll<kRows>([&](auto i) {
+      float* row = out.c + i * out.stride;
+      unroll<kVecs>([&](auto v) { store(row, v, out.add ? load(row, v) + sums[i][v] : sums[i][v]); });
+    });
   };
-#pragma GCC unroll 12
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      acc[i][half] = t.start == Start::kZero   ? V(0.0f)
-                     : t.start == Start::kBias ? part(t.bias, half)
-                                               : part(t.c + i * t.ldc, half);
-    }
-  }
-  const float* a = t.a;
-  const float* b = t.b;
-  for (int64_t p = 0; p < t.depth; ++p) {
-    const V b0 = V::loadu(b), b1 = V::loadu(b + kLane);
-    b += kTileCols;
-#pragma GCC unroll 12
-    for (int i = 0; i < kRows; ++i) {
-      const V ai(kPackedA ? a[i] : a[i * t.row_stride]);
-      acc[i][0] = at::vec::fmadd(ai, b0, acc[i][0]);
-      acc[i][1] = at::vec::fmadd(ai, b1, acc[i][1]);
-    }
-    a += kPackedA ? kTileRows : 1;
-  }
-#pragma GCC unroll 12
-  for (int i = 0; i < kRows; ++i) {
-#pragma GCC unroll 2
-    for (int half = 0; half < 2; ++half) {
-      float* out = t.c + i * t.ldc + half * kLane;
-      if (whole) {
-        acc[i][half].store(out);
-      } else {
-        vstore_part(out, acc[i][half], std::clamp<int64_t>(t.cols - half * kLane, 0, kLane));
-      }
-    }
+  if (out.cols == kVecs * kLanes) {
+    write([](const float* p, int v) { return Vec::loadu(p + v * kLanes); },
+          [](float* p, int v, const Vec& x) { x.store(p + v * kLanes); });
+  } else {
+    const auto count = [&](int v) { return std::clamp<int64_t>(out.cols - v * kLanes, 0, kLanes); };
+    write([&](const float* p, int v) { return Vec::loadu(p + v * kLanes, count(v)); },
+          [&](float* p, int v, const Vec& x) { x.store(p + v * kLanes, count(v)); });
   }
 }
 
-// multiply_tile for 1, .., kTileRows rows.
-template <bool kPackedA>
-constexpr auto kTiles = []<size_t... I>(std::index_sequence<I...>) {
-  return std::array{&multiply_tile<static_cast<int>(I) + 1, kPackedA>...};
-}(std::make_index_sequence<kTileRows>());
+using MultiplyTile = decltype(&multiply_tile<1, 1>);
+
+// The tiles of 1 .. kTileRows rows.
+template <int kVecs, int... kRows>
+constexpr std::array<MultiplyTile, sizeof...(kRows)> tiles_of(std::integer_sequence<int, kRows...>) {
+  return {&multiply_tile<kRows + 1, kVecs>...};
+}
+
+template <int kVecs>
+constexpr auto kTiles = tiles_of<kVecs>(std::make_integer_sequence<int, kTileRows>{});
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Packing
 // ---------------------------------------------------------------------------------------------------------------------
 
-// 8 x 8 at a time, so that both sides are read and written in runs of at least 32 bytes.
-void transpose(const float* in, int64_t in_stride, int64_t rows, int64_t cols, float* out, int64_t out_stride) {
-  constexpr int64_t kBlock = 8;
-  for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-    for (int64_t c0 = 0; c0 < cols; c0 += kBlock) {
-      const float* from = in + r0 * in_stride + c0;
-      float* to = out + c0 * out_stride + r0;
-#if defined(CPU_CAPABILITY_AVX2)
-      if (r0 + kBlock <= rows && c0 + kBlock <= cols) {
-        at::vec::transpose_mxn<float, 8, 8>(from, in_stride, to, out_stride);
-        continue;
-      }
-#endif
-      for (int64_t c = 0; c < std::min(kBlock, cols - c0); ++c)
-        for (int64_t r = 0; r < std::min(kBlock, rows - r0); ++r) to[c * out_stride + r] = from[r * in_stride + c];
-    }
-  }
+// Copies the transpose of `rows` <= kLanes rows of `cols` floats.
+void copy_transposed(const float* source, int64_t source_stride, int64_t rows, int64_t cols, float* out,
+                     int64_t out_stride) {
+  int64_t col = 0;
+  if (rows == kLanes)
+    for (; col + kLanes <= cols; col += kLanes)
+      at::vec::transpose_mxn<float, kLanes, kLanes>(source + col, source_stride, out + col * out_stride, out_stride);
+  for (; col < cols; ++col)
+    for (int64_t row = 0; row < kLanes; ++row)
+      out[col * out_stride + row] = row < rows ? source[row * source_stride + col] : 0.0f;
 }
 
-// Columns [col, col + kTileCols) of B as a k x kTileCols panel; columns past n are zero.
-void pack_b_panel(const Matrix& b, int64_t k, int64_t n, int64_t col, float* panel) {
-  const int64_t cols = std::min(kTileCols, n - col);
-  if (cols < kTileCols) std::fill(panel, panel + k * kTileCols, 0.0f);
-  if (b.transposed) {
-    transpose(b.data + col * b.stride, b.stride, cols, k, panel, kTileCols);
-    return;
+// Packs rows [k0, k0 + depth), columns [n0, n0 + cols) of B: panels of kTileCols columns one after the other, in each
+// its depth rows; columns are padded with zeros to a multiple of kLanes, so the last panel may be half as wide.
+void pack_b_block(const GemmOperand& b, int64_t k0, int64_t depth, int64_t n0, int64_t cols, float* out) {
+  int64_t whole_cols = 0;
+  if (!b.transposed) {
+    // Along the rows of B first: they are longer runs of memory than a panel's.
+    whole_cols = cols / kTileCols * kTileCols;
+    for (int64_t k = 0; k < depth; ++k) {
+      const float* from = b.data + (k0 + k) * b.stride + n0;
+      for (int64_t col = 0; col < whole_cols; col += kTileCols) {
+        float* to = out + col * depth + k * kTileCols;
+        Vec::loadu(from + col).store(to);
+        Vec::loadu(from + col + kLanes).store(to + kLanes);
+      }
+    }
   }
-  for (int64_t p = 0; p < k; ++p) {
-    const float* row = b.data + p * b.stride + col;
-    float* out = panel + p * kTileCols;
-    if (cols == kTileCols) {
-      V::loadu(row).store(out);
-      V::loadu(row + kLane).store(out + kLane);
+  for (int64_t col = whole_cols; col < cols; col += kLanes) {
+    const int64_t panel = col / kTileCols * kTileCols;
+    const int64_t width = std::min(round_up(cols - panel, kLanes), kTileCols);
+    const int64_t valid = std::min(cols - col, kLanes);
+    float* to = out + panel * depth + (col - panel);
+    if (b.transposed) {
+      copy_transposed(b.data + (n0 + col) * b.stride + k0, b.stride, valid, depth, to, width);
     } else {
-      std::copy(row, row + cols, out);
+      const float* from = b.data + k0 * b.stride + n0 + col;
+      for (int64_t k = 0; k < depth; ++k) Vec::loadu(from + k * b.stride, valid).store(to + k * width);
     }
   }
 }
 
-// Rows [row, row + rows) and columns [p0, p0 + depth) of a transposed A, as depth x kTileRows panels.
-void pack_a(const Matrix& a, int64_t row, int64_t rows, int64_t p0, int64_t depth, float* packed) {
-  for (int64_t r = 0; r < rows; r += kTileRows) {
-    const int64_t height = std::min<int64_t>(kTileRows, rows - r);
-    for (int64_t p = 0; p < depth; ++p) {
-      const float* in = a.data + (p0 + p) * a.stride + row + r;
-      float* out = packed + (r * depth) + p * kTileRows;
-      if (height == kTileRows) {
-        std::memcpy(out, in, kTileRows * sizeof(float));
-      } else {
-        std::memcpy(out, in, static_cast<size_t>(height) * sizeof(float));
-      }
-    }
-  }
+// Packs rows [i0, i0 + rows), columns [k0, k0 + depth) of a transposed A (m rows) into panels of kTileRows rows,
+// panel_stride floats apart. A panel's rows are written in whole vectors, each store overwriting what the one before
+// wrote too far; the last one's excess needs the kLanes floats between panels. `sums`, if not null, receives the rows'
+// sums.
+void pack_a_block(const GemmOperand& a, int64_t m, int64_t i0, int64_t rows, int64_t k0, int64_t depth, float* out,
+                  int64_t panel_stride, float* sums, bool add_sums) {
+  constexpr int64_t kVecs = round_up(kTileRows, kLanes) / kLanes;  // a panel's row
+  const auto pack_panels = [&]<int kPanels>(int64_t row, const auto& load) {
+    const float* from = a.data + k0 * a.stride + i0 + row;
+    float* to = out + row / kTileRows * panel_stride;
+    Vec totals[kPanels][kVecs];
+    unroll<kPanels>([&](auto p) { unroll<kVecs>([&](auto v) { totals[p][v] = Vec(0.0f); }); });
+    for (int64_t k = 0; k < depth; ++k, from += a.stride, to += kTileRows)
+      unroll<kPanels>([&](auto p) {
+        unroll<kVecs>([&](auto v) {
+          const Vec values = load(from + p * kTileRows + v * kLanes, v);
+          values.store(to + p * panel_stride + v * kLanes);
+          totals[p][v] = totals[p][v] + values;
+        });
+      });
+    if (!sums) return;
+    unroll<kPanels>([&](auto p) {
+      float lanes[kVecs * kLanes];
+      unroll<kVecs>([&](auto v) { totals[p][v].store(lanes + v * kLanes); });
+      const int64_t i = row + p * kTileRows;
+      for (int64_t lane = 0; lane < std::min(rows - i, kTileRows); ++lane)
+        sums[i0 + i + lane] = add_sums ? sums[i0 + i + lane] + lanes[lane] : lanes[lane];
+    });
+  };
+  // Four panels at a time, for longer runs of A's memory (96 bytes with AVX2). What loads take in excess must be in A's
+  // row.
+  constexpr int64_t kExcess = kVecs * kLanes - kTileRows;
+  const auto whole = [](const float* p, int64_t) { return Vec::loadu(p); };
+  int64_t row = 0;
+  for (; row + 3 * kTileRows < rows && i0 + row + 4 * kTileRows + kExcess <= m; row += 4 * kTileRows)
+    pack_panels.template operator()<4>(row, whole);
+  for (; row < rows && i0 + row + kTileRows + kExcess <= m; row += kTileRows)
+    pack_panels.template operator()<1>(row, whole);
+  for (; row < rows; row += kTileRows)
+    pack_panels.template operator()<1>(row, [&](const float* p, int64_t v) {
+      return Vec::loadu(p, std::clamp<int64_t>(m - i0 - row - v * kLanes, 0, kLanes));
+    });
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Tasks
+// Products
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Rows a task takes: as many as L2 holds, fewer where that leaves too few tasks to share; but every task reads its
-// columns' panels in full, so not fewer than two tiles' worth.
-int64_t task_rows(int64_t m, int64_t col_tasks) {
-  constexpr int64_t kEnoughTasks = 8;
-  int64_t rows = kMaxTaskRows;
-  while (rows > 2 * kTileRows && ceil_div(m, rows) * col_tasks < kEnoughTasks) rows /= 2;
-  return ceil_div(rows, kTileRows) * kTileRows;
-}
-
-struct Block {
-  int64_t row, rows;  // of A and C
-  int64_t col, cols;  // of B and C
-  int64_t k;
-  const float* packed_b;  // the panel of column `col`
+struct Product {
+  int64_t m, n, k;
+  GemmOperand a;
+  float* c;
+  int64_t c_stride;
+  GemmOptions options;
 };
 
-void multiply_block(const Block& block, const Matrix& a, float* c, int64_t ldc, const GemmOptions& options) {
-  float* packed_a = a.transposed ? scratch<float>(kMaxTaskRows * kDepth) : nullptr;
-  for (int64_t p0 = 0; p0 < block.k || p0 == 0; p0 += kDepth) {
-    const int64_t depth = std::min(kDepth, block.k - p0);
-    if (a.transposed) pack_a(a, block.row, block.rows, p0, depth, packed_a);
-    const Start start = p0 > 0 || options.accumulate ? Start::kC : options.bias ? Start::kBias : Start::kZero;
-    for (int64_t j = 0; j < block.cols; j += kTileCols) {
-      Tile tile{};
-      tile.depth = depth;
-      tile.b = block.packed_b + j * block.k + p0 * kTileCols;
-      tile.bias = options.bias ? options.bias + block.col + j : nullptr;
-      tile.ldc = ldc;
-      tile.cols = std::min(kTileCols, block.cols - j);
-      tile.start = start;
-      tile.row_stride = a.stride;
-      for (int64_t i = 0; i < block.rows; i += kTileRows) {
-        const int64_t height = std::min<int64_t>(kTileRows, block.rows - i);
-        tile.c = c + (block.row + i) * ldc + block.col + j;
-        if (a.transposed) {
-          tile.a = packed_a + i * depth;
-          kTiles<true>[height - 1](tile);
-        } else {
-          tile.a = a.data + (block.row + i) * a.stride + p0;
-          kTiles<false>[height - 1](tile);
+// Part of B, packed: blocks of `block` rows one after the other, in each the panels of columns [n0, n0 + padded_cols).
+struct PackedB {
+  float* data;
+  int64_t block, n0, padded_cols;
+
+  float* panel(int64_t index, int64_t depth, int64_t col) const {
+    return data + index * block * padded_cols + (col - n0) * depth;
+  }
+};
+
+// Rows [i0, i1) and columns [j0, j1) of C, for the depths [k0, k1). Packs B first, block by block, unless b is null.
+void multiply_block(const Product& product, int64_t k0, int64_t k1, const GemmOperand* b, const PackedB& packed_b,
+                    int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+  const GemmOperand& a = product.a;
+  const GemmOptions& options = product.options;
+  const int64_t panel_stride = packed_b.block * kTileRows + kLanes;
+  float* packed_a = nullptr;
+  if (a.transposed) packed_a = scratch<float>(ceil_div(i1 - i0, kTileRows) * panel_stride, kPackedASlot);
+  for (int64_t index = 0, k = k0; index == 0 || k < k1; ++index, k += packed_b.block) {
+    const int64_t depth = std::min(packed_b.block, k1 - k);
+    const bool add = options.accumulate || k > 0;
+    if (b) pack_b_block(*b, k, depth, j0, j1 - j0, packed_b.panel(index, depth, j0));
+    if (a.transposed)
+      pack_a_block(a, product.m, i0, i1 - i0, k, depth, packed_a, panel_stride, j0 == 0 ? options.row_sums : nullptr,
+                   add);
+    for (int64_t rows0 = i0; rows0 < i1; rows0 += kBlockRows) {
+      const int64_t rows1 = std::min(i1, rows0 + kBlockRows);
+      for (int64_t col = j0; col < j1; col += kTileCols) {
+        const auto& tiles = j1 - col <= kLanes ? kTiles<1> : kTiles<2>;
+        const float* panel = packed_b.panel(index, depth, col);
+        TileOutput out{nullptr, product.c_stride, std::min(j1 - col, kTileCols),
+                       k == 0 && options.bias ? options.bias + col : nullptr, add};
+        for (int64_t row = rows0; row < rows1; row += kTileRows) {
+          out.c = product.c + row * product.c_stride + col;
+          const TileRows a_rows = a.transposed
+                                      ? TileRows{packed_a + (row - i0) / kTileRows * panel_stride, 1, kTileRows}
+                                      : TileRows{a.data + row * a.stride + k, a.stride, 1};
+          tiles[std::min(rows1 - row, kTileRows) - 1](depth, a_rows, panel, out);
         }
       }
     }
   }
 }
 
-}  // namespace
+struct Cut {
+  int64_t rows, cols;
 
-void gemm(int64_t m, int64_t n, int64_t k, const Matrix& a, const Matrix& b, float* c, int64_t ldc,
-          const GemmOptions& options) {
-  if (m == 0 || n == 0 || (k == 0 && options.accumulate)) return;
-  // B is packed a slab of columns at a time; the slab's size depends on k alone.
-  const int64_t slab_cols = std::max(kTaskCols, kPackedElements / std::max<int64_t>(k, 1) / kTaskCols * kTaskCols);
-  float* packed = scratch<float>(std::min(slab_cols, ceil_div(n, kTileCols) * kTileCols) * k, 1);
-  for (int64_t slab = 0; slab < n; slab += slab_cols) {
-    const int64_t cols = std::min(slab_cols, n - slab);
-    const int64_t panels = ceil_div(cols, kTileCols);
-    constexpr int64_t kPackTask = 4;  // panels: some microseconds of copying
-    parallel_for(ceil_div(panels, kPackTask), [&](int64_t task) {
-      for (int64_t panel = task * kPackTask; panel < std::min(panels, (task + 1) * kPackTask); ++panel) {
-        pack_b_panel(b, k, n, slab + panel * kTileCols, packed + panel * kTileCols * k);
-      }
-    });
-    const int64_t col_tasks = ceil_div(cols, kTaskCols);
-    const int64_t rows = task_rows(m, col_tasks);
-    parallel_for(ceil_div(m, rows) * col_tasks, [&](int64_t task) {
-      const int64_t row = task / col_tasks * rows, col = task % col_tasks * kTaskCols;
-      const Block block{row, std::min(rows, m - row), slab + col, std::min(kTaskCols, cols - col), k, packed + col * k};
-      multiply_block(block, a, c, ldc, options);
-    });
+  Cut(const Product& product) {
+    for (const auto& [most_rows, most_cols] : product.a.transposed ? kWideCuts : kTallCuts) {
+      rows = even_block(product.m, most_rows, kTileRows);
+      cols = even_block(product.n, most_cols, kTileCols);
+      if (ceil_div(product.m, rows) * ceil_div(product.n, cols) >= kTasks) break;
+    }
   }
+};
+
+// Calls body(i0, i1, j0, j1) in parallel for each block of C.
+template <typename Body>
+void for_each_block(const Product& product, const Cut& cut, const Body& body) {
+  const int64_t m = product.m, n = product.n, col_tasks = count_blocks(n, cut.cols);
+  parallel_for(ceil_div(m, cut.rows) * col_tasks, [&](int64_t task) {
+    // Columns first: two threads in step on two blocks of columns keep each to its own.
+    const int64_t i0 = task / col_tasks * cut.rows, j0 = task % col_tasks * cut.cols;
+    body(i0, std::min(m, i0 + cut.rows), j0, std::min(n, j0 + cut.cols));
+  });
 }
 
-void column_sums(int64_t m, int64_t n, const float* a, int64_t stride, float* out) {
-  const RowBlocks blocks = RowBlocks::for_sums(m, n);
-  std::vector<float> partials(static_cast<size_t>(blocks.count * n));
-  parallel_for(blocks.count, [&](int64_t block) {
-    float* sums = partials.data() + block * n;
-    for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
-      const float* in = a + row * stride;
-      for_each_vec<float>(n, [&](int64_t c, auto load, auto store) { store(sums + c, load(sums + c) + load(in + c)); });
-    }
+}  // namespace
+
+int64_t packed_b_size(int64_t n, int64_t k) {
+  return round_up(n, kLanes) * k;
+}
+
+void pack_b(int64_t n, int64_t k, GemmOperand b, float* packed) {
+  const PackedB all{packed, depth_block(k), 0, round_up(n, kLanes)};
+  const int64_t blocks = ceil_div(k, all.block);
+  parallel_for(blocks * ceil_div(n, kPackCols), [&](int64_t task) {
+    const int64_t index = task % blocks, col = task / blocks * kPackCols;
+    const int64_t k0 = index * all.block, depth = std::min(all.block, k - k0);
+    pack_b_block(b, k0, depth, col, std::min(kPackCols, n - col), all.panel(index, depth, col));
   });
-  sum_partials<float>(partials.data(), blocks.count, n, out);
+}
+
+void gemm_packed(int64_t m, int64_t n, int64_t k, GemmOperand a, const float* packed, float* c, int64_t c_stride,
+                 const GemmOptions& options) {
+  const Product product{m, n, k, a, c, c_stride, options};
+  const PackedB all{const_cast<float*>(packed), depth_block(k), 0, round_up(n, kLanes)};
+  for_each_block(product, Cut(product), [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+    multiply_block(product, 0, k, nullptr, all, i0, i1, j0, j1);
+  });
+}
+
+void gemm(int64_t m, int64_t n, int64_t k, GemmOperand a, GemmOperand b, float* c, int64_t c_stride,
+          const GemmOptions& options) {
+  // Which blocks of B this thread's scratch holds, so that other rows of C with the same columns need not pack them
+  // again.
+  struct Held {
+    uint64_t pass;
+    int64_t col;
+  };
+  static thread_local Held held[kHeldBlocks] = {};
+  static std::atomic<uint64_t> passes{0};
+
+  const Product product{m, n, k, a, c, c_stride, options};
+  const Cut cut(product);
+  const int64_t block = depth_block(k);
+  const int64_t slots = cut.rows >= m ? 1 : std::min(kHeldBlocks, count_blocks(n, cut.cols));
+  const int64_t depth = std::min(k, std::max(block, kPackedFloats / (cut.cols * slots) / block * block));
+  const int64_t floats = cut.cols * depth;
+  int64_t k0 = 0;
+  do {
+    const int64_t k1 = std::min(k, k0 + depth);
+    const uint64_t pass = ++passes;
+    for_each_block(product, cut, [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
+      const int64_t slot = j0 / cut.cols % slots;
+      const PackedB own{scratch<float>(slots * floats, kPackedBSlot) + slot * floats, block, j0,
+                        round_up(j1 - j0, kLanes)};
+      const bool ready = held[slot].pass == pass && held[slot].col == j0;
+      multiply_block(product, k0, k1, ready ? nullptr : &b, own, i0, i1, j0, j1);
+      held[slot] = {pass, j0};
+    });
+    k0 = k1;
+  } while (k0 < k);
 }
 
 }  // namespace fastllm

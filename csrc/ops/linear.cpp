@@ -63,13 +63,15 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
     grad_input = at::empty(input.sizes(), input.options());
     gemm(m, k, n, grad.matrix(), w.matrix(), grad_input.mutable_data_ptr<float>(), k);
   }
-  if (need_weight) {
-    grad_weight = at::empty({n, k}, weight.options());
-    gemm(n, k, m, grad.transposed(), x.matrix(), grad_weight.mutable_data_ptr<float>(), k);
-  }
-  if (need_bias) {
-    grad_bias = at::empty({n}, weight.options());
-    column_sums(m, n, grad.matrix().data, grad.matrix().stride, grad_bias.mutable_data_ptr<float>());
+  if (need_weight || need_bias) {  // the bias's gradient comes with the weight's, whose product reads all it needs
+    Tensor product = at::empty({n, k}, weight.options());
+    GemmOptions options;
+    if (need_bias) {
+      grad_bias = at::empty({n}, weight.options());
+      options.row_sums = grad_bias.mutable_data_ptr<float>();
+    }
+    gemm(n, k, m, grad.transposed(), x.matrix(), product.mutable_data_ptr<float>(), k, options);
+    if (need_weight) grad_weight = product;
   }
   return {grad_input, grad_weight, grad_bias};
 }

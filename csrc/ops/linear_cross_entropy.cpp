@@ -81,12 +81,9 @@ void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& wei
   gemm(rows, channels, classes, grad.matrix(), RowMajor(weight).matrix(), grad_x.mutable_data_ptr<float>(), channels);
   GemmOptions options;
   options.accumulate = !first;
+  options.row_sums = grad_bias.defined() ? grad_bias.mutable_data_ptr<float>() : nullptr;
   gemm(classes, channels, rows, grad.transposed(), RowMajor(x).matrix(), grad_weight.mutable_data_ptr<float>(),
        channels, options);
-  if (!grad_bias.defined()) return;
-  Tensor sums = first ? grad_bias : at::empty_like(grad_bias);
-  column_sums(rows, classes, grad.matrix().data, classes, sums.mutable_data_ptr<float>());
-  if (!first) grad_bias.add_(sums);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -19,13 +19,13 @@ class RowMajor {
   int64_t rows() const { return tensor_.size(0); }
   int64_t cols() const { return tensor_.size(1); }
 
-  Matrix matrix() const {
+  GemmOperand matrix() const {
     const float* data = tensor_.const_data_ptr<float>();
-    return columns_adjacent_ ? Matrix{data, tensor_.stride(0), false} : Matrix{data, tensor_.stride(1), true};
+    return columns_adjacent_ ? GemmOperand{data, tensor_.stride(0), false} : GemmOperand{data, tensor_.stride(1), true};
   }
 
-  Matrix transposed() const {
-    Matrix m = matrix();
+  GemmOperand transposed() const {
+    GemmOperand m = matrix();
     m.transposed = !m.transposed;
     return m;
   }

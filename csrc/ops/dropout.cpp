@@ -1,0 +1,110 @@
+// fastllm::dropout_add (which is dropout too, without a residual) and its backward.
+#include "cpu/dropout.h"
+
+#include "ops/dropout.h"
+
+namespace fastllm {
+namespace {
+
+// The length of a row: the bias's, or without one a run that is a multiple of 8, so that each starts a Philox block.
+int64_t row_length(const Tensor& input, bool has_bias) {
+  return has_bias ? std::max<int64_t>(1, input.size(-1)) : 4096;
+}
+
+Tensor dropout_add_cpu(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
+                       const OptionalTensor& rng_state) {
+  const char* op = residual ? "dropout_add" : "dropout";
+  check_floating(op, "input", input);
+  const auto dropout = dropout_params(op, p, rng_state, input);
+  if (residual) {
+    check_same_shape(op, "residual", *residual, "input", input);
+    check_same_dtype(op, "residual", *residual, "input", input);
+    check_same_device(op, "residual", *residual, "input", input);
+  }
+  if (bias) {
+    FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+    check_shape(op, "bias", *bias, {input.size(-1)});
+    check_same_dtype(op, "bias", *bias, "input", input);
+    check_same_device(op, "bias", *bias, "input", input);
+  }
+  const Tensor x = input.contiguous(), r = residual ? residual->contiguous() : Tensor();
+  const Tensor b = bias ? bias->contiguous() : Tensor();
+  const int64_t cols = row_length(input, bias.has_value());
+  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    dropout_add_forward<T>(x.numel(), cols, x.const_data_ptr<T>(), residual ? r.const_data_ptr<T>() : nullptr,
+                           bias ? b.const_data_ptr<T>() : nullptr, dropout ? &*dropout : nullptr,
+                           output.mutable_data_ptr<T>());
+  });
+  return output;
+}
+
+std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, double p,
+                                                    const OptionalTensor& rng_state, bool need_bias) {
+  const char* op = "dropout_add_backward";
+  check_floating(op, "grad_output", grad_output);
+  const auto dropout = dropout_params(op, p, rng_state, grad_output);
+  const Tensor grad = grad_output.contiguous();
+  const int64_t cols = row_length(grad, need_bias);
+  Tensor grad_input = at::empty_like(grad, at::MemoryFormat::Contiguous);
+  Tensor grad_bias = need_bias ? at::empty({grad.size(-1)}, grad.options()) : Tensor();
+  dispatch_floating(grad.scalar_type(), [&]<typename T>() {
+    dropout_add_backward<T>(grad.numel(), cols, grad.const_data_ptr<T>(), dropout ? &*dropout : nullptr,
+                            grad_input.mutable_data_ptr<T>(), need_bias ? grad_bias.mutable_data_ptr<T>() : nullptr);
+  });
+  return {grad_input, grad_bias};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd
+// ---------------------------------------------------------------------------------------------------------------------
+
+Tensor call_forward(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
+                    const OptionalTensor& rng_state) {
+  static auto op = find_op<decltype(dropout_add_cpu)>("fastllm::dropout_add");
+  return op.call(input, residual, bias, p, rng_state);
+}
+
+struct DropoutAdd : torch::autograd::Function<DropoutAdd> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& residual,
+                        const OptionalTensor& bias, double p, const OptionalTensor& rng_state) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({or_undefined(rng_state)});
+    ctx->saved_data["p"] = p;
+    ctx->saved_data["has_residual"] = residual.has_value();
+    ctx->saved_data["has_bias"] = bias.has_value();
+    return call_forward(input, residual, bias, p, rng_state);
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
+    static auto op = find_op<decltype(dropout_add_backward_cpu)>("fastllm::dropout_add_backward");
+    const auto [grad_input, grad_bias] =
+        op.call(grad_outputs[0], ctx->saved_data["p"].toDouble(), optional(ctx->get_saved_variables()[0]),
+                ctx->saved_data["has_bias"].toBool());
+    const Tensor grad_residual = ctx->saved_data["has_residual"].toBool() ? grad_outputs[0] : Tensor();
+    return first_order_only("dropout_add", {grad_input, grad_residual, grad_bias, Tensor(), Tensor()});
+  }
+};
+
+Tensor dropout_add_autograd(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
+                            const OptionalTensor& rng_state) {
+  return DropoutAdd::apply(input, residual, bias, p, rng_state);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def("dropout_add(Tensor input, Tensor? residual, Tensor? bias, float p, Tensor? rng_state) -> Tensor");
+  m.def("dropout_add_backward(Tensor grad_output, float p, Tensor? rng_state, bool need_bias) -> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("dropout_add", dropout_add_cpu);
+  m.impl("dropout_add_backward", dropout_add_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("dropout_add", dropout_add_autograd);
+}
+
+}  // namespace fastllm

@@ -1,0 +1,282 @@
+// fastllm::layer_norm, rms_norm, dropout_add_layer_norm and their backward: one family over one pair of kernels.
+#include "cpu/norm.h"
+
+#include <algorithm>
+
+#include "ops/dropout.h"
+
+namespace fastllm {
+namespace {
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checks and CPU implementation
+// ---------------------------------------------------------------------------------------------------------------------
+
+at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Parameters may be of any floating dtype beside the input's (float32 parameters with bfloat16 activations are common):
+// they are small, and computed with in the compute type.
+Tensor parameter(const char* op, const char* name, const OptionalTensor& tensor, at::IntArrayRef shape,
+                 const Tensor& input) {
+  if (!tensor) return Tensor();
+  check_floating(op, name, *tensor);
+  check_same_device(op, name, *tensor, "input", input);
+  check_shape(op, name, *tensor, shape);
+  return tensor->to(compute_type(input)).contiguous();
+}
+
+template <typename C>
+const C* data(const Tensor& t) {
+  return t.defined() ? t.const_data_ptr<C>() : nullptr;
+}
+
+template <typename C>
+C* mutable_data(Tensor& t) {
+  return t.defined() ? t.mutable_data_ptr<C>() : nullptr;
+}
+
+int64_t count_columns(const char* op, const Tensor& input, at::IntArrayRef normalized_shape) {
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(!normalized_shape.empty(), op, "normalized_shape", "have at least one dimension", "none");
+  const bool fits = input.dim() >= static_cast<int64_t>(normalized_shape.size()) &&
+                    input.sizes().slice(input.dim() - normalized_shape.size()) == normalized_shape;
+  FASTLLM_CHECK(fits, op, "normalized_shape", c10::str("be the last dimensions of 'input' (", input.sizes(), ")"),
+                normalized_shape);
+  return c10::multiply_integers(normalized_shape);
+}
+
+int64_t count_rows(const Tensor& input, int64_t dims) {
+  return c10::multiply_integers(input.sizes().slice(0, input.dim() - dims));
+}
+
+using Statistics = std::tuple<Tensor, Tensor, Tensor>;  // output, mean, rstd
+
+Statistics norm_cpu(const char* op, bool rms, const Tensor& input, at::IntArrayRef normalized_shape,
+                    const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  const int64_t cols = count_columns(op, input, normalized_shape), rows = count_rows(input, normalized_shape.size());
+  const Tensor w = parameter(op, "weight", weight, normalized_shape, input);
+  const Tensor b = parameter(op, "bias", bias, normalized_shape, input);
+  const Tensor x = input.contiguous();
+  const auto computing = input.options().dtype(compute_type(input));
+  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
+  Tensor mean = at::empty({rms ? 0 : rows}, computing), rstd = at::empty({rows}, computing);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    norm_forward<T>({rows, cols, rms, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b), output.mutable_data_ptr<T>(),
+                     mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>()});
+  });
+  return {output, mean, rstd};
+}
+
+Statistics layer_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape, const OptionalTensor& weight,
+                          const OptionalTensor& bias, double eps) {
+  return norm_cpu("layer_norm", false, input, normalized_shape, weight, bias, eps);
+}
+
+std::tuple<Tensor, Tensor> rms_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
+                                        const OptionalTensor& weight, double eps) {
+  const auto [output, mean, rstd] = norm_cpu("rms_norm", true, input, normalized_shape, weight, std::nullopt, eps);
+  return {output, rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cpu(const Tensor& input, const Tensor& residual,
+                                                                      const OptionalTensor& weight,
+                                                                      const OptionalTensor& bias, double p, double eps,
+                                                                      const OptionalTensor& input_bias,
+                                                                      const OptionalTensor& rng_state) {
+  const char* op = "dropout_add_layer_norm";
+  check_floating(op, "input", input);
+  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+  const auto dropout = dropout_params(op, p, rng_state, input);
+  check_same_shape(op, "residual", residual, "input", input);
+  check_same_dtype(op, "residual", residual, "input", input);
+  check_same_device(op, "residual", residual, "input", input);
+  const int64_t cols = input.size(-1), rows = count_rows(input, 1);
+  const Tensor w = parameter(op, "weight", weight, {cols}, input), b = parameter(op, "bias", bias, {cols}, input);
+  Tensor added = parameter(op, "input_bias", input_bias, {cols}, input);
+  if (added.defined()) added = added.to(input.scalar_type());
+  const Tensor x = input.contiguous(), r = residual.contiguous();
+  const auto computing = input.options().dtype(compute_type(input));
+  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous), new_residual = at::empty_like(output);
+  Tensor mean = at::empty({rows}, computing), rstd = at::empty({rows}, computing);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    norm_forward<T>({rows, cols, false, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
+                     output.mutable_data_ptr<T>(), mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>(),
+                     r.const_data_ptr<T>(), data<T>(added), new_residual.mutable_data_ptr<T>(),
+                     dropout ? &*dropout : nullptr});
+  });
+  return {output, new_residual, mean, rstd};
+}
+
+// The gradients of all three ops. grad_input is undefined where it would equal grad_normalized (no dropout).
+using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // normalized, weight, bias, input, input_bias
+
+Gradients norm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_residual,
+                            const Tensor& normalized, const OptionalTensor& mean, const Tensor& rstd,
+                            const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& input_bias,
+                            double p, const OptionalTensor& rng_state) {
+  const char* op = "norm_backward";
+  const auto dropout = dropout_params(op, p, rng_state, normalized);
+  const int64_t rows = rstd.numel(), cols = rows ? normalized.numel() / rows : (weight ? weight->numel() : 0);
+  const Tensor x = normalized.contiguous();
+  const auto incoming = [&](const OptionalTensor& grad) {
+    if (!grad) return Tensor();
+    check_same_shape(op, "grad_output", *grad, "input", normalized);
+    return grad->to(normalized.scalar_type()).contiguous();
+  };
+  const Tensor dy = incoming(grad_output), more = incoming(grad_residual);
+  const Tensor w = weight ? weight->to(compute_type(x)).contiguous() : Tensor();
+  Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
+  Tensor grad_input = dropout ? at::empty_like(grad_x) : Tensor();
+  const auto like = [&](const OptionalTensor& t) {
+    return t ? at::empty(t->sizes(), t->options().dtype(compute_type(x))) : Tensor();
+  };
+  Tensor grad_weight = like(weight), grad_bias = like(bias), grad_input_bias = like(input_bias);
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    norm_backward<T>({rows, cols, !mean.has_value(), data<T>(dy), data<T>(more), x.const_data_ptr<T>(),
+                      mean ? mean->const_data_ptr<C>() : nullptr, rstd.const_data_ptr<C>(), data<C>(w),
+                      grad_x.mutable_data_ptr<T>(), mutable_data<C>(grad_weight), mutable_data<C>(grad_bias),
+                      dropout ? &*dropout : nullptr, mutable_data<T>(grad_input), mutable_data<C>(grad_input_bias)});
+  });
+  const auto cast = [](const Tensor& grad, const OptionalTensor& like) {
+    return grad.defined() ? grad.to(like->scalar_type()) : grad;
+  };
+  return {grad_x, cast(grad_weight, weight), cast(grad_bias, bias), grad_input, cast(grad_input_bias, input_bias)};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd
+// ---------------------------------------------------------------------------------------------------------------------
+
+Gradients call_backward(const Tensor& grad_output, const Tensor& grad_residual, const Tensor& normalized,
+                        const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias,
+                        const Tensor& input_bias, double p, const Tensor& rng_state) {
+  static auto op = find_op<decltype(norm_backward_cpu)>("fastllm::norm_backward");
+  return op.call(optional(grad_output), optional(grad_residual), normalized, optional(mean), rstd, optional(weight),
+                 optional(bias), optional(input_bias), p, optional(rng_state));
+}
+
+struct LayerNorm : torch::autograd::Function<LayerNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                               const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+    static auto op = c10::Dispatcher::singleton()
+                         .findSchemaOrThrow("fastllm::layer_norm", "")
+                         .typed<Statistics(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&,
+                                           const OptionalTensor&, double)>();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, mean, rstd] = op.call(input, normalized_shape, weight, bias, eps);
+    ctx->save_for_backward({input, mean, rstd, or_undefined(weight), or_undefined(bias)});
+    ctx->mark_non_differentiable({mean, rstd});
+    return {output, mean, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list s = ctx->get_saved_variables();
+    const auto [dx, dw, db, unused, none] =
+        call_backward(grads[0], Tensor(), s[0], s[1], s[2], s[3], s[4], Tensor(), 0.0, Tensor());
+    return first_order_only("layer_norm", {dx, Tensor(), dw, db, Tensor()});
+  }
+};
+
+struct RMSNorm : torch::autograd::Function<RMSNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                               const OptionalTensor& weight, double eps) {
+    static auto op =
+        c10::Dispatcher::singleton()
+            .findSchemaOrThrow("fastllm::rms_norm", "")
+            .typed<std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, double)>();
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, rstd] = op.call(input, normalized_shape, weight, eps);
+    ctx->save_for_backward({input, rstd, or_undefined(weight)});
+    ctx->mark_non_differentiable({rstd});
+    return {output, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list s = ctx->get_saved_variables();
+    const auto [dx, dw, db, unused, none] =
+        call_backward(grads[0], Tensor(), s[0], Tensor(), s[1], s[2], Tensor(), Tensor(), 0.0, Tensor());
+    return first_order_only("rms_norm", {dx, Tensor(), dw, Tensor()});
+  }
+};
+
+struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& residual,
+                               const OptionalTensor& weight, const OptionalTensor& bias, double p, double eps,
+                               const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
+    static auto op = find_op<decltype(dropout_add_layer_norm_cpu)>("fastllm::dropout_add_layer_norm");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, new_residual, mean, rstd] =
+        op.call(input, residual, weight, bias, p, eps, input_bias, rng_state);
+    ctx->save_for_backward({new_residual, mean, rstd, or_undefined(weight), or_undefined(bias),
+                            or_undefined(input_bias), or_undefined(rng_state)});
+    ctx->saved_data["p"] = p;
+    ctx->mark_non_differentiable({mean, rstd});
+    ctx->set_materialize_grads(false);  // one of the two gradients often does not come
+    return {output, new_residual, mean, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const variable_list s = ctx->get_saved_variables();
+    const auto [dz, dw, db, dropped, dib] =
+        call_backward(grads[0], grads[1], s[0], s[1], s[2], s[3], s[4], s[5], ctx->saved_data["p"].toDouble(), s[6]);
+    return first_order_only("dropout_add_layer_norm",
+                            {dropped.defined() ? dropped : dz, dz, dw, db, Tensor(), Tensor(), dib, Tensor()});
+  }
+};
+
+Statistics layer_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,
+                               const OptionalTensor& bias, double eps) {
+  const variable_list out = LayerNorm::apply(input, normalized_shape, weight, bias, eps);
+  return {out[0], out[1], out[2]};
+}
+
+std::tuple<Tensor, Tensor> rms_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape,
+                                             const OptionalTensor& weight, double eps) {
+  const variable_list out = RMSNorm::apply(input, normalized_shape, weight, eps);
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_autograd(const Tensor& input, const Tensor& residual,
+                                                                           const OptionalTensor& weight,
+                                                                           const OptionalTensor& bias, double p,
+                                                                           double eps, const OptionalTensor& input_bias,
+                                                                           const OptionalTensor& rng_state) {
+  const variable_list out = DropoutAddLayerNorm::apply(input, residual, weight, bias, p, eps, input_bias, rng_state);
+  return {out[0], out[1], out[2], out[3]};
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def(
+      "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) "
+      "-> (Tensor, Tensor, Tensor)");
+  m.def("rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> (Tensor, Tensor)");
+  m.def(
+      "dropout_add_layer_norm(Tensor input, Tensor residual, Tensor? weight, Tensor? bias, float p, float eps, "
+      "Tensor? input_bias, Tensor? rng_state) -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "norm_backward(Tensor? grad_output, Tensor? grad_residual, Tensor normalized, Tensor? mean, Tensor rstd, "
+      "Tensor? weight, Tensor? bias, Tensor? input_bias, float p, Tensor? rng_state) "
+      "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("layer_norm", layer_norm_cpu);
+  m.impl("rms_norm", rms_norm_cpu);
+  m.impl("dropout_add_layer_norm", dropout_add_layer_norm_cpu);
+  m.impl("norm_backward", norm_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("layer_norm", layer_norm_autograd);
+  m.impl("rms_norm", rms_norm_autograd);
+  m.impl("dropout_add_layer_norm", dropout_add_layer_norm_autograd);
+}
+
+}  // namespace fastllm
