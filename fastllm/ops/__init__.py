@@ -7,8 +7,30 @@ any number of threads.
 
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)
 from fastllm.ops._report import build_info, report
+from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
 from fastllm.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from fastllm.ops.dropout import dropout, dropout_add
+from fastllm.ops.embedding import embedding
 from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
+from fastllm.ops.norm import dropout_add_layer_norm, layer_norm, rms_norm
+from fastllm.ops.softmax import softmax
 
-__all__ = ["bias_gelu", "build_info", "cross_entropy", "gelu", "linear", "linear_cross_entropy", "report"]
+__all__ = [
+    "attention_packed",
+    "bias_gelu",
+    "build_info",
+    "cross_entropy",
+    "dropout",
+    "dropout_add",
+    "dropout_add_layer_norm",
+    "embedding",
+    "gelu",
+    "layer_norm",
+    "linear",
+    "linear_cross_entropy",
+    "report",
+    "rms_norm",
+    "scaled_dot_product_attention",
+    "softmax",
+]

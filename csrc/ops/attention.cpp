@@ -1,0 +1,395 @@
+// fastllm::scaled_dot_product_attention, fastllm::attention_packed and their backward.
+#include "cpu/attention.h"
+
+#include <ATen/ops/full.h>
+#include <ATen/ops/where.h>
+
+#include <array>
+#include <cmath>
+
+#include "ops/dropout.h"
+
+namespace fastllm {
+namespace {
+
+// B batch, H heads of queries, Hkv of keys and values, Tq and Tk tokens, D head_dim
+
+struct Options {
+  const OptionalTensor& attn_mask;
+  double dropout_p;
+  bool is_causal;
+  std::optional<double> scale;
+  const OptionalTensor& key_lengths;
+  bool bottom_right;
+  const OptionalTensor& rng_state;
+};
+
+at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Queries, keys and values as (B, T, H, D) views with a contiguous last dimension.
+struct Operands {
+  Tensor query, key, value;
+};
+
+Tensor unit_last_stride(const Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
+template <typename T, typename P>
+Heads<P> heads(const Tensor& t) {
+  P data = nullptr;
+  if constexpr (std::is_const_v<std::remove_pointer_t<P>>)
+    data = t.const_data_ptr<T>();
+  else
+    data = t.mutable_data_ptr<T>();
+  return {data, t.stride(0), t.stride(1), t.stride(2)};
+}
+
+// The mask as additive scores in the compute type, with the strides of (B, H, Tq, Tk).
+struct Mask {
+  Tensor values;
+  std::array<int64_t, 4> strides{};
+  bool batches = false, heads = false;  // has its own batch and head dimension
+};
+
+Mask prepare_mask(const char* op, const OptionalTensor& attn_mask, const Operands& o) {
+  Mask mask;
+  if (!attn_mask) return mask;
+  const Tensor& m = *attn_mask;
+  FASTLLM_CHECK_TYPE(m.scalar_type() == at::kBool || is_kernel_dtype(m.scalar_type()), op, "attn_mask",
+                     "be bool or floating", m.scalar_type());
+  check_same_device(op, "attn_mask", m, "query", o.query);
+  const std::array<int64_t, 4> full{o.query.size(0), o.query.size(2), o.query.size(1), o.key.size(1)};
+  bool fits = m.dim() <= 4;
+  for (int64_t i = 0; fits && i < m.dim(); ++i) {
+    const int64_t size = m.size(m.dim() - 1 - i);
+    fits = size == 1 || size == full[3 - i];
+  }
+  FASTLLM_CHECK(fits, op, "attn_mask", c10::str("broadcast to (B, H, Tq, Tk) = ", at::IntArrayRef(full)), m.sizes());
+  const auto options = m.options().dtype(compute_type(o.query));
+  if (m.scalar_type() == at::kBool) {
+    const double never = -std::numeric_limits<double>::infinity();
+    mask.values = at::where(m, at::full({}, 0.0, options), at::full({}, never, options)).contiguous();
+  } else {
+    mask.values = m.to(compute_type(o.query)).contiguous();
+  }
+  for (int64_t i = 0; i < m.dim(); ++i) {
+    const int64_t dim = m.dim() - 1 - i;
+    mask.strides[3 - i] = m.size(dim) == 1 ? 0 : mask.values.stride(dim);
+  }
+  mask.batches = mask.strides[0] != 0;
+  mask.heads = mask.strides[1] != 0;
+  return mask;
+}
+
+template <typename T>
+Attention<T> describe(const Operands& o, const Mask& mask, const Tensor& lengths, const Options& options,
+                      const std::optional<DropoutParams>& dropout) {
+  using C = Compute<T>;
+  Attention<T> a{};
+  a.b = o.query.size(0), a.tq = o.query.size(1), a.h = o.query.size(2), a.d = o.query.size(3);
+  a.tk = o.key.size(1), a.hkv = o.key.size(2), a.dv = o.value.size(3);
+  a.query = heads<T, const T*>(o.query), a.key = heads<T, const T*>(o.key), a.value = heads<T, const T*>(o.value);
+  a.scale = static_cast<C>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, a.d)))));
+  a.causal = options.is_causal;
+  a.causal_shift = options.bottom_right ? a.tk - a.tq : 0;
+  a.key_lengths = lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr;
+  a.mask = mask.values.defined() ? mask.values.const_data_ptr<C>() : nullptr;
+  std::copy(mask.strides.begin(), mask.strides.end(), a.mask_strides);
+  a.dropout = dropout ? &*dropout : nullptr;
+  return a;
+}
+
+Tensor prepare_lengths(const char* op, const OptionalTensor& key_lengths, const Tensor& query) {
+  if (!key_lengths) return Tensor();
+  FASTLLM_CHECK_TYPE(key_lengths->scalar_type() == at::kLong || key_lengths->scalar_type() == at::kInt, op,
+                     "key_lengths", "be int64 or int32", key_lengths->scalar_type());
+  check_shape(op, "key_lengths", *key_lengths, {query.size(0)});
+  check_same_device(op, "key_lengths", *key_lengths, "query", query);
+  return key_lengths->to(at::kLong).contiguous();
+}
+
+void check_operands(const char* op, const Tensor& query, const Tensor& key, const Tensor& value, bool enable_gqa) {
+  check_floating(op, "query", query);
+  FASTLLM_CHECK(query.dim() == 4, op, "query", "have shape (B, H, T, D)", query.sizes());
+  const std::pair<const char*, const Tensor&> others[] = {{"key", key}, {"value", value}};
+  for (const auto& [name, tensor] : others) {
+    check_same_dtype(op, name, tensor, "query", query);
+    check_same_device(op, name, tensor, "query", query);
+    FASTLLM_CHECK(tensor.dim() == 4 && tensor.size(0) == query.size(0), op, name,
+                  c10::str("have shape (", query.size(0), ", H, T, D)"), tensor.sizes());
+  }
+  FASTLLM_CHECK(key.size(3) == query.size(3), op, "key", c10::str("have query's head_dim (", query.size(3), ")"),
+                key.sizes());
+  FASTLLM_CHECK(value.size(1) == key.size(1) && value.size(2) == key.size(2), op, "value",
+                c10::str("have key's heads and tokens (", key.sizes(), ")"), value.sizes());
+  const int64_t h = query.size(1), hkv = key.size(1);
+  FASTLLM_CHECK(h == hkv || (enable_gqa && hkv > 0 && h % hkv == 0), op, "key",
+                c10::str("have query's ", h, " heads (or with enable_gqa a divisor of them)"), key.sizes());
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Both ops, on (B, T, H, D) views
+// ---------------------------------------------------------------------------------------------------------------------
+
+std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const Options& options) {
+  const auto dropout = dropout_params(op, options.dropout_p, options.rng_state, o.query, "dropout_p");
+  const Mask mask = prepare_mask(op, options.attn_mask, o);
+  const Tensor lengths = prepare_lengths(op, options.key_lengths, o.query);
+  const int64_t b = o.query.size(0), tq = o.query.size(1), h = o.query.size(2);
+  Tensor output = at::empty({b, tq, h, o.value.size(3)}, o.query.options());
+  Tensor logsumexp = at::empty({b, h, tq}, o.query.options().dtype(compute_type(o.query)));
+  dispatch_floating(o.query.scalar_type(), [&]<typename T>() {
+    const Attention<T> a = describe<T>(o, mask, lengths, options, dropout);
+    attention_forward<T>(a, heads<T, T*>(output), logsumexp.mutable_data_ptr<Compute<T>>());
+  });
+  return {output, logsumexp};
+}
+
+// Writes into `grads`, views like the operands; returns the mask's gradient, undefined if it is not wanted.
+Tensor backward(const char* op, const Tensor& grad_output, const Operands& o, const Tensor& output,
+                const Tensor& logsumexp, const Options& options, bool need_mask, const Operands& grads) {
+  const auto dropout = dropout_params(op, options.dropout_p, options.rng_state, o.query, "dropout_p");
+  const Mask mask = prepare_mask(op, options.attn_mask, o);
+  const Tensor lengths = prepare_lengths(op, options.key_lengths, o.query);
+  const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), lse = logsumexp.contiguous();
+  Tensor grad_mask = need_mask ? at::zeros_like(mask.values) : Tensor();
+  dispatch_floating(o.query.scalar_type(), [&]<typename T>() {
+    using C = Compute<T>;
+    const AttentionGradients<T> g{heads<T, const T*>(go),
+                                  heads<T, const T*>(out),
+                                  lse.const_data_ptr<C>(),
+                                  heads<T, T*>(grads.query),
+                                  heads<T, T*>(grads.key),
+                                  heads<T, T*>(grads.value),
+                                  need_mask ? grad_mask.mutable_data_ptr<C>() : nullptr,
+                                  mask.batches,
+                                  mask.heads};
+    attention_backward<T>(describe<T>(o, mask, lengths, options, dropout), g);
+  });
+  return need_mask ? grad_mask.to(options.attn_mask->scalar_type()) : grad_mask;
+}
+
+Operands tokens_first(const Tensor& query, const Tensor& key, const Tensor& value) {
+  return {unit_last_stride(query).transpose(1, 2), unit_last_stride(key).transpose(1, 2),
+          unit_last_stride(value).transpose(1, 2)};
+}
+
+std::tuple<Tensor, Tensor> sdpa_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
+                                    const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                                    std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
+                                    bool bottom_right, const OptionalTensor& rng_state) {
+  const char* op = "scaled_dot_product_attention";
+  check_operands(op, query, key, value, enable_gqa);
+  const auto [output, logsumexp] =
+      forward(op, tokens_first(query, key, value),
+              {attn_mask, dropout_p, is_causal, scale, key_lengths, bottom_right, rng_state});
+  return {output.transpose(1, 2), logsumexp};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_backward_cpu(const Tensor& grad_output, const Tensor& query,
+                                                             const Tensor& key, const Tensor& value,
+                                                             const Tensor& output, const Tensor& logsumexp,
+                                                             const OptionalTensor& attn_mask, double dropout_p,
+                                                             bool is_causal, std::optional<double> scale,
+                                                             const OptionalTensor& key_lengths, bool bottom_right,
+                                                             const OptionalTensor& rng_state, bool need_mask) {
+  const char* op = "scaled_dot_product_attention_backward";
+  check_operands(op, query, key, value, true);
+  check_same_shape(op, "grad_output", grad_output, "output", output);
+  const Operands o = tokens_first(query, key, value);
+  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+  const Operands grads{like(o.query), like(o.key), like(o.value)};
+  const Tensor grad_mask =
+      backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), logsumexp,
+               {attn_mask, dropout_p, is_causal, scale, key_lengths, bottom_right, rng_state}, need_mask, grads);
+  return {grads.query.transpose(1, 2), grads.key.transpose(1, 2), grads.value.transpose(1, 2), grad_mask};
+}
+
+Operands unpack(const char* op, const Tensor& qkv) {
+  check_floating(op, "qkv", qkv);
+  FASTLLM_CHECK(qkv.dim() == 5 && qkv.size(2) == 3, op, "qkv", "have shape (B, T, 3, H, D)", qkv.sizes());
+  const Tensor packed = unit_last_stride(qkv);
+  return {packed.select(2, 0), packed.select(2, 1), packed.select(2, 2)};
+}
+
+std::tuple<Tensor, Tensor> packed_cpu(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
+                                      bool is_causal, std::optional<double> scale, const OptionalTensor& key_lengths,
+                                      const OptionalTensor& rng_state) {
+  const char* op = "attention_packed";
+  return forward(op, unpack(op, qkv), {attn_mask, dropout_p, is_causal, scale, key_lengths, false, rng_state});
+}
+
+std::tuple<Tensor, Tensor> packed_backward_cpu(const Tensor& grad_output, const Tensor& qkv, const Tensor& output,
+                                               const Tensor& logsumexp, const OptionalTensor& attn_mask,
+                                               double dropout_p, bool is_causal, std::optional<double> scale,
+                                               const OptionalTensor& key_lengths, const OptionalTensor& rng_state,
+                                               bool need_mask) {
+  const char* op = "attention_packed_backward";
+  const Operands o = unpack(op, qkv);
+  check_same_shape(op, "grad_output", grad_output, "output", output);
+  Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
+  const Tensor grad_mask = backward(op, grad_output, o, output, logsumexp,
+                                    {attn_mask, dropout_p, is_causal, scale, key_lengths, false, rng_state}, need_mask,
+                                    unpack(op, grad_qkv));
+  return {grad_qkv, grad_mask};
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Autograd and autocast
+// ---------------------------------------------------------------------------------------------------------------------
+
+void save_options(AutogradContext* ctx, double dropout_p, bool is_causal, std::optional<double> scale) {
+  ctx->saved_data["dropout_p"] = dropout_p;
+  ctx->saved_data["is_causal"] = is_causal;
+  ctx->saved_data["scale"] = scale;
+}
+
+bool differentiable(const OptionalTensor& mask) {
+  return mask.has_value() && mask->requires_grad();
+}
+
+struct Sdpa : torch::autograd::Function<Sdpa> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
+                               const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                               std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
+                               bool bottom_right, const OptionalTensor& rng_state) {
+    static auto op = find_op<decltype(sdpa_cpu)>("fastllm::scaled_dot_product_attention");
+    ctx->saved_data["need_mask"] = differentiable(attn_mask);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, logsumexp] = op.call(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                                             key_lengths, bottom_right, rng_state);
+    ctx->save_for_backward({query, key, value, output, logsumexp, or_undefined(attn_mask), or_undefined(key_lengths),
+                            or_undefined(rng_state)});
+    save_options(ctx, dropout_p, is_causal, scale);
+    ctx->saved_data["bottom_right"] = bottom_right;
+    ctx->mark_non_differentiable({logsumexp});
+    return {output, logsumexp};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static auto op = find_op<decltype(sdpa_backward_cpu)>("fastllm::scaled_dot_product_attention_backward");
+    const variable_list s = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const auto [dq, dk, dv, dmask] =
+        op.call(grads[0], s[0], s[1], s[2], s[3], s[4], optional(s[5]), data["dropout_p"].toDouble(),
+                data["is_causal"].toBool(), data["scale"].toOptional<double>(), optional(s[6]),
+                data["bottom_right"].toBool(), optional(s[7]), data["need_mask"].toBool());
+    return first_order_only("scaled_dot_product_attention",
+                            {dq, dk, dv, dmask, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+  }
+};
+
+struct Packed : torch::autograd::Function<Packed> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& qkv, const OptionalTensor& attn_mask,
+                               double dropout_p, bool is_causal, std::optional<double> scale,
+                               const OptionalTensor& key_lengths, const OptionalTensor& rng_state) {
+    static auto op = find_op<decltype(packed_cpu)>("fastllm::attention_packed");
+    ctx->saved_data["need_mask"] = differentiable(attn_mask);
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, logsumexp] = op.call(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state);
+    ctx->save_for_backward(
+        {qkv, output, logsumexp, or_undefined(attn_mask), or_undefined(key_lengths), or_undefined(rng_state)});
+    save_options(ctx, dropout_p, is_causal, scale);
+    ctx->mark_non_differentiable({logsumexp});
+    return {output, logsumexp};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static auto op = find_op<decltype(packed_backward_cpu)>("fastllm::attention_packed_backward");
+    const variable_list s = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const auto [dqkv, dmask] =
+        op.call(grads[0], s[0], s[1], s[2], optional(s[3]), data["dropout_p"].toDouble(), data["is_causal"].toBool(),
+                data["scale"].toOptional<double>(), optional(s[4]), optional(s[5]), data["need_mask"].toBool());
+    return first_order_only("attention_packed", {dqkv, dmask, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+  }
+};
+
+std::tuple<Tensor, Tensor> sdpa_autograd(const Tensor& query, const Tensor& key, const Tensor& value,
+                                         const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                                         std::optional<double> scale, bool enable_gqa,
+                                         const OptionalTensor& key_lengths, bool bottom_right,
+                                         const OptionalTensor& rng_state) {
+  const variable_list out = Sdpa::apply(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa,
+                                        key_lengths, bottom_right, rng_state);
+  return {out[0], out[1]};
+}
+
+std::tuple<Tensor, Tensor> packed_autograd(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
+                                           bool is_causal, std::optional<double> scale,
+                                           const OptionalTensor& key_lengths, const OptionalTensor& rng_state) {
+  const variable_list out = Packed::apply(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state);
+  return {out[0], out[1]};
+}
+
+template <c10::DeviceType kDevice>
+std::tuple<Tensor, Tensor> sdpa_autocast(const Tensor& query, const Tensor& key, const Tensor& value,
+                                         const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                                         std::optional<double> scale, bool enable_gqa,
+                                         const OptionalTensor& key_lengths, bool bottom_right,
+                                         const OptionalTensor& rng_state) {
+  static auto op = find_op<decltype(sdpa_cpu)>("fastllm::scaled_dot_product_attention");
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
+  const auto cast = [&](const Tensor& t) { return at::autocast::cached_cast(dtype, t, kDevice); };
+  return op.call(cast(query), cast(key), cast(value), attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths,
+                 bottom_right, rng_state);
+}
+
+template <c10::DeviceType kDevice>
+std::tuple<Tensor, Tensor> packed_autocast(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
+                                           bool is_causal, std::optional<double> scale,
+                                           const OptionalTensor& key_lengths, const OptionalTensor& rng_state) {
+  static auto op = find_op<decltype(packed_cpu)>("fastllm::attention_packed");
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
+  return op.call(at::autocast::cached_cast(dtype, qkv, kDevice), attn_mask, dropout_p, is_causal, scale, key_lengths,
+                 rng_state);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def(
+      "scaled_dot_product_attention(Tensor query, Tensor key, Tensor value, Tensor? attn_mask, float dropout_p, "
+      "bool is_causal, float? scale, bool enable_gqa, Tensor? key_lengths, bool bottom_right, Tensor? rng_state) "
+      "-> (Tensor, Tensor)");
+  m.def(
+      "scaled_dot_product_attention_backward(Tensor grad_output, Tensor query, Tensor key, Tensor value, "
+      "Tensor output, Tensor logsumexp, Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, "
+      "Tensor? key_lengths, bool bottom_right, Tensor? rng_state, bool need_mask) "
+      "-> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "attention_packed(Tensor qkv, Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, "
+      "Tensor? key_lengths, Tensor? rng_state) -> (Tensor, Tensor)");
+  m.def(
+      "attention_packed_backward(Tensor grad_output, Tensor qkv, Tensor output, Tensor logsumexp, Tensor? attn_mask, "
+      "float dropout_p, bool is_causal, float? scale, Tensor? key_lengths, Tensor? rng_state, bool need_mask) "
+      "-> (Tensor, Tensor)");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("scaled_dot_product_attention", sdpa_cpu);
+  m.impl("scaled_dot_product_attention_backward", sdpa_backward_cpu);
+  m.impl("attention_packed", packed_cpu);
+  m.impl("attention_packed_backward", packed_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("scaled_dot_product_attention", sdpa_autograd);
+  m.impl("attention_packed", packed_autograd);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
+  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CPU>);
+  m.impl("attention_packed", packed_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
+  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CUDA>);
+  m.impl("attention_packed", packed_autocast<c10::DeviceType::CUDA>);
+}
+
+}  // namespace fastllm

@@ -1,0 +1,85 @@
+// fastllm::softmax and its backward.
+#include "cpu/softmax.h"
+
+#include "ops/op.h"
+
+namespace fastllm {
+namespace {
+
+struct Shape {
+  int64_t outer, size, inner;
+};
+
+Shape check(const char* op, const Tensor& input, int64_t dim) {
+  check_floating(op, "input", input);
+  const int64_t dims = std::max<int64_t>(1, input.dim());
+  FASTLLM_CHECK(dim >= -dims && dim < dims, op, "dim", c10::str("be in [", -dims, ", ", dims, ")"), dim);
+  if (input.dim() == 0) return {1, 1, 1};
+  const int64_t at = dim < 0 ? dim + dims : dim;
+  return {c10::multiply_integers(input.sizes().slice(0, at)), input.size(at),
+          c10::multiply_integers(input.sizes().slice(at + 1))};
+}
+
+Tensor softmax_cpu(const Tensor& input, int64_t dim) {
+  const Shape shape = check("softmax", input, dim);
+  const Tensor x = input.contiguous();
+  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
+  if (x.numel() == 0) return output;
+  dispatch_floating(x.scalar_type(), [&]<typename T>() {
+    softmax_forward<T>(shape.outer, shape.size, shape.inner, x.const_data_ptr<T>(), output.mutable_data_ptr<T>());
+  });
+  return output;
+}
+
+Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
+  const Shape shape = check("softmax_backward", output, dim);
+  check_same_shape("softmax_backward", "grad_output", grad_output, "output", output);
+  check_same_dtype("softmax_backward", "grad_output", grad_output, "output", output);
+  const Tensor grad = grad_output.contiguous(), y = output.contiguous();
+  Tensor grad_input = at::empty_like(y, at::MemoryFormat::Contiguous);
+  if (y.numel() == 0) return grad_input;
+  dispatch_floating(y.scalar_type(), [&]<typename T>() {
+    softmax_backward<T>(shape.outer, shape.size, shape.inner, grad.const_data_ptr<T>(), y.const_data_ptr<T>(),
+                        grad_input.mutable_data_ptr<T>());
+  });
+  return grad_input;
+}
+
+struct Softmax : torch::autograd::Function<Softmax> {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t dim) {
+    static auto op = find_op<decltype(softmax_cpu)>("fastllm::softmax");
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const Tensor output = op.call(input, dim);
+    ctx->save_for_backward({output});
+    ctx->saved_data["dim"] = dim;
+    return output;
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    static auto op = find_op<decltype(softmax_backward_cpu)>("fastllm::softmax_backward");
+    const Tensor grad = op.call(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["dim"].toInt());
+    return first_order_only("softmax", {grad, Tensor()});
+  }
+};
+
+Tensor softmax_autograd(const Tensor& input, int64_t dim) {
+  return Softmax::apply(input, dim);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(fastllm, m) {
+  m.def("softmax(Tensor input, int dim) -> Tensor");
+  m.def("softmax_backward(Tensor grad_output, Tensor output, int dim) -> Tensor");
+}
+
+TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
+  m.impl("softmax", softmax_cpu);
+  m.impl("softmax_backward", softmax_backward_cpu);
+}
+
+TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
+  m.impl("softmax", softmax_autograd);
+}
+
+}  // namespace fastllm

@@ -1,0 +1,141 @@
+"""Scaled dot-product attention, in torch's layout and on a packed projection.
+
+Tiles of keys pass under an online softmax (Dao et al., "FlashAttention", 2022), so memory grows with T, not T x T;
+backward makes the scores again. Causal masks and key lengths skip the tiles they can. A row that may see nothing gives
+zeros and zero gradients.
+"""
+
+import torch
+from torch import Tensor
+
+from fastllm.ops._random import rng_state_for
+
+_ALIGNMENTS = ("top-left", "bottom-right")
+
+
+def scaled_dot_product_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+    *,
+    key_lengths: Tensor | None = None,
+    causal_align: str = "top-left",
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Return softmax(query @ key^T * scale + mask) @ value, as torch.nn.functional.scaled_dot_product_attention.
+
+    Args:
+        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16.
+        key: (B, Hkv, Tk, D).
+        value: (B, Hkv, Tk, Dv).
+        attn_mask: broadcastable to (B, H, Tq, Tk); bool (True takes part) or floating (added to the scores, and
+            differentiable). It may be combined with is_causal, which torch does not allow.
+        dropout_p: probability of a weight to be zeroed, in [0, 1].
+        is_causal: query i sees keys up to i; for Tq != Tk see causal_align.
+        scale: default 1 / sqrt(D).
+        enable_gqa: Hkv may be a divisor of H.
+        key_lengths: (B,) int64 or int32, how many keys of each batch element count.
+        causal_align: "top-left", as torch, or "bottom-right": the last query sees the last key.
+        rng_state: as for :func:`fastllm.ops.dropout`; element i of the mask runs over (B, H, Tq, Tk rounded up to a
+            multiple of 8).
+
+    Returns:
+        (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
+
+    Raises:
+        ValueError: shapes do not fit, or an argument is out of range.
+        TypeError: dtypes or devices do not fit.
+
+    Example:
+        >>> q = torch.zeros(1, 2, 3, 4)
+        >>> scaled_dot_product_attention(q, q, q + 1, is_causal=True).shape
+        torch.Size([1, 2, 3, 4])
+    """
+    if causal_align not in _ALIGNMENTS:
+        raise ValueError(
+            f"scaled_dot_product_attention: 'causal_align' must be one of {_ALIGNMENTS}, got '{causal_align}'"
+        )
+    state = rng_state_for(query, dropout_p, True, rng_state)
+    return torch.ops.fastllm.scaled_dot_product_attention.default(
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths,
+        causal_align == "bottom-right", state,
+    )[0]  # fmt: skip
+
+
+def attention_packed(
+    qkv: Tensor,
+    attn_mask: Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    *,
+    key_lengths: Tensor | None = None,
+    rng_state: Tensor | None = None,
+) -> Tensor:
+    """Attend within a fused projection: it is read where it is, and backward writes one packed gradient.
+
+    Args:
+        qkv: (B, T, 3, H, D), the last dimension contiguous; queries, keys and values in this order.
+        attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state: as for :func:`scaled_dot_product_attention`.
+
+    Returns:
+        (B, T, H, D), contiguous.
+
+    Raises:
+        ValueError: shapes do not fit, or an argument is out of range.
+        TypeError: dtypes or devices do not fit.
+
+    Example:
+        >>> attention_packed(torch.zeros(2, 5, 3, 4, 8)).shape
+        torch.Size([2, 5, 4, 8])
+    """
+    state = rng_state_for(qkv, dropout_p, True, rng_state)
+    return torch.ops.fastllm.attention_packed.default(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, state)[
+        0
+    ]
+
+
+def _logsumexp(like: Tensor, b: int, h: int, t: int) -> Tensor:
+    return like.new_empty((b, h, t), dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+
+
+def _tokens_first(tensor: Tensor, channels: int) -> Tensor:
+    b, h, t, _ = tensor.shape
+    return tensor.new_empty((b, t, h, channels)).transpose(1, 2)
+
+
+def _grad_mask(attn_mask: Tensor | None, need_mask: bool) -> Tensor | None:
+    return attn_mask.new_empty(attn_mask.shape) if need_mask and attn_mask is not None else None
+
+
+@torch.library.register_fake("fastllm::scaled_dot_product_attention")
+def _(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, bottom_right, rng_state):
+    b, h, t, _ = query.shape
+    return _tokens_first(query, value.shape[3]), _logsumexp(query, b, h, t)
+
+
+@torch.library.register_fake("fastllm::scaled_dot_product_attention_backward")
+def _(
+    grad_output, query, key, value, output, logsumexp, attn_mask, dropout_p, is_causal, scale, key_lengths,
+    bottom_right, rng_state, need_mask,
+):  # fmt: skip
+    grads = (_tokens_first(tensor, tensor.shape[3]) for tensor in (query, key, value))
+    return (*grads, _grad_mask(attn_mask, need_mask))
+
+
+@torch.library.register_fake("fastllm::attention_packed")
+def _(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state):
+    b, t, _, h, d = qkv.shape
+    return qkv.new_empty((b, t, h, d)), _logsumexp(qkv, b, h, t)
+
+
+@torch.library.register_fake("fastllm::attention_packed_backward")
+def _(
+    grad_output, qkv, output, logsumexp, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state, need_mask
+):  # fmt: skip
+    return qkv.new_empty(qkv.shape), _grad_mask(attn_mask, need_mask)

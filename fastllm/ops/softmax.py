@@ -1,0 +1,36 @@
+"""Softmax."""
+
+import torch
+from torch import Tensor
+
+
+def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+    """Exponentiate and normalise over a dimension, as torch.nn.functional.softmax.
+
+    Args:
+        input: any shape; float32, float64, bfloat16 or float16.
+        dim: the dimension whose values sum to 1; a slice of -inf alone gives NaN, as in torch.
+        dtype: input is cast to it first, if given.
+
+    Returns:
+        A contiguous tensor of input's shape.
+
+    Raises:
+        ValueError: dim is not a dimension of input.
+        TypeError: input is not of a supported floating dtype.
+
+    Example:
+        >>> softmax(torch.zeros(4))
+        tensor([0.2500, 0.2500, 0.2500, 0.2500])
+    """
+    return torch.ops.fastllm.softmax.default(input if dtype is None else input.to(dtype), dim)
+
+
+@torch.library.register_fake("fastllm::softmax")
+def _(input, dim):
+    return input.new_empty(input.shape)
+
+
+@torch.library.register_fake("fastllm::softmax_backward")
+def _(grad_output, output, dim):
+    return output.new_empty(output.shape)

@@ -1,0 +1,117 @@
+"""AdamW as one pass over all parameters."""
+
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.*)
+
+
+class AdamW(torch.optim.Optimizer):
+    """AdamW (Loshchilov & Hutter, 2019) with the semantics and state_dict of torch.optim.AdamW, and clipping built in.
+
+    All tensors are updated in one parallel pass, and gradients are clipped on the way instead of being rewritten.
+
+    Args:
+        params: parameters or parameter groups; float32 or float64 on the CPU, contiguous.
+        lr: learning rate.
+        betas: decays of the two moments.
+        eps: added to the root of the second moment.
+        weight_decay: decoupled, as a multiple of lr.
+        maximize: go up instead of down.
+        max_grad_norm: gradients of all groups together are scaled to at most this norm, as
+            torch.nn.utils.clip_grad_norm_ does; None does not clip.
+
+    After a step with max_grad_norm, last_grad_norm is the norm before clipping.
+
+    Raises:
+        ValueError: a setting is out of range.
+        TypeError: a parameter is not on the CPU (use torch.optim.AdamW(fused=True) there) or its gradient is sparse.
+
+    Example:
+        >>> weight = torch.nn.Parameter(torch.ones(2))
+        >>> optimizer = AdamW([weight], lr=0.1)
+        >>> weight.sum().backward()
+        >>> optimizer.step()
+    """
+
+    def __init__(
+        self,
+        params: Iterable[Any],
+        lr: float = 1e-3,
+        betas: tuple[float, float] = (0.9, 0.999),
+        eps: float = 1e-8,
+        weight_decay: float = 1e-2,
+        *,
+        maximize: bool = False,
+        max_grad_norm: float | None = None,
+    ) -> None:
+        for name, value in (("lr", lr), ("eps", eps), ("weight_decay", weight_decay)):
+            if not value >= 0:
+                raise ValueError(f"AdamW: '{name}' must be at least 0, got {value}")
+        if not all(0 <= beta < 1 for beta in betas):
+            raise ValueError(f"AdamW: 'betas' must be in [0, 1), got {betas}")
+        if max_grad_norm is not None and not max_grad_norm > 0:
+            raise ValueError(f"AdamW: 'max_grad_norm' must be over 0 or None, got {max_grad_norm}")
+        # The keys torch.optim.AdamW stores, so that state_dicts go both ways.
+        defaults = {
+            "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": False, "maximize": maximize,
+            "foreach": None, "capturable": False, "differentiable": False, "fused": None,
+            "decoupled_weight_decay": True,
+        }  # fmt: skip
+        super().__init__(params, defaults)
+        self.max_grad_norm = max_grad_norm
+        self.last_grad_norm: float | None = None
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+        """Update all parameters that have a gradient; return closure's loss if one is given."""
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
+        for parameter in (p for group in groups for p in group):
+            self._check(parameter)
+        scale = 1.0
+        if self.max_grad_norm is not None:
+            norm = torch.ops.fastllm.grad_norm.default([_gradient(p) for group in groups for p in group])
+            self.last_grad_norm = norm
+            # Written so that a NaN norm reaches the parameters, as it does with clip_grad_norm_.
+            scale = 1.0 if norm + 1e-6 <= self.max_grad_norm else self.max_grad_norm / (norm + 1e-6)
+        for group, parameters in zip(self.param_groups, groups, strict=True):
+            self._update(group, parameters, scale)
+        return loss
+
+    def _check(self, parameter: Tensor) -> None:
+        if parameter.device.type != "cpu":
+            raise TypeError(
+                f"AdamW: 'params' must be on the CPU, got {parameter.device}: use torch.optim.AdamW(fused=True) there"
+            )
+        if parameter.grad is not None and parameter.grad.is_sparse:
+            raise TypeError("AdamW: gradients must be dense, got a sparse one")
+
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], scale: float) -> None:
+        by_step: dict[int, list[Tensor]] = {}
+        for parameter in parameters:
+            state = self.state[parameter]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+                state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+            state["step"] += 1
+            by_step.setdefault(int(state["step"]), []).append(parameter)
+        for step, members in by_step.items():
+            states = [self.state[p] for p in members]
+            torch.ops.fastllm.adamw_.default(
+                members, [_gradient(p) for p in members], [s["exp_avg"] for s in states],
+                [s["exp_avg_sq"] for s in states], step, group["lr"], *group["betas"], group["eps"],
+                group["weight_decay"], group["maximize"], scale,
+            )  # fmt: skip
+
+
+def _gradient(parameter: Tensor) -> Tensor:
+    assert parameter.grad is not None
+    return parameter.grad.contiguous()
