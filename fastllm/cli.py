@@ -222,7 +222,7 @@ def sample(arguments: Namespace) -> int:
     model, tokenizer = checkpoint.load_model(arguments.run, arguments.checkpoint)
     if not arguments.prompt:
         raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
-    ids = tokenizer.encode(arguments.prompt)
+    ids = tokenizer.encode(arguments.prompt).tolist()
     for index in range(arguments.num_samples):
         if index:
             print("\n" + "-" * 40)

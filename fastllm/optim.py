@@ -66,7 +66,7 @@ class AdamW(torch.optim.Optimizer):
         self.last_grad_norm: float | None = None
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; return closure's loss if one is given."""
         loss = None
         if closure is not None:

@@ -49,3 +49,64 @@ def dropout_multipliers(shape, p, rng_state):
         for word in philox(seed, block, offset):
             multipliers += [scale if bits >= threshold else 0.0 for bits in (word & 0xFFFF, word >> 16)]
     return torch.tensor(multipliers[: math.prod(shape)], dtype=torch.float64).reshape(shape)
+
+
+def layer_norm(input, normalized_shape, weight=None, bias=None, eps=1e-5):
+    dims = tuple(range(-len(normalized_shape), 0))
+    centered = input - input.mean(dims, keepdim=True)
+    output = centered / torch.sqrt((centered**2).mean(dims, keepdim=True) + eps)
+    output = output if weight is None else output * weight
+    return output if bias is None else output + bias
+
+
+def rms_norm(input, normalized_shape, weight=None, eps=1e-5):
+    dims = tuple(range(-len(normalized_shape), 0))
+    output = input / torch.sqrt((input**2).mean(dims, keepdim=True) + eps)
+    return output if weight is None else output * weight
+
+
+def dropout_add(input, residual, p, rng_state, bias=None):
+    added = input if bias is None else input + bias
+    dropped = added * dropout_multipliers(input.shape, p, rng_state).to(input)
+    return dropped if residual is None else residual + dropped
+
+
+def softmax(input, dim):
+    exponentials = torch.exp(input - input.max(dim, keepdim=True).values)
+    return exponentials / exponentials.sum(dim, keepdim=True)
+
+
+def embedding(input, weight, position_weight=None, position_offset=0):
+    output = weight[input.long()]
+    if position_weight is None:
+        return output
+    return output + position_weight[position_offset : position_offset + input.shape[-1]]
+
+
+def attention_multipliers(shape, p, rng_state):
+    """Dropout of attention weights: its rows are rounded up to a multiple of 8, so that each starts a Philox block."""
+    b, h, tq, tk = shape
+    return dropout_multipliers((b, h, tq, (tk + 7) // 8 * 8), p, rng_state)[..., :tk]
+
+
+def attention(query, key, value, mask=None, is_causal=False, shift=0, key_lengths=None, multipliers=None):
+    """All of it with T x T scores: additive or bool mask, causal mask, key lengths, dropout, grouped heads."""
+    group = query.shape[1] // key.shape[1]
+    key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
+    scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
+    tq, tk = scores.shape[-2:]
+    if mask is not None and mask.dtype != torch.bool:
+        scores = scores + mask
+    visible = torch.ones(scores.shape, dtype=torch.bool)
+    if mask is not None and mask.dtype == torch.bool:
+        visible = visible & mask
+    if is_causal:
+        visible = visible & (torch.arange(tk) <= torch.arange(tq)[:, None] + shift)
+    if key_lengths is not None:
+        visible = visible & (torch.arange(tk) < key_lengths[:, None, None, None])
+    scores = scores.masked_fill(~visible, -math.inf)
+    sees_something = (scores > -math.inf).any(-1, keepdim=True)
+    weights = torch.softmax(scores.masked_fill(~sees_something, 0.0), -1) * sees_something
+    if multipliers is not None:
+        weights = weights * multipliers.to(weights)
+    return weights @ value

@@ -56,18 +56,19 @@ def prepare(text: str, out: Path, sources: list[str], val_share: float = 0.1) ->
     if cut < 2 or len(ids) - cut < 2:
         raise UserError(f"prepare: the text must have at least 2 tokens in each split, got {len(ids)} in all")
     dtype = np.dtype("<u2" if tokenizer.vocab_size <= 2**16 else "<u4")
+    splits: dict[str, dict] = {}
     manifest = {
         "version": VERSION,
         "tokenizer": tokenizer.kind,
         "vocab_size": tokenizer.vocab_size,
         "dtype": dtype.str,
         "sources": sources,
-        "splits": {},
+        "splits": splits,
     }
     for name, part in zip(SPLITS, (ids[:cut], ids[cut:]), strict=True):
         path = out / f"{name}.bin"
         write_atomically(path, part.astype(dtype).tofile)
-        manifest["splits"][name] = {"tokens": len(part), "sha256": sha256(path)}
+        splits[name] = {"tokens": len(part), "sha256": sha256(path)}
     tokenizer.save(out)
     write_json(out / "manifest.json", manifest)  # last: a folder with a manifest is complete
     return manifest

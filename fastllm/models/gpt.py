@@ -18,7 +18,7 @@ from fastllm import nn, ops
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
 
-PRESETS = {
+PRESETS: dict[str, dict] = {
     "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
     "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
     "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
