@@ -67,11 +67,13 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         os.rename(temporary, folder)
         sync(folder.parent)
         shutil.rmtree(old, ignore_errors=True)
-    except OSError as error:
+    except (OSError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
         if not folder.exists() and old.exists():
             os.rename(old, folder)
-        raise UserError(f"cannot write {folder}: {error.strerror or error}; the one before it is intact") from error
+        cause = error if isinstance(error, OSError) else error.__cause__  # `fill` may use write_atomically
+        reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
+        raise UserError(f"cannot write {folder}: {reason}; the one before it is intact") from error
 
 
 def previous(folder: Path) -> Path:

@@ -57,7 +57,7 @@ def rms_norm(
 
     Example:
         >>> rms_norm(torch.tensor([1.0, 1.0]), (2,))
-        tensor([1.0000, 1.0000])
+        tensor([1., 1.])
     """
     eps = torch.finfo(input.dtype).eps if eps is None else eps
     return torch.ops.fastllm.rms_norm.default(input, normalized_shape, weight, eps)[0]

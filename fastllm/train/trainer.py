@@ -41,6 +41,7 @@ class Trainer:
             raise UserError("train: 'data' and 'out' must be given")
         self.config, self.run = config, Path(config.out)
         self.data = TokenData(config.data)
+        self.data.verify()
         train, val = (self.data.split(name, config.context_length) for name in ("train", "val"))
         if resume is None:
             self._refuse_existing_run()
