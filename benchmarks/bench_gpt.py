@@ -6,11 +6,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from fastllm.optim import AdamW
 
 from benchmarks.harness import OURS, Case
 from benchmarks.torch_gpt import TorchGPT
 from fastllm.models import GPT, GPTConfig
+from fastllm.optim import AdamW
 
 LEARNING_RATE, BETAS, WEIGHT_DECAY, CLIP = 1e-3, (0.9, 0.99), 0.1, 1.0
 
