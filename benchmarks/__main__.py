@@ -29,7 +29,7 @@ def main() -> None:
     arguments = parser.parse_args()
     output = arguments.output or RESULTS / "cpu.json"
     if arguments.readme:
-        fill_readme(json.loads(output.read_text()))
+        fill_readme()
         return
     if arguments.rounds < 3:
         parser.error(f"--rounds must be at least 3 for quartiles, got {arguments.rounds}")
@@ -86,13 +86,14 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def fill_readme(results: dict) -> None:
-    """Put the table between the README's markers."""
+def fill_readme() -> None:
+    """Put a table of each results/*.json between the README's markers."""
+    tables = "\n\n".join(table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
     text = README.read_text()
     pattern = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
     if not pattern.search(text):
         sys.exit(f"{README.name}: the markers {START} and {END} are missing")
-    README.write_text(pattern.sub(lambda _: f"{START}\n{table(results)}\n{END}", text))
+    README.write_text(pattern.sub(lambda _: f"{START}\n{tables}\n{END}", text))
     print(f"filled {README.name}")
 
 
