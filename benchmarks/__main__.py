@@ -120,7 +120,7 @@ def plot(results: dict, path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_xscale("log")
-    axes.set_xlabel("times faster than the peer (median and quartiles of per-round ratios)")
+    axes.set_xlabel("times faster than the peer (median, quartiles)")
     axes.set_title(f"fastllm on {results['machine']['cpu']}, {results['machine']['threads']} threads", fontsize=10)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
