@@ -89,19 +89,32 @@ def attention_multipliers(shape, p, rng_state):
     return dropout_multipliers((b, h, tq, (tk + 7) // 8 * 8), p, rng_state)[..., :tk]
 
 
-def attention(query, key, value, mask=None, is_causal=False, shift=0, key_lengths=None, multipliers=None):
-    """All of it with T x T scores: additive or bool mask, causal mask, key lengths, dropout, grouped heads."""
+def attention(
+    query, key, value, mask=None, is_causal=False, shift=0, key_lengths=None, multipliers=None, window=(-1, -1),
+    alibi_slopes=None, softcap=None,
+):  # fmt: skip
+    """All of it with T x T scores; query i stands at position i + shift."""
     group = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(group, 1), value.repeat_interleave(group, 1)
     scores = query @ key.transpose(-1, -2) / math.sqrt(query.shape[-1])
     tq, tk = scores.shape[-2:]
+    distance = torch.arange(tk) - (torch.arange(tq)[:, None] + shift)
+    if softcap is not None:
+        scores = softcap * torch.tanh(scores / softcap)
+    if alibi_slopes is not None:
+        scores = scores - alibi_slopes.to(scores)[..., None, None] * distance.abs()
     if mask is not None and mask.dtype != torch.bool:
         scores = scores + mask
     visible = torch.ones(scores.shape, dtype=torch.bool)
     if mask is not None and mask.dtype == torch.bool:
         visible = visible & mask
     if is_causal:
-        visible = visible & (torch.arange(tk) <= torch.arange(tq)[:, None] + shift)
+        visible = visible & (distance <= 0)
+    left, right = window
+    if left >= 0:
+        visible = visible & (distance >= -left)
+    if right >= 0:
+        visible = visible & (distance <= right)
     if key_lengths is not None:
         visible = visible & (torch.arange(tk) < key_lengths[:, None, None, None])
     scores = scores.masked_fill(~visible, -math.inf)

@@ -27,8 +27,12 @@ T* scratch(int64_t count, int slot = 0) {
   return static_cast<T*>(scratch_bytes(static_cast<size_t>(count) * sizeof(T), slot));
 }
 
-inline int64_t ceil_div(int64_t a, int64_t b) {
+constexpr int64_t ceil_div(int64_t a, int64_t b) {
   return (a + b - 1) / b;
+}
+
+constexpr int64_t round_up(int64_t size, int64_t unit) {
+  return ceil_div(size, unit) * unit;
 }
 
 }  // namespace fastllm

@@ -20,32 +20,34 @@ struct Heads {
 };
 
 // B batch, H heads of queries, Hkv of keys and values, Tq and Tk tokens, D head_dim, Dv of values
+//
+// A score is softcap(query . key * scale) - slope * distance + mask, with the terms that are not null.
 template <typename T>
 struct Attention {
   using C = Compute<T>;
   int64_t b, h, hkv, tq, tk, d, dv;
   Heads<const T*> query, key, value;
   C scale;
-  bool causal;
-  int64_t causal_shift;        // query i sees keys j <= i + causal_shift
+  int64_t shift;               // query i stands at position i + shift of the keys,
+  int64_t left, right;         // and sees the keys from there - left to there + right
   const int64_t* key_lengths;  // (B) keys that count, or null
   const C* mask;               // added to the scores, by the strides below (0: broadcast); null: none
   int64_t mask_strides[4];     // of (B, H, Tq, Tk)
+  const C* alibi_slopes;       // by the strides below; null: none
+  int64_t alibi_strides[2];    // of (B, H)
+  C softcap;                   // scores become softcap * tanh(score / softcap); 0: they don't
   const DropoutParams* dropout;
 };
 
 template <typename T>
 void attention_forward(const Attention<T>& a, const Heads<T*>& output, Compute<T>* logsumexp);
 
-// mask_heads, mask_batches: whether the mask's gradient is of a mask with its own head and batch dimension. Its
-// gradient has the mask's own strides and must be zeroed by the caller; null: not wanted.
 template <typename T>
 struct AttentionGradients {
   Heads<const T*> grad_output, output;
   const Compute<T>* logsumexp;  // (B, H, Tq)
   Heads<T*> grad_query, grad_key, grad_value;
-  Compute<T>* grad_mask;
-  bool mask_batches, mask_heads;
+  Compute<T>* grad_mask;  // by the mask's own strides, zeroed by the caller; null: not wanted
 };
 
 template <typename T>

@@ -1,26 +1,27 @@
+#include <memory>
+
 #include "cpu/attention_tile.h"
 
 namespace fastllm {
 namespace {
 
-// Scratch of one key head's sweep. Everything in the compute type, rows padded.
+// Below this many independent heads, their keys are split too: enough tasks for any machine's cores to share evenly.
+// A constant, as how sums are split must not depend on the machine.
+constexpr int64_t kTasks = 16;
+
+// Scratch of a sweep over keys. Everything in the compute type, rows padded.
 template <typename C>
 struct Workspace {
-  int64_t sd, sdv, sk;
-  C *q, *go, *k, *kt, *vt, *scores, *dp, *dk, *dv, *dq, *delta, *keep;
+  int64_t sd, sdv, sk = kKeyTile;
+  C *q, *go, *k, *kt, *vt, *p, *ds, *dk, *dv, *dq, *delta, *slopes, *keep;
 
-  Workspace(int64_t d, int64_t dv_size, int64_t queries)
-      : sd(padded<C>(d)), sdv(padded<C>(dv_size)), sk(padded<C>(kTile)) {
-    const int64_t sizes[] = {kTile * sd, kTile * sdv, kTile * sd,  d * sk,       dv_size * sk, kTile * sk,
-                             kTile * sk, kTile * sd,  kTile * sdv, queries * sd, queries,      kTile + kDropoutMargin};
-    C** const parts[] = {&q, &go, &k, &kt, &vt, &scores, &dp, &dk, &dv, &dq, &delta, &keep};
-    int64_t total = 0;
-    for (int64_t size : sizes) total += size + 16;
-    C* next = scratch<C>(total);
-    for (int i = 0; i < 12; ++i) {
-      *parts[i] = next;
-      next += (sizes[i] + 15) / 16 * 16;
-    }
+  // `own_dq`: rows of dQ that are kept here.
+  Workspace(int64_t d, int64_t dv_size, int64_t queries, int64_t own_dq) : sd(padded<C>(d)), sdv(padded<C>(dv_size)) {
+    const auto arrays = scratch_arrays<C>({kQueryTile * sd, kQueryTile * sdv, kKeyTile * sd, d * sk, dv_size * sk,
+                                           kQueryTile * sk, kQueryTile * sk, kKeyTile * sd, kKeyTile * sdv, own_dq * sd,
+                                           queries, kStripRows * sk, kKeyTile + kDropoutMargin});
+    C** const members[] = {&q, &go, &k, &kt, &vt, &p, &ds, &dk, &dv, &dq, &delta, &slopes, &keep};
+    for (size_t i = 0; i < arrays.size(); ++i) *members[i] = arrays[i];
   }
 };
 
@@ -36,103 +37,150 @@ void row_deltas(const Attention<T>& a, const AttentionGradients<T>& g, int64_t b
   }
 }
 
-// scores -> probabilities with dropout (for dV), dp -> the gradient of the scores; both in place.
+// For a strip: p, scores, become probabilities with dropout (for dV); ds, which holds dP, the gradient of the scores.
 template <typename T>
-void score_gradients(const Attention<T>& a, const AttentionGradients<T>& g, const TileAt& at,
-                     const Workspace<Compute<T>>& w) {
+void score_gradients(const Attention<T>& a, const AttentionGradients<T>& g, const TileAt& at, const Strip& strip,
+                     const Workspace<Compute<T>>& w, const Compute<T>* delta, Compute<T>* p, Compute<T>* ds) {
   using C = Compute<T>;
   using V = Vec<T>;
-  for (int64_t i = 0; i < at.queries; ++i) {
-    C* s = w.scores + i * w.sk;
-    C* dp = w.dp + i * w.sk;
-    const V lse(g.logsumexp[(at.b * a.h + at.h) * a.tq + at.query + i]), delta(w.delta[at.query + i]);
-    const C* keep = a.dropout ? row_multipliers(a, at, i, w.keep) : nullptr;
-    for (int64_t j = 0; j < at.keys; j += V::size()) {
-      const V p = vexp(V::loadu(s + j) - lse);
+  const auto [begin, end] = strip.columns;
+  const int64_t query = at.query + strip.row;
+  const C* logsumexp = g.logsumexp + (at.b * a.h + at.h) * a.tq + query;
+  for (int64_t i = 0; i < strip.rows; ++i, p += w.sk, ds += w.sk) {
+    const V lse(logsumexp[i]), mean(delta[query + i]);
+    const C* keep = a.dropout ? row_multipliers(a, at, strip, i, w.keep) - begin : nullptr;
+    for (int64_t j = begin; j < end; j += V::size()) {
+      const V probability = vexp_nonpositive(V::loadu(p + j) - lse);
       // Multipliers past the keys meet probabilities of 0.
       const V multiplier = keep ? V::loadu(keep + j) : V(C(1));
-      (p * multiplier).store(s + j);
-      (p * (V::loadu(dp + j) * multiplier - delta)).store(dp + j);
+      (probability * multiplier).store(p + j);
+      (probability * (V::loadu(ds + j) * multiplier - mean)).store(ds + j);
     }
     if (g.grad_mask) {
-      const int64_t* st = a.mask_strides;
-      C* mask = g.grad_mask + at.b * st[0] + at.h * st[1] + (at.query + i) * st[2] + at.key * st[3];
-      for (int64_t j = 0; j < at.keys; ++j) mask[j * st[3]] += dp[j];
+      const int64_t* s = a.mask_strides;
+      C* mask = g.grad_mask + at.b * s[0] + at.h * s[1] + (query + i) * s[2] + at.key * s[3];
+      for (int64_t j = begin; j < std::min(end, at.keys); ++j) mask[j * s[3]] += ds[j];
+    }
+    if (a.softcap != C(0)) {  // after the mask, which is added to capped scores
+      const C* slopes = w.slopes + i * w.sk;
+      for (int64_t j = begin; j < end; j += V::size()) (V::loadu(ds + j) * V::loadu(slopes + j)).store(ds + j);
     }
   }
 }
 
+// One tile of queries against the keys in w: adds to dk and dv, and to dq, its rows of dQ.
 template <typename T>
-void store_rows(const Compute<T>* in, int64_t stride, int64_t rows, int64_t width, Compute<T> scale, T* out,
-                int64_t out_stride) {
-  const Vec<T> factor(scale);
-  for (int64_t r = 0; r < rows; ++r) {
-    for_each_vec<T>(width, [&](int64_t c, auto, auto store) {
-      store(out + r * out_stride + c, Vec<T>::loadu(in + r * stride + c) * factor);
-    });
+void backward_tile(const Attention<T>& a, const AttentionGradients<T>& g, const TileAt& at,
+                   const Workspace<Compute<T>>& w, const Compute<T>* delta, Compute<T>* dq) {
+  using C = Compute<T>;
+  load_rows(a.query.at(at.b, at.query, at.h), a.query.token, at.queries, a.d, a.scale, w.q, w.sd);
+  load_rows(g.grad_output.at(at.b, at.query, at.h), g.grad_output.token, at.queries, a.dv, C(1), w.go, w.sdv);
+  // What no strip computes is 0 to the sums over queries below.
+  std::fill(w.p, w.p + at.queries * w.sk, C(0));
+  std::fill(w.ds, w.ds + at.queries * w.sk, C(0));
+  for_each_strip(a, at, [&](const Strip& strip) {
+    const auto [begin, end] = strip.columns;
+    C* p = w.p + strip.row * w.sk;
+    C* ds = w.ds + strip.row * w.sk;
+    tile_product<C>(strip.rows, end - begin, a.d, {w.q + strip.row * w.sd, w.sd, 1}, w.kt + begin, w.sk, p + begin,
+                    w.sk, false);
+    finish_scores(a, at, strip, p, w.sk, w.slopes);
+    tile_product<C>(strip.rows, end - begin, a.dv, {w.go + strip.row * w.sdv, w.sdv, 1}, w.vt + begin, w.sk, ds + begin,
+                    w.sk, false);
+    score_gradients(a, g, at, strip, w, delta, p, ds);
+    tile_product<C>(strip.rows, w.sd, std::min(end, at.keys) - begin, {ds + begin, w.sk, 1}, w.k + begin * w.sd, w.sd,
+                    dq + strip.row * w.sd, w.sd, true);
+  });
+  for (int64_t j = 0; j < at.keys; j += kStripRows) {
+    const int64_t keys = std::min(kStripRows, at.keys - j), position = at.key + j - a.shift - at.query;
+    const int64_t first = std::clamp<int64_t>(position - a.right, 0, at.queries);  // rows that see one of these keys
+    const int64_t rows = std::clamp<int64_t>(position + keys + a.left, first, at.queries) - first;
+    const int64_t corner = first * w.sk + j;
+    tile_product<C>(keys, w.sdv, rows, {w.p + corner, 1, w.sk}, w.go + first * w.sdv, w.sdv, w.dv + j * w.sdv, w.sdv,
+                    true);
+    tile_product<C>(keys, w.sd, rows, {w.ds + corner, 1, w.sk}, w.q + first * w.sd, w.sd, w.dk + j * w.sd, w.sd,
+                    true);  // q holds the scale
   }
 }
 
-// All gradients that one head of keys has a part in: a sweep over its tiles of keys, and for each over the tiles of
-// queries that see it, for every head of queries that shares it.
+// Gradients of one head of keys: a sweep over each `splits`th of its tiles of keys, and for each over the tiles of
+// queries that see it, for every head of queries that shares it. With several splits their parts of dQ, (H, Tq, sd)
+// here, wait in `partial_dq` to be added.
 template <typename T>
-void backward_head(const Attention<T>& a, const AttentionGradients<T>& g, int64_t b, int64_t kv_head) {
+void backward_head(const Attention<T>& a, const AttentionGradients<T>& g, int64_t b, int64_t kv_head, int64_t split,
+                   int64_t splits, Compute<T>* partial_dq) {
   using C = Compute<T>;
   const int64_t group = a.h / a.hkv, end = key_count(a, b);
-  const Workspace<C> w(a.d, a.dv, group * a.tq);
+  Workspace<C> w(a.d, a.dv, group * a.tq, partial_dq ? 0 : group * a.tq);
+  if (partial_dq) w.dq = partial_dq + kv_head * group * a.tq * w.sd;
   std::fill(w.dq, w.dq + group * a.tq * w.sd, C(0));
   for (int64_t i = 0; i < group; ++i) row_deltas(a, g, b, kv_head * group + i, w.delta + i * a.tq);
-  for (int64_t key = 0; key < a.tk; key += kTile) {
-    const int64_t rows = std::min(kTile, a.tk - key), keys = std::clamp<int64_t>(end - key, 0, rows);
-    std::fill(w.dk, w.dk + kTile * w.sd, C(0));
-    std::fill(w.dv, w.dv + kTile * w.sdv, C(0));
+  for (int64_t key = split * kKeyTile; key < a.tk; key += splits * kKeyTile) {
+    const int64_t rows = std::min(kKeyTile, a.tk - key), keys = std::clamp<int64_t>(end - key, 0, rows);
+    std::fill(w.dk, w.dk + rows * w.sd, C(0));
+    std::fill(w.dv, w.dv + rows * w.sdv, C(0));
     if (keys > 0) {
       load_rows(a.key.at(b, key, kv_head), a.key.token, keys, a.d, C(1), w.k, w.sd);
       load_transposed(a.key.at(b, key, kv_head), a.key.token, keys, a.d, w.kt, w.sk);
       load_transposed(a.value.at(b, key, kv_head), a.value.token, keys, a.dv, w.vt, w.sk);
     }
-    int64_t first = 0;  // the first tile of queries that sees this tile of keys
-    if (a.causal) first = std::max<int64_t>(0, key - a.causal_shift) / kTile * kTile;
-    for (int64_t member = 0; member < group && keys > 0; ++member) {
-      Workspace<C> mine = w;
-      mine.delta += member * a.tq;
-      for (int64_t query = first; query < a.tq; query += kTile) {
-        const TileAt at{b, kv_head * group + member, query, std::min(kTile, a.tq - query), key, keys};
-        load_rows(a.query.at(b, query, at.h), a.query.token, at.queries, a.d, a.scale, w.q, w.sd);
-        load_rows(g.grad_output.at(b, query, at.h), g.grad_output.token, at.queries, a.dv, C(1), w.go, w.sdv);
-        tile_product<C>(at.queries, keys, a.d, w.q, w.sd, 1, w.kt, w.sk, w.scores, w.sk, false);
-        mask_scores(a, at, w.scores, w.sk);
-        tile_product<C>(at.queries, keys, a.dv, w.go, w.sdv, 1, w.vt, w.sk, w.dp, w.sk, false);
-        score_gradients(a, g, at, mine);
-        tile_product<C>(keys, w.sdv, at.queries, w.scores, 1, w.sk, w.go, w.sdv, w.dv, w.sdv, true);
-        tile_product<C>(keys, w.sd, at.queries, w.dp, 1, w.sk, w.q, w.sd, w.dk, w.sd, true);  // q holds the scale
-        C* dq = w.dq + (member * a.tq + query) * w.sd;
-        tile_product<C>(at.queries, w.sd, keys, w.dp, w.sk, 1, w.k, w.sd, dq, w.sd, true);
+    const int64_t first = std::clamp<int64_t>(key - a.shift - a.right, 0, a.tq);
+    const int64_t last = keys > 0 ? std::clamp<int64_t>(key + keys - a.shift + a.left, first, a.tq) : first;
+    for (int64_t member = 0; member < group; ++member) {
+      for (int64_t query = first; query < last; query += kQueryTile) {
+        const TileAt at{b, kv_head * group + member, query, std::min(kQueryTile, last - query), key, keys};
+        backward_tile(a, g, at, w, w.delta + member * a.tq, w.dq + (member * a.tq + query) * w.sd);
       }
     }
     store_rows<T>(w.dk, w.sd, rows, a.d, C(1), g.grad_key.at(b, key, kv_head), g.grad_key.token);
     store_rows<T>(w.dv, w.sdv, rows, a.dv, C(1), g.grad_value.at(b, key, kv_head), g.grad_value.token);
   }
-  for (int64_t member = 0; member < group; ++member) {
+  for (int64_t member = 0; member < group && !partial_dq; ++member) {
     store_rows<T>(w.dq + member * a.tq * w.sd, w.sd, a.tq, a.d, a.scale,
                   g.grad_query.at(b, 0, kv_head * group + member), g.grad_query.token);
   }
 }
 
+// grad_query = scale times the sum of the splits' parts, (splits, B, H, Tq, sd), in order.
+template <typename T>
+void add_splits(const Attention<T>& a, const AttentionGradients<T>& g, Compute<T>* parts, int64_t splits) {
+  using V = Vec<T>;
+  const int64_t tiles = ceil_div(a.tq, kQueryTile), sd = padded<Compute<T>>(a.d), stride = a.b * a.h * a.tq * sd;
+  parallel_for(a.b * a.h * tiles, [&](int64_t task) {
+    const int64_t bh = task / tiles, query = task % tiles * kQueryTile, rows = std::min(kQueryTile, a.tq - query);
+    Compute<T>* first = parts + (bh * a.tq + query) * sd;
+    for (int64_t split = 1; split < splits; ++split)
+      for (int64_t i = 0; i < rows * sd; i += V::size())
+        (V::loadu(first + i) + V::loadu(first + split * stride + i)).store(first + i);
+    store_rows<T>(first, sd, rows, a.d, a.scale, g.grad_query.at(bh / a.h, query, bh % a.h), g.grad_query.token);
+  });
+}
+
 }  // namespace
 
-// A task a head of keys; where a mask that several of them share gets a gradient, they go to one task, in order.
+// A task a head of keys, or some of its tiles of keys. Heads and batch elements that share a mask with a gradient go to
+// one task, in order; its tiles of keys touch columns of the mask that are their own, if it has columns.
 template <typename T>
 void attention_backward(const Attention<T>& a, const AttentionGradients<T>& g) {
-  const int64_t batch_tasks = g.grad_mask && !g.mask_batches ? 1 : a.b;
-  const int64_t head_tasks = g.grad_mask && !g.mask_heads ? 1 : a.hkv;
+  using C = Compute<T>;
   if (a.b == 0 || a.hkv == 0) return;
-  parallel_for(batch_tasks * head_tasks, [&](int64_t task) {
+  const int64_t batch_tasks = g.grad_mask && a.mask_strides[0] == 0 ? 1 : a.b;
+  const int64_t head_tasks = g.grad_mask && a.mask_strides[1] == 0 ? 1 : a.hkv;
+  const int64_t tasks = batch_tasks * head_tasks;
+  int64_t splits = 1;
+  if (!g.grad_mask || a.mask_strides[3] != 0)
+    splits = std::clamp<int64_t>(kTasks / tasks, 1, std::max<int64_t>(1, ceil_div(a.tk, kKeyTile)));
+  const int64_t part = a.h * a.tq * padded<C>(a.d);  // of one split and batch element
+  std::unique_ptr<C[]> parts(splits > 1 ? new C[splits * a.b * part] : nullptr);
+  parallel_for(tasks * splits, [&](int64_t task) {
     const int64_t batches = a.b / batch_tasks, heads = a.hkv / head_tasks;
-    const int64_t b0 = task / head_tasks * batches, h0 = task % head_tasks * heads;
+    const int64_t split = task / tasks, own = task % tasks;
+    const int64_t b0 = own / head_tasks * batches, h0 = own % head_tasks * heads;
     for (int64_t b = b0; b < b0 + batches; ++b)
-      for (int64_t h = h0; h < h0 + heads; ++h) backward_head(a, g, b, h);
+      for (int64_t h = h0; h < h0 + heads; ++h)
+        backward_head(a, g, b, h, split, splits, parts ? parts.get() + (split * a.b + b) * part : nullptr);
   });
+  if (parts) add_splits(a, g, parts.get(), splits);
 }
 
 #define INSTANTIATE(T) template void attention_backward(const Attention<T>&, const AttentionGradients<T>&);

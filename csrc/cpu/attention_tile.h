@@ -1,68 +1,91 @@
-// What attention's forward and backward share: the tile's size, products of tiles, and the scores of a tile.
+// What attention's forward and backward share: the tile's size, products of tiles, and the scores of a strip of a tile.
+//
+// Tiles are walked in strips, as many rows as a register tile has. A strip computes only the columns that one of its
+// rows sees, so along a causal diagonal half of a tile costs nothing; and its scores stay in L1 from their product to
+// their last use.
 #pragma once
+
+#include <array>
+#include <utility>
 
 #include "common/parallel.h"
 #include "cpu/attention.h"
 #include "cpu/dropout_mask.h"
+#include "cpu/register_tile.h"
 
 namespace fastllm {
 
-// Queries and keys a tile. In fp32 with D = 64 a tile of queries, keys, values or scores is 16 KiB, so what an inner
-// step touches stays in L2 and its hot operand in L1.
-constexpr int64_t kTile = 64;
+// Queries a tile: whole strips of every register tile (6, 12 and 2 rows). Keys a tile. In fp32 with D = 64 a tile of
+// keys, as of values, is 16 KiB: both stay in L1 while the strips of queries pass.
+constexpr int64_t kQueryTile = 96;
+constexpr int64_t kKeyTile = 64;
+constexpr int64_t kStripRows = kRegisterTileRows;
 
-template <typename C, int kRows>
-inline void product_rows(int64_t n, int64_t k, const C* a, int64_t a_row, int64_t a_col, const C* b, int64_t ldb, C* c,
-                         int64_t ldc, bool accumulate) {
-  using V = at::vec::Vectorized<C>;
-  constexpr int64_t kLane = V::size();
-  for (int64_t j = 0; j < n; j += 2 * kLane) {  // b and c have room for whole pairs of vectors
-    V acc[kRows][2];
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) {
-      acc[i][0] = accumulate ? V::loadu(c + i * ldc + j) : V(C(0));
-      acc[i][1] = accumulate ? V::loadu(c + i * ldc + j + kLane) : V(C(0));
-    }
-    for (int64_t p = 0; p < k; ++p) {
-      const V b0 = V::loadu(b + p * ldb + j), b1 = V::loadu(b + p * ldb + j + kLane);
-#pragma GCC unroll 6
-      for (int i = 0; i < kRows; ++i) {
-        const V ai(a[i * a_row + p * a_col]);
-        acc[i][0] = at::vec::fmadd(ai, b0, acc[i][0]);
-        acc[i][1] = at::vec::fmadd(ai, b1, acc[i][1]);
-      }
-    }
-#pragma GCC unroll 6
-    for (int i = 0; i < kRows; ++i) {
-      acc[i][0].store(c + i * ldc + j);
-      acc[i][1].store(c + i * ldc + j + kLane);
-    }
-  }
-}
-
-// C (m x n) (+)= A (m x k) B (k x n): element (i, p) of A is a[i * a_row + p * a_col]. Rows of B and C are padded to a
-// multiple of padded<C>(); 6 x 2 accumulators, 2 vectors of B and one of A make 15 of AVX2's 16 registers.
-template <typename C>
-void tile_product(int64_t m, int64_t n, int64_t k, const C* a, int64_t a_row, int64_t a_col, const C* b, int64_t ldb,
-                  C* c, int64_t ldc, bool accumulate) {
-  int64_t i = 0;
-  for (; i + 6 <= m; i += 6) {
-    product_rows<C, 6>(n, k, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  }
-  for (; i + 2 <= m; i += 2) {
-    product_rows<C, 2>(n, k, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-  }
-  if (i < m) product_rows<C, 1>(n, k, a + i * a_row, a_row, a_col, b, ldb, c + i * ldc, ldc, accumulate);
-}
-
-// `size` rounded up to what tile_product writes.
+// `size` rounded up to whole vectors.
 template <typename C>
 constexpr int64_t padded(int64_t size) {
-  constexpr int64_t kPair = 2 * at::vec::Vectorized<C>::size();
-  return (size + kPair - 1) / kPair * kPair;
+  return round_up(size, at::vec::Vectorized<C>::size());
 }
 
-// Rows of a head as the compute type, rows x width, padded with zeros to `stride`; scaled.
+// Arrays of these sizes in this thread's scratch memory, each starting a cache line.
+template <typename C, size_t kCount>
+std::array<C*, kCount> scratch_arrays(const int64_t (&sizes)[kCount]) {
+  constexpr int64_t kLine = 64 / sizeof(C);
+  int64_t total = 0;
+  for (int64_t size : sizes) total += round_up(size, kLine);
+  std::array<C*, kCount> arrays;
+  C* next = scratch<C>(total);
+  for (size_t i = 0; i < kCount; ++i) {
+    arrays[i] = next;
+    next += round_up(sizes[i], kLine);
+  }
+  return arrays;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Products
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename C, int kRows>
+void product_rows(int64_t n, int64_t k, const RegisterTileRows<C>& a, const C* b, int64_t ldb, C* c, int64_t ldc,
+                  bool accumulate) {
+  using V = at::vec::Vectorized<C>;
+  const auto columns = [&]<int kVecs>(int64_t j) __attribute__((always_inline)) {
+    register_tile<C, kRows, kVecs>(k, a, b + j, ldb, [&](auto& sums) {
+      unroll<kRows>([&](auto i) {
+        unroll<kVecs>([&](auto v) {
+          C* to = c + i * ldc + j + v * V::size();
+          (accumulate ? V::loadu(to) + sums[i][v] : sums[i][v]).store(to);
+        });
+      });
+    });
+  };
+  int64_t j = 0;
+  for (; j + 2 * V::size() <= n; j += 2 * V::size()) columns.template operator()<2>(j);
+  if (j < n) columns.template operator()<1>(j);
+}
+
+template <typename C, int... kRows>
+constexpr auto product_rows_of(std::integer_sequence<int, kRows...>) {
+  return std::array{&product_rows<C, kRows + 1>...};
+}
+
+// C (m x n) (+)= A (m x k) B (k x n); n is a multiple of the vector's size.
+template <typename C>
+void tile_product(int64_t m, int64_t n, int64_t k, const RegisterTileRows<C>& a, const C* b, int64_t ldb, C* c,
+                  int64_t ldc, bool accumulate) {
+  static constexpr auto kProducts = product_rows_of<C>(std::make_integer_sequence<int, kRegisterTileRows>{});
+  for (int64_t i = 0; i < m; i += kRegisterTileRows) {
+    const RegisterTileRows<C> rows{a.data + i * a.row_stride, a.row_stride, a.depth_stride};
+    kProducts[std::min<int64_t>(m - i, kRegisterTileRows) - 1](n, k, rows, b, ldb, c + i * ldc, ldc, accumulate);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Loading and storing rows of a head
+// ---------------------------------------------------------------------------------------------------------------------
+
+// As the compute type, rows x width, padded with zeros to `stride`; scaled.
 template <typename T>
 void load_rows(const T* in, int64_t in_stride, int64_t rows, int64_t width, Compute<T> scale, Compute<T>* out,
                int64_t stride) {
@@ -80,10 +103,7 @@ void load_rows(const T* in, int64_t in_stride, int64_t rows, int64_t width, Comp
 // The same transposed: width x rows, rows padded with zeros to `stride`.
 template <typename T>
 void load_transposed(const T* in, int64_t in_stride, int64_t rows, int64_t width, Compute<T>* out, int64_t stride) {
-  for (int64_t c = 0; c < width; ++c) {
-    Compute<T>* to = out + c * stride;
-    for (int64_t r = rows; r < stride; ++r) to[r] = 0;
-  }
+  for (int64_t c = 0; rows < stride && c < width; ++c) std::fill(out + c * stride + rows, out + (c + 1) * stride, 0);
   constexpr int64_t kBlock = 8;
   for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
     for (int64_t c0 = 0; c0 < width; c0 += kBlock) {
@@ -102,6 +122,21 @@ void load_transposed(const T* in, int64_t in_stride, int64_t rows, int64_t width
   }
 }
 
+template <typename T>
+void store_rows(const Compute<T>* in, int64_t stride, int64_t rows, int64_t width, Compute<T> scale, T* out,
+                int64_t out_stride) {
+  const Vec<T> factor(scale);
+  for (int64_t r = 0; r < rows; ++r) {
+    for_each_vec<T>(width, [&](int64_t c, auto, auto store) {
+      store(out + r * out_stride + c, Vec<T>::loadu(in + r * stride + c) * factor);
+    });
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Scores
+// ---------------------------------------------------------------------------------------------------------------------
+
 // Keys that batch element b has.
 template <typename T>
 int64_t key_count(const Attention<T>& a, int64_t b) {
@@ -115,31 +150,81 @@ struct TileAt {
   int64_t key, keys;
 };
 
-// Adds the mask to raw scores and sets what may not be seen to -inf; columns past the keys too, up to `stride`.
+// Columns [begin, end) of a tile.
+struct Columns {
+  int64_t begin, end;
+};
+
+// What rows [row, row + rows) of a tile see: the keys that at least one of them does.
 template <typename T>
-void mask_scores(const Attention<T>& a, const TileAt& at, Compute<T>* scores, int64_t stride) {
-  using C = Compute<T>;
-  constexpr C kNever = -std::numeric_limits<C>::infinity();
-  const bool diagonal = a.causal && at.key + at.keys - 1 > at.query + a.causal_shift;
-  for (int64_t i = 0; i < at.queries; ++i) {
-    C* row = scores + i * stride;
-    if (a.mask) {
-      const int64_t* s = a.mask_strides;
-      const C* mask = a.mask + at.b * s[0] + at.h * s[1] + (at.query + i) * s[2] + at.key * s[3];
-      for (int64_t j = 0; j < at.keys; ++j) row[j] += mask[j * s[3]];
-    }
-    int64_t visible = at.keys;
-    if (diagonal) visible = std::clamp<int64_t>(at.query + i + a.causal_shift - at.key + 1, 0, at.keys);
-    std::fill(row + visible, row + stride, kNever);
+Columns visible_columns(const Attention<T>& a, const TileAt& at, int64_t row, int64_t rows) {
+  const int64_t position = at.query + row + a.shift - at.key;
+  const int64_t begin = std::clamp<int64_t>(position - a.left, 0, at.keys);
+  return {begin, std::clamp<int64_t>(position + rows + a.right, begin, at.keys)};
+}
+
+// Rows of a tile and the columns that they compute: whole vectors around those they see.
+struct Strip {
+  int64_t row, rows;
+  Columns columns;
+
+  int64_t width() const { return columns.end - columns.begin; }
+};
+
+// Calls body(strip) for all strips of a tile that see something of it.
+template <typename T, typename Body>
+void for_each_strip(const Attention<T>& a, const TileAt& at, const Body& body) {
+  using V = Vec<T>;
+  for (int64_t row = 0; row < at.queries; row += kStripRows) {
+    const int64_t rows = std::min(kStripRows, at.queries - row);
+    const Columns seen = visible_columns(a, at, row, rows);
+    if (seen.begin < seen.end)
+      body(Strip{row, rows, {seen.begin / V::size() * V::size(), round_up(seen.end, V::size())}});
   }
 }
 
-// The dropout multipliers of one row of a tile.
+// From products of queries (scaled) and keys to scores, for a strip; what a row does not see becomes -inf. `scores` is
+// the strip's first row, column 0 of the tile. With softcap, `slopes`, if not null, receives its derivative.
 template <typename T>
-const Compute<T>* row_multipliers(const Attention<T>& a, const TileAt& at, int64_t i, Compute<T>* buffer) {
-  const int64_t row_length = ceil_div(a.tk, Philox::kElements) * Philox::kElements;
-  const int64_t row = (at.b * a.h + at.h) * a.tq + at.query + i;
-  return dropout_multipliers(*a.dropout, row * row_length + at.key, at.keys, buffer);
+void finish_scores(const Attention<T>& a, const TileAt& at, const Strip& strip, Compute<T>* scores, int64_t stride,
+                   Compute<T>* slopes = nullptr) {
+  using C = Compute<T>;
+  using V = Vec<T>;
+  constexpr C kNever = -std::numeric_limits<C>::infinity();
+  const Columns& columns = strip.columns;
+  for (int64_t i = 0; i < strip.rows; ++i) {
+    C* row = scores + i * stride;
+    const int64_t query = at.query + strip.row + i;
+    const Columns seen = visible_columns(a, at, strip.row + i, 1);
+    if (a.softcap != C(0)) {
+      for (int64_t j = columns.begin; j < columns.end; j += V::size()) {
+        const V t = (V::loadu(row + j) * V(C(1) / a.softcap)).tanh();
+        (t * V(a.softcap)).store(row + j);
+        if (slopes) (V(C(1)) - t * t).store(slopes + i * stride + j);
+      }
+    }
+    if (a.alibi_slopes) {
+      const C slope = a.alibi_slopes[at.b * a.alibi_strides[0] + at.h * a.alibi_strides[1]];
+      const int64_t position = query + a.shift - at.key;
+      for (int64_t j = seen.begin; j < seen.end; ++j) row[j] -= slope * static_cast<C>(std::abs(position - j));
+    }
+    if (a.mask) {
+      const int64_t* s = a.mask_strides;
+      const C* mask = a.mask + at.b * s[0] + at.h * s[1] + query * s[2] + at.key * s[3];
+      for (int64_t j = seen.begin; j < seen.end; ++j) row[j] += mask[j * s[3]];
+    }
+    std::fill(row + columns.begin, row + seen.begin, kNever);
+    std::fill(row + seen.end, row + columns.end, kNever);
+  }
+}
+
+// The dropout multipliers of one row of a strip; element 0 is of the strip's first column.
+template <typename T>
+const Compute<T>* row_multipliers(const Attention<T>& a, const TileAt& at, const Strip& strip, int64_t i,
+                                  Compute<T>* buffer) {
+  const int64_t row_length = round_up(a.tk, Philox::kElements);
+  const int64_t row = (at.b * a.h + at.h) * a.tq + at.query + strip.row + i;
+  return dropout_multipliers(*a.dropout, row * row_length + at.key + strip.columns.begin, strip.width(), buffer);
 }
 
 }  // namespace fastllm

@@ -34,7 +34,8 @@ RowSums<T> reduce_row(const T* row, int64_t classes, const Compute<T>* weight, b
     const C shift = next == kLowest ? C(0) : next;
     Vec<T> sums(C(0));
     for_each_vec<T>(
-        count, [&](int64_t c, auto load, auto) { sums = sums + vexp(load(block + c) - Vec<T>(shift)); }, kLowest);
+        count, [&](int64_t c, auto load, auto) { sums = sums + vexp_nonpositive(load(block + c) - Vec<T>(shift)); },
+        kLowest);
     sum = sum * std::exp(maximum - shift) + sum_lanes(sums);
     maximum = next;
     if (want_weighted) {
@@ -65,7 +66,7 @@ void gradient_row(const CrossEntropyRows<T>& in, int64_t row, Compute<T> logsume
   // The target's logit is read before the row is overwritten: logits and gradient may be the same memory.
   const C probability = std::exp(static_cast<C>(logits[target]) - logsumexp);
   for_each_vec<T>(in.classes, [&](int64_t c, auto load, auto store) {
-    Vec<T> dx = vexp(load(logits + c) - shift) * scale;
+    Vec<T> dx = vexp_nonpositive(load(logits + c) - shift) * scale;
     if (smooth) dx = dx - (in.weight ? flat * load(in.weight + c) : flat);
     store(out + c, dx);
   });

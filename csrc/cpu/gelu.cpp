@@ -31,7 +31,7 @@ struct Normal {
 inline Normal<VecF> normal(const VecF& x) {
   const VecF z = x.abs() * VecF(kSqrtHalf);
   const VecF t = VecF(1.0f) / fmadd(z, VecF(0.3275911f), VecF(1.0f));
-  const VecF e = vexp(x * x * VecF(-0.5f));
+  const VecF e = vexp_nonpositive(x * x * VecF(-0.5f));
   VecF poly = fmadd(t, VecF(1.061405429f), VecF(-1.453152027f));
   poly = fmadd(poly, t, VecF(1.421413741f));
   poly = fmadd(poly, t, VecF(-0.284496736f));
@@ -41,7 +41,8 @@ inline Normal<VecF> normal(const VecF& x) {
 }
 
 inline Normal<VecD> normal(const VecD& x) {
-  return {VecD(0.5) * (VecD(1.0) + (x * VecD(kSqrtHalf)).erf()), vexp(x * x * VecD(-0.5)) * VecD(kInvSqrt2Pi)};
+  return {VecD(0.5) * (VecD(1.0) + (x * VecD(kSqrtHalf)).erf()),
+          vexp_nonpositive(x * x * VecD(-0.5)) * VecD(kInvSqrt2Pi)};
 }
 
 // The tanh form, 0.5 x (1 + tanh u), is x sigmoid(2u): no tanh, and no cancellation where tanh is near -1.
@@ -77,12 +78,12 @@ inline V gelu_derivative(const V& x) {
 
 template <typename T, bool kTanh>
 void forward(const GeluShape& shape, const T* input, const T* bias, T* output) {
-  const RowBlocks blocks = RowBlocks::of_elements(shape.rows, shape.cols);
+  const RowBlocks blocks = RowBlocks::of_elements(shape.rows(), shape.cols);
   parallel_for(blocks.count, [&](int64_t block) {
     for (int64_t row = blocks.begin(block); row < blocks.end(block); ++row) {
       const T* in = input + row * shape.cols;
       T* out = output + row * shape.cols;
-      for_each_vec<T>(shape.cols, [&](int64_t c, auto load, auto store) {
+      for_each_vec<T>(shape.width(row), [&](int64_t c, auto load, auto store) {
         const Vec<T> x = bias ? load(in + c) + load(bias + c) : load(in + c);
         store(out + c, gelu<kTanh>(x));
       });
@@ -95,7 +96,7 @@ void backward(const GeluShape& shape, const T* grad_output, const T* input, cons
               T* grad_bias) {
   using C = Compute<T>;
   const RowBlocks blocks =
-      grad_bias ? RowBlocks::for_sums(shape.rows, shape.cols) : RowBlocks::of_elements(shape.rows, shape.cols);
+      grad_bias ? RowBlocks::for_sums(shape.rows(), shape.cols) : RowBlocks::of_elements(shape.rows(), shape.cols);
   std::vector<C> partials(grad_bias ? blocks.count * shape.cols : 0);
   parallel_for(blocks.count, [&](int64_t block) {
     C* sums = grad_bias ? partials.data() + block * shape.cols : nullptr;
@@ -103,7 +104,7 @@ void backward(const GeluShape& shape, const T* grad_output, const T* input, cons
       const T* grad = grad_output + row * shape.cols;
       const T* in = input + row * shape.cols;
       T* out = grad_input + row * shape.cols;
-      for_each_vec<T>(shape.cols, [&](int64_t c, auto load, auto store) {
+      for_each_vec<T>(shape.width(row), [&](int64_t c, auto load, auto store) {
         const Vec<T> x = bias ? load(in + c) + load(bias + c) : load(in + c);
         const Vec<T> dx = load(grad + c) * gelu_derivative<kTanh>(x);
         store(out + c, dx);

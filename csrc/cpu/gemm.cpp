@@ -11,7 +11,6 @@
 #include "cpu/gemm.h"
 
 #include <ATen/cpu/vec/vec.h>
-#include <c10/util/Unroll.h>
 
 #include <algorithm>
 #include <array>
@@ -19,6 +18,7 @@
 #include <utility>
 
 #include "common/parallel.h"
+#include "cpu/register_tile.h"
 
 namespace fastllm {
 namespace {
@@ -27,15 +27,7 @@ using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = Vec::size();
 
-// Registers: kTileRows x 2 accumulators, 2 vectors of B, 1 broadcast value of A.
-// Both of a core's FMA units are full with 8 or more independent accumulators (latency 4 x 2 units).
-#if defined(CPU_CAPABILITY_AVX512) || defined(__aarch64__)
-constexpr int64_t kTileRows = 12;  // 24 + 2 + 1 = 27 of 32
-#elif defined(CPU_CAPABILITY_AVX2)
-constexpr int64_t kTileRows = 6;  // 12 + 2 + 1 = 15 of 16
-#else
-constexpr int64_t kTileRows = 2;  // a Vec is two SSE registers: (4 + 2) x 2 + 1 = 13 of 16
-#endif
+constexpr int64_t kTileRows = kRegisterTileRows;
 constexpr int64_t kTileCols = 2 * kLanes;
 
 // A panel of B, kDepth x kTileCols, takes half of a 32 KiB L1 cache; a tile's rows of A (6 KiB with AVX2) fit beside
@@ -66,10 +58,6 @@ constexpr int64_t kPackCols = 64;
 constexpr int kPackedBSlot = 2;
 constexpr int kPackedASlot = 3;
 
-constexpr int64_t round_up(int64_t value, int64_t unit) {
-  return (value + unit - 1) / unit * unit;
-}
-
 // How many blocks cover `total`: one, if an empty one, for none, so that sums over nothing are written.
 int64_t count_blocks(int64_t total, int64_t block) {
   return std::max<int64_t>(1, ceil_div(total, block));
@@ -96,61 +84,32 @@ struct TileOutput {
   bool add;           // to what C holds
 };
 
-// Calls body(0) .. body(count - 1), unrolled before the compiler decides which arrays live in registers.
-template <int count, typename Body>
-C10_ALWAYS_INLINE void unroll(const Body& body) {
-  c10::ForcedUnroll<count>{}(body);
-}
-
-// Where a tile finds A(i, k): data[i * row_stride + k * depth_stride].
-struct TileRows {
-  const float* data;
-  int64_t row_stride, depth_stride;
-};
-
 // C's tile = A's rows x B's panel.
 template <int kRows, int kVecs>
-void multiply_tile(int64_t depth, const TileRows& a, const float* b, const TileOutput& out) {
-  Vec sums[kRows][kVecs];
-  int64_t rows[kRows];
-  unroll<kRows>([&](auto i) {
-    __builtin_prefetch(out.c + i * out.stride, 1);
-    rows[i] = i * a.row_stride;
-    unroll<kVecs>([&](auto v) { sums[i][v] = Vec(0.0f); });
-  });
-
-  // Not unrolled over k: the 12 multiply-adds of a step take longer than its other instructions, and with several steps
-  // to choose from the compiler moves loads up until registers spill.
-  const float* a_column = a.data;
-  for (int64_t k = 0; k < depth; ++k, a_column += a.depth_stride, b += kVecs * kLanes) {
-    Vec b_row[kVecs];
-    unroll<kVecs>([&](auto v) { b_row[v] = Vec::loadu(b + v * kLanes); });
-    unroll<kRows>([&](auto i) {
-      const Vec a_value(a_column[rows[i]]);
-      unroll<kVecs>([&](auto v) { sums[i][v] = at::vec::fmadd(a_value, b_row[v], sums[i][v]); });
-    });
-  }
-
-  const auto write = [&](auto load, auto store) __attribute__((always_inline)) {
-    if (out.bias) {
-      unroll<kVecs>([&](auto v) {
-        const Vec bias = load(out.bias, v);
-        unroll<kRows>([&](auto i) { sums[i][v] = sums[i][v] + bias; });
+void multiply_tile(int64_t depth, const RegisterTileRows<float>& a, const float* b, const TileOutput& out) {
+  unroll<kRows>([&](auto i) { __builtin_prefetch(out.c + i * out.stride, 1); });
+  register_tile<float, kRows, kVecs>(depth, a, b, kVecs * kLanes, [&](auto& sums) {
+    const auto write = [&](auto load, auto store) __attribute__((always_inline)) {
+      if (out.bias) {
+        unroll<kVecs>([&](auto v) {
+          const Vec bias = load(out.bias, v);
+          unroll<kRows>([&](auto i) { sums[i][v] = sums[i][v] + bias; });
+        });
+      }
+      unroll<kRows>([&](auto i) {
+        float* row = out.c + i * out.stride;
+        unroll<kVecs>([&](auto v) { store(row, v, out.add ? load(row, v) + sums[i][v] : sums[i][v]); });
       });
+    };
+    if (out.cols == kVecs * kLanes) {
+      write([](const float* p, int v) { return Vec::loadu(p + v * kLanes); },
+            [](float* p, int v, const Vec& x) { x.store(p + v * kLanes); });
+    } else {
+      const auto count = [&](int v) { return std::clamp<int64_t>(out.cols - v * kLanes, 0, kLanes); };
+      write([&](const float* p, int v) { return Vec::loadu(p + v * kLanes, count(v)); },
+            [&](float* p, int v, const Vec& x) { x.store(p + v * kLanes, count(v)); });
     }
-    unroll<kRows>([&](auto i) {
-      float* row = out.c + i * out.stride;
-      unroll<kVecs>([&](auto v) { store(row, v, out.add ? load(row, v) + sums[i][v] : sums[i][v]); });
-    });
-  };
-  if (out.cols == kVecs * kLanes) {
-    write([](const float* p, int v) { return Vec::loadu(p + v * kLanes); },
-          [](float* p, int v, const Vec& x) { x.store(p + v * kLanes); });
-  } else {
-    const auto count = [&](int v) { return std::clamp<int64_t>(out.cols - v * kLanes, 0, kLanes); };
-    write([&](const float* p, int v) { return Vec::loadu(p + v * kLanes, count(v)); },
-          [&](float* p, int v, const Vec& x) { x.store(p + v * kLanes, count(v)); });
-  }
+  });
 }
 
 using MultiplyTile = decltype(&multiply_tile<1, 1>);
@@ -300,9 +259,9 @@ void multiply_block(const Product& product, int64_t k0, int64_t k1, const GemmOp
                        k == 0 && options.bias ? options.bias + col : nullptr, add};
         for (int64_t row = rows0; row < rows1; row += kTileRows) {
           out.c = product.c + row * product.c_stride + col;
-          const TileRows a_rows = a.transposed
-                                      ? TileRows{packed_a + (row - i0) / kTileRows * panel_stride, 1, kTileRows}
-                                      : TileRows{a.data + row * a.stride + k, a.stride, 1};
+          const RegisterTileRows<float> a_rows =
+              a.transposed ? RegisterTileRows<float>{packed_a + (row - i0) / kTileRows * panel_stride, 1, kTileRows}
+                           : RegisterTileRows<float>{a.data + row * a.stride + k, a.stride, 1};
           tiles[std::min(rows1 - row, kTileRows) - 1](depth, a_rows, panel, out);
         }
       }

@@ -109,8 +109,18 @@ inline void for_each_vec(int64_t n, Body&& body, Compute<T> fill = 0) {
 // Reductions over a vector's lanes, in one fixed order
 // ---------------------------------------------------------------------------------------------------------------------
 
+// `op` takes two scalars and two vectors.
 template <typename C, typename Op>
-inline C reduce_lanes(const at::vec::Vectorized<C>& v, Op&& op) {
+inline C reduce_lanes(const at::vec::Vectorized<C>& v, const Op& op) {
+#if defined(CPU_CAPABILITY_AVX2)
+  if constexpr (std::is_same_v<C, float>) {  // in registers: through memory each halving would wait for a store
+    using V = at::vec::Vectorized<float>;
+    V x = op(v, V(_mm256_permute2f128_ps(v, v, 1)));
+    x = op(x, V(_mm256_permute_ps(x, 0x4E)));
+    x = op(x, V(_mm256_permute_ps(x, 0xB1)));
+    return _mm256_cvtss_f32(x);
+  }
+#endif
   constexpr int64_t n = at::vec::Vectorized<C>::size();
   C lanes[n];
   v.store(lanes);
@@ -121,45 +131,79 @@ inline C reduce_lanes(const at::vec::Vectorized<C>& v, Op&& op) {
 
 template <typename C>
 inline C sum_lanes(const at::vec::Vectorized<C>& v) {
-  return reduce_lanes(v, [](C a, C b) { return a + b; });
+  return reduce_lanes(v, [](const auto& a, const auto& b) { return a + b; });
 }
 
-// NaN wins, as in torch.
+struct MaximumOrNan {  // NaN wins, as in torch
+  template <typename C>
+  C operator()(C a, C b) const {
+    return (a > b || a != a) ? a : b;
+  }
+  template <typename C>
+  at::vec::Vectorized<C> operator()(const at::vec::Vectorized<C>& a, const at::vec::Vectorized<C>& b) const {
+    return at::vec::maximum(a, b);
+  }
+};
+
 template <typename C>
 inline C max_lanes(const at::vec::Vectorized<C>& v) {
-  return reduce_lanes(v, [](C a, C b) { return (a > b || a != a) ? a : b; });
+  return reduce_lanes(v, MaximumOrNan{});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Functions
 // ---------------------------------------------------------------------------------------------------------------------
 
-// e^x to about 1 ulp; 0 below -86.98 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
 // x = n ln2 + r with |r| <= ln2 / 2; e^r by a polynomial of degree 6 (remainder r^7 / 7! < 1.2e-7 relative at the ends
-// of Taylor's form; the coefficients are a minimax fit, so less); 2^n by writing n into the exponent bits.
-inline at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
+// of Taylor's form; the coefficients are a minimax fit, so less); 2^n is for the caller.
+struct ExpParts {
+  at::vec::Vectorized<float> n, e_r;
+};
+
+inline ExpParts exp_parts(const at::vec::Vectorized<float>& x) {
   using V = at::vec::Vectorized<float>;
-  using VI = at::vec::Vectorized<int32_t>;
-  const V low(-86.98f), high(88.72283f);
-  // Selections, not min and max: those lose a NaN.
-  V y = V::blendv(x, low, x < low);
-  y = V::blendv(y, high, y > high);
-  const V n = (y * V(1.44269504f)).round();
-  V r = at::vec::fmadd(n, V(-0.693359375f), y);
+  const V n = (x * V(1.44269504f)).round();
+  V r = at::vec::fmadd(n, V(-0.693359375f), x);
   r = at::vec::fmadd(n, V(2.12194440e-4f), r);
   V e = at::vec::fmadd(r, V(1.9875691500e-4f), V(1.3981999507e-3f));  // Cephes expf
   e = at::vec::fmadd(e, r, V(8.3334519073e-3f));
   e = at::vec::fmadd(e, r, V(4.1665795894e-2f));
   e = at::vec::fmadd(e, r, V(1.6666665459e-1f));
   e = at::vec::fmadd(e, r, V(5.0000001201e-1f));
-  e = at::vec::fmadd(e, r * r, r + V(1.0f));
+  return {n, at::vec::fmadd(e, r * r, r + V(1.0f))};
+}
+
+// 2^n for a whole n in [-126, 127], by writing it into the exponent bits; n = -127 gives exactly 0.
+inline at::vec::Vectorized<float> power_of_2(const at::vec::Vectorized<float>& n) {
+  using VI = at::vec::Vectorized<int32_t>;
+  return at::vec::cast<float, int32_t>((at::vec::convert_to_int_of_same_size(n) + VI(127)) << VI(23));
+}
+
+// e^x to about 1 ulp; 0 below -86.98 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
+inline at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
+  using V = at::vec::Vectorized<float>;
+  const V low(-86.98f), high(88.72283f);
+  // Selections, not min and max: those lose a NaN.
+  V y = V::blendv(x, low, x < low);
+  y = V::blendv(y, high, y > high);
+  const auto [n, e_r] = exp_parts(y);
   // n reaches 128 at the top end, one more than an exponent holds: scale by 2^(n-1), then by 2.
-  const VI bits = (at::vec::convert_to_int_of_same_size(n - V(1.0f)) + VI(127)) << VI(23);
-  const V scaled = e * at::vec::cast<float, int32_t>(bits) * V(2.0f);
+  const V scaled = e_r * power_of_2(n - V(1.0f)) * V(2.0f);
   return V::blendv(V::blendv(scaled, V(0.0f), x < low), V(std::numeric_limits<float>::infinity()), x > high);
 }
 
+// The same where x <= 0 is known, as in every softmax; rounding may take x a little above. 0 below -87.68.
+inline at::vec::Vectorized<float> vexp_nonpositive(const at::vec::Vectorized<float>& x) {
+  using V = at::vec::Vectorized<float>;
+  const auto [n, e_r] = exp_parts(at::vec::clamp_min(x, V(-88.0f)));  // to n = -127; keeps a NaN
+  return e_r * power_of_2(n);
+}
+
 inline at::vec::Vectorized<double> vexp(const at::vec::Vectorized<double>& x) {
+  return x.exp();
+}
+
+inline at::vec::Vectorized<double> vexp_nonpositive(const at::vec::Vectorized<double>& x) {
   return x.exp();
 }
 

@@ -13,11 +13,13 @@ void forward_row(int64_t size, const T* in, T* out) {
   Vec<T> lanes(kLowest), sums(C(0));
   for_each_vec<T>(size, [&](int64_t c, auto load, auto) { lanes = at::vec::maximum(lanes, load(in + c)); }, kLowest);
   const Vec<T> maximum(max_lanes(lanes));
-  for_each_vec<T>(size, [&](int64_t c, auto load, auto) { sums = sums + vexp(load(in + c) - maximum); }, kLowest);
+  for_each_vec<T>(
+      size, [&](int64_t c, auto load, auto) { sums = sums + vexp_nonpositive(load(in + c) - maximum); }, kLowest);
   const Vec<T> scale(C(1) / sum_lanes(sums));
   // The exponentials again rather than kept: out may be of a narrower dtype, and the row is in cache.
   for_each_vec<T>(
-      size, [&](int64_t c, auto load, auto store) { store(out + c, vexp(load(in + c) - maximum) * scale); }, kLowest);
+      size, [&](int64_t c, auto load, auto store) { store(out + c, vexp_nonpositive(load(in + c) - maximum) * scale); },
+      kLowest);
 }
 
 template <typename T>
@@ -35,9 +37,9 @@ void forward_column(int64_t size, int64_t inner, const T* in, T* out, Load load,
   using C = Compute<T>;
   Vec<T> maximum(-std::numeric_limits<C>::infinity()), sum(C(0));
   for (int64_t i = 0; i < size; ++i) maximum = at::vec::maximum(maximum, load(in + i * inner));
-  for (int64_t i = 0; i < size; ++i) sum = sum + vexp(load(in + i * inner) - maximum);
+  for (int64_t i = 0; i < size; ++i) sum = sum + vexp_nonpositive(load(in + i * inner) - maximum);
   const Vec<T> scale = Vec<T>(C(1)) / sum;
-  for (int64_t i = 0; i < size; ++i) store(out + i * inner, vexp(load(in + i * inner) - maximum) * scale);
+  for (int64_t i = 0; i < size; ++i) store(out + i * inner, vexp_nonpositive(load(in + i * inner) - maximum) * scale);
 }
 
 template <typename T, typename Load, typename Store>

@@ -19,13 +19,13 @@ GeluShape check(const char* op, const Tensor& input, const OptionalTensor& bias,
   check_floating(op, "input", input);
   FASTLLM_CHECK(approximate == "none" || approximate == "tanh", op, "approximate", "be 'none' or 'tanh'", "'",
                 approximate, "'");
-  if (!bias) return {1, input.numel(), approximate == "tanh"};
+  constexpr int64_t kAnyCols = 4096;
+  if (!bias) return {input.numel(), kAnyCols, approximate == "tanh"};
   FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
   check_same_device(op, "bias", *bias, "input", input);
   check_same_dtype(op, "bias", *bias, "input", input);
   check_shape(op, "bias", *bias, {input.size(-1)});
-  const int64_t cols = input.size(-1);
-  return {cols ? input.numel() / cols : 0, cols, approximate == "tanh"};
+  return {input.numel(), std::max<int64_t>(1, input.size(-1)), approximate == "tanh"};
 }
 
 Tensor forward_cpu(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {

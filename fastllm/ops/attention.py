@@ -24,10 +24,16 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     *,
     key_lengths: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
     causal_align: str = "top-left",
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Return softmax(query @ key^T * scale + mask) @ value, as torch.nn.functional.scaled_dot_product_attention.
+
+    Query i stands at position i of the keys, or with causal_align="bottom-right" at i + Tk - Tq: is_causal, window and
+    alibi_slopes measure from there.
 
     Args:
         query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16.
@@ -36,11 +42,16 @@ def scaled_dot_product_attention(
         attn_mask: broadcastable to (B, H, Tq, Tk); bool (True takes part) or floating (added to the scores, and
             differentiable). It may be combined with is_causal, which torch does not allow.
         dropout_p: probability of a weight to be zeroed, in [0, 1].
-        is_causal: query i sees keys up to i; for Tq != Tk see causal_align.
+        is_causal: a query sees the keys up to its own position.
         scale: default 1 / sqrt(D).
         enable_gqa: Hkv may be a divisor of H.
         key_lengths: (B,) int64 or int32, how many keys of each batch element count.
-        causal_align: "top-left", as torch, or "bottom-right": the last query sees the last key.
+        window: (left, right): a query sees no more than that many keys before and after its own position; -1 is no
+            bound (Beltagy et al., "Longformer", 2020). What lies outside is not computed.
+        alibi_slopes: (H,) or (B, H): a score falls by slope * distance (Press et al., "Train short, test long", 2022);
+            not differentiable.
+        softcap: scores become softcap * tanh(score / softcap) before mask and slopes (Gemma 2, 2024).
+        causal_align: "top-left", as torch, or "bottom-right": the last query stands at the last key.
         rng_state: as for :func:`fastllm.ops.dropout`; element i of the mask runs over (B, H, Tq, Tk rounded up to a
             multiple of 8).
 
@@ -61,9 +72,10 @@ def scaled_dot_product_attention(
             f"scaled_dot_product_attention: 'causal_align' must be one of {_ALIGNMENTS}, got '{causal_align}'"
         )
     state = rng_state_for(query, dropout_p, True, rng_state)
+    left, right = _window("scaled_dot_product_attention", window)
     return torch.ops.fastllm.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths,
-        causal_align == "bottom-right", state,
+        causal_align == "bottom-right", left, right, alibi_slopes, softcap, state,
     )[0]  # fmt: skip
 
 
@@ -75,13 +87,17 @@ def attention_packed(
     scale: float | None = None,
     *,
     key_lengths: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    alibi_slopes: Tensor | None = None,
+    softcap: float | None = None,
     rng_state: Tensor | None = None,
 ) -> Tensor:
     """Attend within a fused projection: it is read where it is, and backward writes one packed gradient.
 
     Args:
         qkv: (B, T, 3, H, D), the last dimension contiguous; queries, keys and values in this order.
-        attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state: as for :func:`scaled_dot_product_attention`.
+        attn_mask, dropout_p, is_causal, scale, key_lengths, window, alibi_slopes, softcap, rng_state: as for
+            :func:`scaled_dot_product_attention`.
 
     Returns:
         (B, T, H, D), contiguous.
@@ -95,9 +111,19 @@ def attention_packed(
         torch.Size([2, 5, 4, 8])
     """
     state = rng_state_for(qkv, dropout_p, True, rng_state)
-    return torch.ops.fastllm.attention_packed.default(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, state)[
-        0
-    ]
+    left, right = _window("attention_packed", window)
+    return torch.ops.fastllm.attention_packed.default(
+        qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, left, right, alibi_slopes, softcap, state
+    )[0]
+
+
+def _window(op: str, window: tuple[int, int] | None) -> tuple[int | None, int | None]:
+    if window is None:
+        return None, None
+    if not isinstance(window, tuple | list) or len(window) != 2 or any(side < -1 for side in window):
+        raise ValueError(f"{op}: 'window' must be (left, right), each at least 0 or -1 for no bound, got {window}")
+    left, right = (None if side == -1 else side for side in window)
+    return left, right
 
 
 def _logsumexp(like: Tensor, b: int, h: int, t: int) -> Tensor:
@@ -114,28 +140,23 @@ def _grad_mask(attn_mask: Tensor | None, need_mask: bool) -> Tensor | None:
 
 
 @torch.library.register_fake("fastllm::scaled_dot_product_attention")
-def _(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, bottom_right, rng_state):
+def _(query, key, value, *options):
     b, h, t, _ = query.shape
     return _tokens_first(query, value.shape[3]), _logsumexp(query, b, h, t)
 
 
 @torch.library.register_fake("fastllm::scaled_dot_product_attention_backward")
-def _(
-    grad_output, query, key, value, output, logsumexp, attn_mask, dropout_p, is_causal, scale, key_lengths,
-    bottom_right, rng_state, need_mask,
-):  # fmt: skip
+def _(grad_output, query, key, value, output, logsumexp, attn_mask, *options):
     grads = (_tokens_first(tensor, tensor.shape[3]) for tensor in (query, key, value))
-    return (*grads, _grad_mask(attn_mask, need_mask))
+    return (*grads, _grad_mask(attn_mask, need_mask=options[-1]))
 
 
 @torch.library.register_fake("fastllm::attention_packed")
-def _(qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state):
+def _(qkv, *options):
     b, t, _, h, d = qkv.shape
     return qkv.new_empty((b, t, h, d)), _logsumexp(qkv, b, h, t)
 
 
 @torch.library.register_fake("fastllm::attention_packed_backward")
-def _(
-    grad_output, qkv, output, logsumexp, attn_mask, dropout_p, is_causal, scale, key_lengths, rng_state, need_mask
-):  # fmt: skip
-    return qkv.new_empty(qkv.shape), _grad_mask(attn_mask, need_mask)
+def _(grad_output, qkv, output, logsumexp, attn_mask, *options):
+    return qkv.new_empty(qkv.shape), _grad_mask(attn_mask, need_mask=options[-1])

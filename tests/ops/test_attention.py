@@ -3,6 +3,8 @@
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastllm import ops
 from tests import reference
@@ -23,10 +25,10 @@ def causal(q, k, v):
     return reference.attention(q, k, v, is_causal=True)
 
 
-# One query; around a vector; around a tile of 64; several tiles.
+# One query; around a vector; around a tile of keys (64) and of queries (96); several tiles.
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("is_causal", [False, True])
-@pytest.mark.parametrize("t", [1, 7, 8, 9, 63, 64, 65, 129])
+@pytest.mark.parametrize("t", [1, 7, 8, 9, 63, 64, 65, 97, 129])
 def test_lengths(t, is_causal, dtype):
     harness.assert_matches_reference(
         lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=is_causal),
@@ -92,6 +94,87 @@ def test_key_lengths():
         )
 
 
+# Windows of nothing but the query's own position, inside a tile, over several, wider than everything; unbounded sides.
+@pytest.mark.parametrize("window", [(0, 0), (3, 5), (70, 2), (-1, 4), (40, -1), (1000, 1000)])
+@pytest.mark.parametrize(
+    ("tq", "tk", "align"), [(150, 150, "top-left"), (20, 130, "bottom-right"), (130, 20, "top-left")]
+)
+@pytest.mark.parametrize("is_causal", [False, True])
+def test_window(window, tq, tk, align, is_causal):
+    shift = tk - tq if align == "bottom-right" else 0
+    harness.assert_matches_reference(
+        lambda q, k, v: ops.scaled_dot_product_attention(
+            q, k, v, is_causal=is_causal, window=window, causal_align=align
+        ),
+        lambda q, k, v: reference.attention(q, k, v, is_causal=is_causal, window=window, shift=shift),
+        qkv(b=1, tq=tq, tk=tk),
+        torch.float32,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("per_batch", [False, True])
+def test_alibi_slopes(per_batch, dtype):
+    slopes = torch.rand((2, 3) if per_batch else (3,), dtype=torch.float64)
+    harness.assert_matches_reference(
+        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, alibi_slopes=slopes, causal_align="bottom-right"),
+        lambda q, k, v: reference.attention(q, k, v, alibi_slopes=slopes, shift=5),
+        qkv(h=3, tq=70, tk=75),
+        dtype,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_softcap_comes_before_a_learned_bias(dtype):
+    bias = torch.randn(1, 2, 70, 70, dtype=torch.float64, requires_grad=True)
+    harness.assert_matches_reference(
+        lambda q, k, v, m: ops.scaled_dot_product_attention(q, k, v, m, is_causal=True, softcap=0.7),
+        lambda q, k, v, m: reference.attention(q, k, v, m, is_causal=True, softcap=0.7),
+        [*qkv(tq=70), bias],
+        dtype,
+    )
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tq=st.integers(1, 140), tk=st.integers(1, 140), d=st.sampled_from([3, 8, 24]), hkv=st.sampled_from([1, 2, 4]),
+    is_causal=st.booleans(), bottom_right=st.booleans(), window=st.tuples(st.integers(-1, 90), st.integers(-1, 90)),
+    slopes=st.booleans(), softcap=st.sampled_from([None, 2.0]), p=st.sampled_from([0.0, 0.4]),
+    lengths=st.booleans(), mask=st.sampled_from([None, "bool", "bias"]), data=st.data(),
+)  # fmt: skip
+def test_any_combination(
+    tq, tk, d, hkv, is_causal, bottom_right, window, slopes, softcap, p, lengths, mask, data
+):  # fmt: skip
+    torch.manual_seed(data.draw(st.integers(0, 1000)))
+    state = torch.tensor([5, 6])
+    options = {
+        "is_causal": is_causal, "window": window, "softcap": softcap,
+        "alibi_slopes": torch.rand(4, dtype=torch.float64) if slopes else None,
+        "key_lengths": torch.tensor([tk, data.draw(st.integers(0, tk))]) if lengths else None,
+    }  # fmt: skip
+    inputs = qkv(h=4, hkv=hkv, tq=tq, tk=tk, d=d)
+    if mask == "bool":
+        inputs.append(torch.rand(tq, tk) > 0.2)
+    elif mask == "bias":
+        inputs.append(
+            torch.randn(
+                data.draw(st.sampled_from([(tq, tk), (2, 1, tq, tk), (4, 1, tk)])),
+                dtype=torch.float64,
+                requires_grad=True,
+            )
+        )
+    multipliers = reference.attention_multipliers((2, 4, tq, tk), p, state) if p else None
+    harness.assert_matches_reference(
+        lambda *x: ops.scaled_dot_product_attention(
+            *x, **options, enable_gqa=True, dropout_p=p, rng_state=state if p else None,
+            causal_align="bottom-right" if bottom_right else "top-left",
+        ),
+        lambda *x: reference.attention(*x, **options, multipliers=multipliers, shift=tk - tq if bottom_right else 0),
+        inputs,
+        torch.float64,
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize(("tq", "tk"), [(9, 9), (66, 70)])
 def test_dropout_is_the_contracts(tq, tk, dtype):
@@ -155,7 +238,7 @@ def test_gradcheck():
     state = torch.tensor([1, 2])
     assert torch.autograd.gradcheck(
         lambda q, k, v, m: ops.scaled_dot_product_attention(
-            q, k, v, m, dropout_p=0.2, is_causal=True, enable_gqa=True, rng_state=state
+            q, k, v, m, dropout_p=0.2, is_causal=True, enable_gqa=True, softcap=1.5, rng_state=state
         ),
         [*qkv(h=4, hkv=2, tq=5, tk=6, d=3), mask],
     )
@@ -164,10 +247,13 @@ def test_gradcheck():
 def test_op_contract_compile_threads(threads):
     q, k, v = (t.detach().float().requires_grad_() for t in qkv(tq=70))
     state = torch.tensor([1, 2])
-    args = (q, k, v, None, 0.1, True, None, False, None, False, state)
+    slopes = torch.rand(2)
+    args = (q, k, v, None, 0.1, True, None, False, None, False, 9, 0, slopes, 30.0, state)
     harness.assert_op_contract(torch.ops.fastllm.scaled_dot_product_attention.default, args)
     packed = torch.randn(2, 5, 3, 2, 8, requires_grad=True)
-    harness.assert_op_contract(torch.ops.fastllm.attention_packed.default, (packed, None, 0.0, True, None, None, None))
+    harness.assert_op_contract(
+        torch.ops.fastllm.attention_packed.default, (packed, None, 0.0, True, None, None, 3, None, slopes, 30.0, None)
+    )
     harness.assert_compiles(lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=True), [q, k, v])
     harness.assert_deterministic(lambda q, k, v: ops.scaled_dot_product_attention(q, k, v), [q, k, v], threads)
 
@@ -194,6 +280,23 @@ Q = torch.randn(2, 4, 5, 8)
         (lambda: ops.scaled_dot_product_attention(Q, Q, Q, Q[0]), ValueError, "'attn_mask' must broadcast to"),
         (lambda: ops.scaled_dot_product_attention(Q, Q, Q, dropout_p=2.0), ValueError, "'dropout_p' must be in"),
         (lambda: ops.scaled_dot_product_attention(Q, Q, Q, causal_align="x"), ValueError, "'causal_align' must be one"),
+        (
+            lambda: ops.scaled_dot_product_attention(Q, Q, Q, window=(3,)),
+            ValueError,
+            r"'window' must be \(left, right\)",
+        ),
+        (lambda: ops.scaled_dot_product_attention(Q, Q, Q, window=(3, -2)), ValueError, "'window' must be"),
+        (lambda: ops.scaled_dot_product_attention(Q, Q, Q, softcap=0.0), ValueError, "'softcap' must be over 0, got 0"),
+        (
+            lambda: ops.scaled_dot_product_attention(Q, Q, Q, alibi_slopes=torch.rand(3)),
+            ValueError,
+            r"'alibi_slopes' must have shape \(H\) = \[4\] or \(B, H\) = \[2, 4\], got \[3\]",
+        ),
+        (
+            lambda: ops.scaled_dot_product_attention(Q, Q, Q, alibi_slopes=torch.rand(4, requires_grad=True)),
+            ValueError,
+            "'alibi_slopes' must not require a gradient",
+        ),
         (lambda: ops.attention_packed(Q), ValueError, r"'qkv' must have shape \(B, T, 3, H, D\)"),
     ],
 )

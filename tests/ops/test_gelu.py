@@ -18,6 +18,7 @@ SHAPES = [
     (3, 255),  # one less than whole vectors, several rows
     (5, 1023),
     (17, 1024),  # more than one task
+    (2, 5001),  # without a bias: several runs, the last one short
     (0, 5),  # empty batch
     (4, 0),  # empty rows
     (2, 3, 4, 33),
