@@ -9,6 +9,11 @@ from torch import Tensor
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.*)
 
 
+def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
+    """Return what torch._disable_dynamo wraps: its wrapper imports torch._dynamo, over a second, at the first call."""
+    return getattr(method, "__wrapped__", method)
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) with the semantics and state_dict of torch.optim.AdamW, and clipping built in.
 
@@ -65,6 +70,11 @@ class AdamW(torch.optim.Optimizer):
         self.max_grad_norm = max_grad_norm
         self.last_grad_norm: float | None = None
 
+    add_param_group = _plain(torch.optim.Optimizer.add_param_group)
+    zero_grad = _plain(torch.optim.Optimizer.zero_grad)
+    state_dict = _plain(torch.optim.Optimizer.state_dict)
+    load_state_dict = _plain(torch.optim.Optimizer.load_state_dict)
+
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """Update all parameters that have a gradient; return closure's loss if one is given."""
@@ -73,45 +83,37 @@ class AdamW(torch.optim.Optimizer):
             with torch.enable_grad():
                 loss = closure()
         groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        for parameter in (p for group in groups for p in group):
-            self._check(parameter)
+        gradients = [[self._gradient(p) for p in parameters] for parameters in groups]
         scale = 1.0
         if self.max_grad_norm is not None:
-            norm = torch.ops.fastllm.grad_norm.default([_gradient(p) for group in groups for p in group])
+            norm = torch.ops.fastllm.grad_norm.default([gradient for group in gradients for gradient in group])
             self.last_grad_norm = norm
             # Written so that a NaN norm reaches the parameters, as it does with clip_grad_norm_.
             scale = 1.0 if norm + 1e-6 <= self.max_grad_norm else self.max_grad_norm / (norm + 1e-6)
-        for group, parameters in zip(self.param_groups, groups, strict=True):
-            self._update(group, parameters, scale)
+        for group, parameters, own_gradients in zip(self.param_groups, groups, gradients, strict=True):
+            self._update(group, parameters, own_gradients, scale)
         return loss
 
-    def _check(self, parameter: Tensor) -> None:
+    @staticmethod
+    def _gradient(parameter: Tensor) -> Tensor:
+        gradient = parameter.grad
+        assert gradient is not None
         if parameter.device.type != "cpu":
             raise TypeError(
                 f"AdamW: 'params' must be on the CPU, got {parameter.device}: use torch.optim.AdamW(fused=True) there"
             )
-        if parameter.grad is not None and parameter.grad.is_sparse:
+        if gradient.is_sparse:
             raise TypeError("AdamW: gradients must be dense, got a sparse one")
+        return gradient.contiguous()
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], scale: float) -> None:
-        by_step: dict[int, list[Tensor]] = {}
-        for parameter in parameters:
-            state = self.state[parameter]
+    def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], scale: float) -> None:
+        states = [self.state[p] for p in parameters]
+        for parameter, state in zip(parameters, states, strict=True):
             if not state:
                 state["step"] = torch.tensor(0.0)
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
-            state["step"] += 1
-            by_step.setdefault(int(state["step"]), []).append(parameter)
-        for step, members in by_step.items():
-            states = [self.state[p] for p in members]
-            torch.ops.fastllm.adamw_.default(
-                members, [_gradient(p) for p in members], [s["exp_avg"] for s in states],
-                [s["exp_avg_sq"] for s in states], step, group["lr"], *group["betas"], group["eps"],
-                group["weight_decay"], group["maximize"], scale,
-            )  # fmt: skip
-
-
-def _gradient(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad.contiguous()
+        torch.ops.fastllm.adamw_.default(
+            parameters, gradients, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
+            group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["maximize"], scale,
+        )  # fmt: skip

@@ -57,17 +57,17 @@ double sum_of_squares(const std::vector<AdamWTensor<T>>& tensors) {
 
 template <typename T>
 void adamw_update(const std::vector<AdamWTensor<T>>& tensors, const AdamWOptions& o) {
-  const double correction1 = 1.0 - std::pow(o.beta1, static_cast<double>(o.step));
-  const double correction2 = std::sqrt(1.0 - std::pow(o.beta2, static_cast<double>(o.step)));
-  const Vec<T> decay(static_cast<T>(1.0 - o.learning_rate * o.weight_decay));
+  const Vec<T> decay(static_cast<T>(1.0 - o.learning_rate * o.weight_decay)), eps(static_cast<T>(o.eps));
   const Vec<T> beta1(static_cast<T>(o.beta1)), rest1(static_cast<T>(1.0 - o.beta1));
   const Vec<T> beta2(static_cast<T>(o.beta2)), rest2(static_cast<T>(1.0 - o.beta2));
-  const Vec<T> step_size(static_cast<T>(o.learning_rate / correction1)), eps(static_cast<T>(o.eps));
-  const Vec<T> inverse2(static_cast<T>(1.0 / correction2));
   const Vec<T> scale(static_cast<T>(o.maximize ? -o.gradient_scale : o.gradient_scale));
   const std::vector<Chunk> chunks = cut(tensors);
   for_each_chunk(chunks, [&](int64_t i) {
     const AdamWTensor<T>& t = tensors[chunks[i].tensor];
+    const double correction1 = 1.0 - std::pow(o.beta1, t.step);
+    const double correction2 = std::sqrt(1.0 - std::pow(o.beta2, t.step));
+    const Vec<T> step_size(static_cast<T>(o.learning_rate / correction1));
+    const Vec<T> inverse2(static_cast<T>(1.0 / correction2));
     const int64_t at = chunks[i].begin;
     for_each_vec<T>(chunks[i].count, [&](int64_t c, auto load, auto store) {
       const Vec<T> g = load(t.gradient + at + c) * scale;

@@ -13,11 +13,11 @@ struct AdamWTensor {
   const T* gradient;
   T* exp_avg;
   T* exp_avg_sq;
+  double step;  // from 1
 };
 
 struct AdamWOptions {
   double learning_rate, beta1, beta2, eps, weight_decay;
-  int64_t step;  // from 1
   bool maximize;
   double gradient_scale;  // what gradients are multiplied by first
 };
