@@ -15,6 +15,7 @@
 #include <algorithm>
 #include <array>
 #include <atomic>
+#include <stdexcept>
 #include <utility>
 
 #include "common/parallel.h"
@@ -265,6 +266,7 @@ void multiply_block(const Product& product, int64_t k0, int64_t k1, const GemmOp
           tiles[std::min(rows1 - row, kTileRows) - 1](depth, a_rows, panel, out);
         }
       }
+      if (options.finish && k + depth >= product.k) options.finish(rows0, rows1, j0, j1);
     }
   }
 }
@@ -328,6 +330,7 @@ void gemm(int64_t m, int64_t n, int64_t k, GemmOperand a, GemmOperand b, float* 
   static thread_local Held held[kHeldBlocks] = {};
   static std::atomic<uint64_t> passes{0};
 
+  if (options.row_sums && !a.transposed) throw std::invalid_argument("fastllm: gemm sums the rows of a transposed A");
   const Product product{m, n, k, a, c, c_stride, options};
   const Cut cut(product);
   const int64_t block = depth_block(k);

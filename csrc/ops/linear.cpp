@@ -57,7 +57,8 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
     if (need_bias) grad_bias = at::sum(grad, 0);
     return {grad_input, grad_weight, grad_bias};
   }
-  const RowMajor grad = rows_of(grad_output), x = rows_of(input), w = rows_of(weight);
+  const RowMajor grad = need_bias ? contiguous_rows_of(grad_output) : rows_of(grad_output);
+  const RowMajor x = rows_of(input), w = rows_of(weight);
   const int64_t m = x.rows(), n = w.rows(), k = x.cols();
   if (need_input) {
     grad_input = at::empty(input.sizes(), input.options());

@@ -8,12 +8,14 @@ namespace fastllm {
 
 class RowMajor {
  public:
-  // `tensor` is 2-d with one stride of 1 (or a size at which strides do not matter).
+  // `tensor` is 2-d and adjacent along one of its dimensions.
   explicit RowMajor(Tensor tensor) : tensor_(std::move(tensor)), columns_adjacent_(adjacent(tensor_, 1)) {}
 
+  // Whether neighbours along `dim` are neighbours in memory; strides of what has no neighbours do not matter.
   static bool adjacent(const Tensor& t, int64_t dim) {
     const int64_t other = 1 - dim;
-    return t.stride(dim) == 1 && (t.stride(other) >= t.size(dim) || t.size(other) <= 1);
+    if (t.numel() == 0) return true;
+    return (t.stride(dim) == 1 || t.size(dim) == 1) && (t.stride(other) >= t.size(dim) || t.size(other) == 1);
   }
 
   int64_t rows() const { return tensor_.size(0); }
@@ -45,6 +47,12 @@ inline RowMajor rows_of(const Tensor& tensor) {
   const Tensor flat = flatten_rows(tensor);
   const bool usable = RowMajor::adjacent(flat, 1) || RowMajor::adjacent(flat, 0);
   return RowMajor(usable ? flat : flat.contiguous());
+}
+
+// The same with columns adjacent in any case: what GemmOptions::row_sums needs of the gradient whose transpose is A.
+inline RowMajor contiguous_rows_of(const Tensor& tensor) {
+  const Tensor flat = flatten_rows(tensor);
+  return RowMajor(RowMajor::adjacent(flat, 1) ? flat : flat.contiguous());
 }
 
 }  // namespace fastllm

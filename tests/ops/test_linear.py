@@ -60,11 +60,20 @@ def test_any_strides(view):
         }[view]
 
     x, weight = make(20, 12).requires_grad_(), make(9, 12).requires_grad_()
-    grad_output = make(20, 9)
-    output, grads = harness.run(ops.linear, [x, weight], grad_output)
-    expected, expected_grads = harness.run(reference.linear, [x.double(), weight.double()], grad_output)
+    bias, grad_output = torch.randn(9, requires_grad=True), make(20, 9)
+    output, grads = harness.run(ops.linear, [x, weight, bias], grad_output)
+    exact = [t.double() for t in (x, weight, bias)]
+    expected, expected_grads = harness.run(reference.linear, exact, grad_output)
     for actual, reference_value in zip([output, *grads], [expected, *expected_grads], strict=True):
         harness.assert_close(actual, reference_value, torch.float32)
+
+
+# The gradient of a sum has strides of 0: with one column, or with no rows, these say nothing of the memory's order.
+@pytest.mark.parametrize("shape", [(0, 1, 1), (0, 4, 5), (1, 1, 1), (7, 3, 1), (1, 3, 7)])
+def test_bias_gradient_of_a_sum(shape):
+    x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(*shape))
+    ops.linear(x, weight, bias).sum().backward()
+    assert torch.equal(bias.grad, torch.full_like(bias, shape[0]))
 
 
 @settings(max_examples=40, deadline=None)
