@@ -76,7 +76,8 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def("grad_norm(Tensor[] gradients) -> float");
   m.def(
       "adamw_(Tensor(a!)[] parameters, Tensor[] gradients, Tensor(b!)[] exp_avgs, Tensor(c!)[] exp_avg_sqs, "
-      "Tensor(d!)[] steps, float lr, float beta1, float beta2, float eps, float weight_decay, bool maximize, float gradient_scale) -> ()");
+      "Tensor(d!)[] steps, float lr, float beta1, float beta2, float eps, float weight_decay, bool maximize, float "
+      "gradient_scale) -> ()");
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
