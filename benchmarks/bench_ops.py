@@ -39,7 +39,8 @@ def both_ways(
         def call(*inputs):
             outputs = tensors(function(*inputs))
             wanted = [x for x in inputs if isinstance(x, torch.Tensor) and x.requires_grad]
-            return torch.autograd.grad(outputs, wanted, [torch.ones_like(o) for o in outputs])
+            # An output serves as its own gradient: no extra work, and unlike ones it is no special case (softmax).
+            return torch.autograd.grad(outputs, wanted, [o.detach() for o in outputs])
 
         return call
 
@@ -84,6 +85,11 @@ def elementwise_and_norms(compiled: bool) -> Iterator[Case]:
         "softmax", f"{n}x1024", lambda: (leaf(n, 1024),),
         lambda x: ops.softmax(x, -1), lambda x: F.softmax(x, -1),
         compiled=compiled, forward={"bytes": 8 * n * 1024}, backward={"bytes": 20 * n * 1024},
+    )  # fmt: skip
+    yield from both_ways(
+        "dropout p=0.1", f"{n}x{c}", lambda: (leaf(n, c),),
+        lambda x: ops.dropout(x, 0.1), lambda x: F.dropout(x, 0.1),
+        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size}, tolerance=None,
     )  # fmt: skip
     yield from both_ways(
         "dropout_add_layer_norm", f"{n}x{c} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c), leaf(c)),
@@ -142,7 +148,18 @@ def products(compiled: bool) -> Iterator[Case]:
         )  # fmt: skip
 
 
+def feed_forward(compiled: bool) -> Iterator[Case]:
+    for n, c in ((768, 128), (1024, 768)):
+        yield from both_ways(
+            "feed_forward", f"{n}x{c}",
+            lambda n=n, c=c: (leaf(n, c), leaf(4 * c, c), leaf(4 * c), leaf(c, 4 * c), leaf(c)), ops.feed_forward,
+            lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2),
+            compiled=compiled, forward={"flops": 16 * n * c * c}, backward={"flops": 48 * n * c * c},
+            tolerance=1e-3,
+        )  # fmt: skip
+
+
 def cases(full: bool) -> Iterator[Case]:
     """Yield the quick set, or with torch.compile and every shape the full one."""
-    for family in (elementwise_and_norms, attention, losses, products):
+    for family in (elementwise_and_norms, attention, losses, products, feed_forward):
         yield from family(full)
