@@ -86,9 +86,26 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def whole_run(results: dict) -> str:
+    """Return what bench_run measured, as a sentence a round."""
+    machine = results["machine"]
+    rounds = [
+        " and ".join(f"{name} {r['seconds']:.1f} s (validation loss {r['val_loss']:.4f})" for name, r in one.items())
+        for one in results["rounds"]
+    ]
+    return (
+        f"nanoGPT's CPU example whole, {results['steps']} steps from command to prompt (`python -m "
+        f"benchmarks.bench_run`; {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
+        f"{machine['date']}): {'; '.join(rounds)}; that is {results['ratio']:.0%} of nanoGPT's time. fastllm's loss is "
+        "of the whole validation split, nanoGPT's of 20 random batches."
+    )
+
+
 def fill_readme() -> None:
-    """Put a table of each results/*.json between the README's markers."""
-    tables = "\n\n".join(table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json")))
+    """Put a table of each results/*.json, and the whole runs, between the README's markers."""
+    parts = [table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
+    parts += [whole_run(json.loads(path.read_text())) for path in sorted(RESULTS.glob("runs/*.json"))]
+    tables = "\n\n".join(parts)
     text = README.read_text()
     pattern = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
     if not pattern.search(text):

@@ -148,18 +148,7 @@ def products(compiled: bool) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def feed_forward(compiled: bool) -> Iterator[Case]:
-    for n, c in ((768, 128), (1024, 768)):
-        yield from both_ways(
-            "feed_forward", f"{n}x{c}",
-            lambda n=n, c=c: (leaf(n, c), leaf(4 * c, c), leaf(4 * c), leaf(c, 4 * c), leaf(c)), ops.feed_forward,
-            lambda x, w1, b1, w2, b2: F.linear(F.gelu(F.linear(x, w1, b1), approximate="tanh"), w2, b2),
-            compiled=compiled, forward={"flops": 16 * n * c * c}, backward={"flops": 48 * n * c * c},
-            tolerance=1e-3,
-        )  # fmt: skip
-
-
 def cases(full: bool) -> Iterator[Case]:
     """Yield the quick set, or with torch.compile and every shape the full one."""
-    for family in (elementwise_and_norms, attention, losses, products, feed_forward):
+    for family in (elementwise_and_norms, attention, losses, products):
         yield from family(full)

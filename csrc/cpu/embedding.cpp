@@ -26,8 +26,9 @@ void embedding_forward(int64_t count, int64_t length, int64_t channels, const in
   });
 }
 
-// Positions are sorted by token (a counting sort keeps their order), then tasks take columns: a task sums every bucket
-// over its columns, so that a vocabulary of a few long buckets is shared as well as one of many short ones.
+// Positions are sorted by token (a counting sort keeps their order), then a task sums the buckets of some tokens. In a
+// small vocabulary, of few and long buckets, tasks take columns too. In a large one they take whole rows: most of those
+// are zeros to be written, and two threads that write one page of fresh memory wait for each other.
 template <typename T>
 void embedding_backward(int64_t count, int64_t vocabulary, int64_t channels, const int64_t* tokens, int64_t padding,
                         const T* grad_output, T* grad_weight) {
@@ -39,21 +40,26 @@ void embedding_backward(int64_t count, int64_t vocabulary, int64_t channels, con
   for (int64_t i = 0; i < count; ++i) order[next[tokens[i]]++] = i;
 
   constexpr int64_t kTokens = 64;  // vocabulary rows a task
-  constexpr int64_t kCols = 64;
-  const int64_t col_tasks = ceil_div(channels, kCols);
-  parallel_for(ceil_div(vocabulary, kTokens) * col_tasks, [&](int64_t task) {
+  constexpr int64_t kEnoughTasks = 64;
+  const int64_t row_tasks = ceil_div(vocabulary, kTokens);
+  const int64_t cols = row_tasks >= kEnoughTasks ? channels : std::min<int64_t>(64, channels);
+  const int64_t col_tasks = cols ? ceil_div(channels, cols) : 0;
+  parallel_for(row_tasks * col_tasks, [&](int64_t task) {
     const int64_t begin = task / col_tasks * kTokens, end = std::min(vocabulary, begin + kTokens);
-    const int64_t col = task % col_tasks * kCols, width = std::min(kCols, channels - col);
+    const int64_t col = task % col_tasks * cols, width = std::min(cols, channels - col);
+    C* sums = scratch<C>(cols);
     for (int64_t v = begin; v < end; ++v) {
-      C sums[kCols] = {};
-      if (v != padding) {
-        for (int64_t j = first[v]; j < first[v + 1]; ++j) {
-          const T* grad = grad_output + order[j] * channels + col;
-          for_each_vec<T>(width,
-                          [&](int64_t c, auto load, auto store) { store(sums + c, load(sums + c) + load(grad + c)); });
-        }
-      }
       T* out = grad_weight + v * channels + col;
+      if (v == padding || first[v] == first[v + 1]) {
+        std::fill(out, out + width, T(0));
+        continue;
+      }
+      std::fill(sums, sums + width, C(0));
+      for (int64_t j = first[v]; j < first[v + 1]; ++j) {
+        const T* grad = grad_output + order[j] * channels + col;
+        for_each_vec<T>(width,
+                        [&](int64_t c, auto load, auto store) { store(sums + c, load(sums + c) + load(grad + c)); });
+      }
       for (int64_t c = 0; c < width; ++c) out[c] = static_cast<T>(sums[c]);
     }
   });

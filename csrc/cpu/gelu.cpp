@@ -2,11 +2,79 @@
 
 #include <vector>
 
-#include "cpu/gelu_vec.h"
 #include "cpu/row_blocks.h"
+#include "cpu/simd.h"
 
 namespace fastllm {
 namespace {
+
+using at::vec::fmadd;
+using VecF = at::vec::Vectorized<float>;
+using VecD = at::vec::Vectorized<double>;
+
+constexpr double kSqrtHalf = 0.70710678118654752440;
+constexpr double kInvSqrt2Pi = 0.39894228040143267794;
+constexpr double kSqrt2OverPi = 0.79788456080286535588;
+constexpr double kCubic = 0.044715;
+
+// ---------------------------------------------------------------------------------------------------------------------
+// gelu and its derivative on one vector
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <typename V>
+struct Normal {
+  V cdf, pdf;  // of the standard normal distribution
+};
+
+// erf by Abramowitz & Stegun 7.1.26 (absolute error 1.5e-7). With z = |x| / sqrt(2) its e^(-z^2) is sqrt(2 pi) pdf(x),
+// so one exponential serves the function and its derivative.
+inline Normal<VecF> normal(const VecF& x) {
+  const VecF z = x.abs() * VecF(kSqrtHalf);
+  const VecF t = VecF(1.0f) / fmadd(z, VecF(0.3275911f), VecF(1.0f));
+  const VecF e = vexp_nonpositive(x * x * VecF(-0.5f));
+  VecF poly = fmadd(t, VecF(1.061405429f), VecF(-1.453152027f));
+  poly = fmadd(poly, t, VecF(1.421413741f));
+  poly = fmadd(poly, t, VecF(-0.284496736f));
+  poly = fmadd(poly, t, VecF(0.254829592f));
+  const VecF tail = poly * t * e * VecF(0.5f);  // P(X > |x|)
+  return {VecF::blendv(VecF(1.0f) - tail, tail, x < VecF(0.0f)), e * VecF(kInvSqrt2Pi)};
+}
+
+inline Normal<VecD> normal(const VecD& x) {
+  return {VecD(0.5) * (VecD(1.0) + (x * VecD(kSqrtHalf)).erf()),
+          vexp_nonpositive(x * x * VecD(-0.5)) * VecD(kInvSqrt2Pi)};
+}
+
+// The tanh form, 0.5 x (1 + tanh u), is x sigmoid(2u): no tanh, and no cancellation where tanh is near -1.
+template <typename V>
+inline V sigmoid_2u(const V& x) {
+  const V u = x * fmadd(x * x, V(kSqrt2OverPi * kCubic), V(kSqrt2OverPi));
+  return V(1.0) / (V(1.0) + vexp(u * V(-2.0)));
+}
+
+template <bool kTanh, typename V>
+inline V gelu(const V& x) {
+  if constexpr (kTanh)
+    return x * sigmoid_2u(x);
+  else
+    return x * normal(x).cdf;
+}
+
+template <bool kTanh, typename V>
+inline V gelu_derivative(const V& x) {
+  if constexpr (kTanh) {
+    const V s = sigmoid_2u(x);
+    const V two_du = fmadd(x * x, V(6.0 * kSqrt2OverPi * kCubic), V(2.0 * kSqrt2OverPi));
+    return fmadd(x * s * (V(1.0) - s), two_du, s);
+  } else {
+    const Normal<V> n = normal(x);
+    return fmadd(x, n.pdf, n.cdf);
+  }
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Kernels
+// ---------------------------------------------------------------------------------------------------------------------
 
 template <typename T, bool kTanh>
 void forward(const GeluShape& shape, const T* input, const T* bias, T* output) {
@@ -17,7 +85,7 @@ void forward(const GeluShape& shape, const T* input, const T* bias, T* output) {
       T* out = output + row * shape.cols;
       for_each_vec<T>(shape.width(row), [&](int64_t c, auto load, auto store) {
         const Vec<T> x = bias ? load(in + c) + load(bias + c) : load(in + c);
-        store(out + c, gelu_and_slope<kTanh>(x).value);
+        store(out + c, gelu<kTanh>(x));
       });
     }
   });
@@ -38,7 +106,7 @@ void backward(const GeluShape& shape, const T* grad_output, const T* input, cons
       T* out = grad_input + row * shape.cols;
       for_each_vec<T>(shape.width(row), [&](int64_t c, auto load, auto store) {
         const Vec<T> x = bias ? load(in + c) + load(bias + c) : load(in + c);
-        const Vec<T> dx = load(grad + c) * gelu_and_slope<kTanh>(x).slope;
+        const Vec<T> dx = load(grad + c) * gelu_derivative<kTanh>(x);
         store(out + c, dx);
         if (sums) store(sums + c, load(sums + c) + dx);
       });

@@ -266,7 +266,6 @@ void multiply_block(const Product& product, int64_t k0, int64_t k1, const GemmOp
           tiles[std::min(rows1 - row, kTileRows) - 1](depth, a_rows, panel, out);
         }
       }
-      if (options.finish && k + depth >= product.k) options.finish(rows0, rows1, j0, j1);
     }
   }
 }

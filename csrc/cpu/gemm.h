@@ -6,8 +6,6 @@
 // same row in a batch, and gemm equals gemm_packed.
 #pragma once
 
-#include <c10/util/FunctionRef.h>
-
 #include <cstdint>
 
 namespace fastllm {
@@ -24,9 +22,6 @@ struct GemmOptions {
   const float* bias = nullptr;  // (N): added to every row of C
   float* row_sums = nullptr;    // (M): receives the sums over K of A's rows; A must be transposed. With
                                 // `accumulate` they are added to. In dW = dY^T X they are the bias's gradient.
-  // Called once for each block of C as soon as it is final and while it is in cache, by the thread that made it: for
-  // what else is to be done to C, element by element.
-  c10::function_ref<void(int64_t row_begin, int64_t row_end, int64_t col_begin, int64_t col_end)> finish = nullptr;
 };
 
 // C (M, N) = A (M, K) B (K, N), with `c_stride` floats from one row of C to the next. C overlaps neither input.

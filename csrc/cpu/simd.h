@@ -160,7 +160,7 @@ struct ExpParts {
   at::vec::Vectorized<float> n, e_r;
 };
 
-inline ExpParts exp_parts(const at::vec::Vectorized<float>& x) {
+C10_ALWAYS_INLINE ExpParts exp_parts(const at::vec::Vectorized<float>& x) {
   using V = at::vec::Vectorized<float>;
   const V n = (x * V(1.44269504f)).round();
   V r = at::vec::fmadd(n, V(-0.693359375f), x);
@@ -174,17 +174,18 @@ inline ExpParts exp_parts(const at::vec::Vectorized<float>& x) {
 }
 
 // 2^n for a whole n in [-126, 127], by writing it into the exponent bits; n = -127 gives exactly 0.
-inline at::vec::Vectorized<float> power_of_2(const at::vec::Vectorized<float>& n) {
+C10_ALWAYS_INLINE at::vec::Vectorized<float> power_of_2(const at::vec::Vectorized<float>& n) {
   using VI = at::vec::Vectorized<int32_t>;
   return at::vec::cast<float, int32_t>((at::vec::convert_to_int_of_same_size(n) + VI(127)) << VI(23));
 }
 
 // e^x to about 1 ulp; 0 below -86.98 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
-inline at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
+C10_ALWAYS_INLINE at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
   using V = at::vec::Vectorized<float>;
   const V low(-86.98f), high(88.72283f);
-  // Selections, not min and max: those lose a NaN.
-  V y = V::blendv(x, low, x < low);
+  // Selections, not min and max: those lose a NaN. What becomes 0 in the end is computed at 0, away from denormals:
+  // each of those would cost as much as a hundred multiply-adds.
+  V y = V::blendv(x, V(0.0f), x < low);
   y = V::blendv(y, high, y > high);
   const auto [n, e_r] = exp_parts(y);
   // n reaches 128 at the top end, one more than an exponent holds: scale by 2^(n-1), then by 2.
@@ -193,17 +194,17 @@ inline at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
 }
 
 // The same where x <= 0 is known, as in every softmax; rounding may take x a little above. 0 below -87.68.
-inline at::vec::Vectorized<float> vexp_nonpositive(const at::vec::Vectorized<float>& x) {
+C10_ALWAYS_INLINE at::vec::Vectorized<float> vexp_nonpositive(const at::vec::Vectorized<float>& x) {
   using V = at::vec::Vectorized<float>;
   const auto [n, e_r] = exp_parts(at::vec::clamp_min(x, V(-88.0f)));  // to n = -127; keeps a NaN
   return e_r * power_of_2(n);
 }
 
-inline at::vec::Vectorized<double> vexp(const at::vec::Vectorized<double>& x) {
+C10_ALWAYS_INLINE at::vec::Vectorized<double> vexp(const at::vec::Vectorized<double>& x) {
   return x.exp();
 }
 
-inline at::vec::Vectorized<double> vexp_nonpositive(const at::vec::Vectorized<double>& x) {
+C10_ALWAYS_INLINE at::vec::Vectorized<double> vexp_nonpositive(const at::vec::Vectorized<double>& x) {
   return x.exp();
 }
 

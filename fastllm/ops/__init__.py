@@ -11,7 +11,6 @@ from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
 from fastllm.ops.cross_entropy import cross_entropy, linear_cross_entropy
 from fastllm.ops.dropout import dropout, dropout_add
 from fastllm.ops.embedding import embedding
-from fastllm.ops.feed_forward import feed_forward
 from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
 from fastllm.ops.norm import dropout_add_layer_norm, layer_norm, rms_norm
@@ -26,7 +25,6 @@ __all__ = [
     "dropout_add",
     "dropout_add_layer_norm",
     "embedding",
-    "feed_forward",
     "gelu",
     "layer_norm",
     "linear",

@@ -31,6 +31,21 @@ def test_matches_reference(shape, channels, dtype):
     )
 
 
+@pytest.mark.parametrize("channels", [0, 1, 65])
+def test_a_large_vocabulary_most_of_which_is_unused(channels):
+    weight, position = tables(5000, 20, channels)  # enough rows that tasks take whole ones
+    tokens = torch.cat([torch.randint(5000, (50, 18)), torch.full((50, 2), 7)], 1)
+
+    def ours(w, p):
+        return ops.embedding(tokens, w, position_weight=p, padding_idx=3)
+
+    def expected(w, p):
+        return reference.embedding(tokens, w, p)
+
+    tokens[tokens == 3] = 4999  # the padding row is another test
+    harness.assert_matches_reference(ours, expected, [weight, position], torch.float32)
+
+
 def test_padding_row_gets_no_gradient():
     weight, _ = tables(5, 1, 4)
     ops.embedding(torch.tensor([1, 2, 2]), weight, padding_idx=2).sum().backward()
