@@ -137,6 +137,10 @@ def plot(results: dict, path: Path) -> None:
     )
     axes.invert_yaxis()
     axes.set_xscale("log")
+    ticks = [0.5, 1, 2, 5, 10, 20]
+    axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+    axes.minorticks_off()
+    axes.set_xlim(left=0.5)
     axes.set_xlabel("times faster than the peer (median, quartiles)")
     axes.set_title(f"fastllm on {results['machine']['cpu']}, {results['machine']['threads']} threads", fontsize=10)
     axes.legend(loc="lower right")
