@@ -52,7 +52,10 @@ def require_tools():
         import pybind11
     except ImportError as error:
         fail(f"building needs the Python package '{error.name}': pip install pybind11 ninja, {how}.")
-    compiler = shutil.which(os.environ.get("CXX", "c++")) or shutil.which("g++")
+    named = os.environ.get("CXX")
+    compiler = shutil.which(named) if named else shutil.which("c++") or shutil.which("g++")
+    if compiler is None and named:
+        fail(f"CXX: expected a C++ compiler, got '{named}', which is not there.")
     if compiler is None:
         fail("building needs a C++ compiler (g++ >= 11 or clang++ >= 14): install one, or name yours in CXX.")
     return torch, pybind11, Path(ninja.BIN_DIR) / "ninja", compiler
