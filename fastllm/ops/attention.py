@@ -120,7 +120,8 @@ def attention_packed(
 def _window(op: str, window: tuple[int, int] | None) -> tuple[int | None, int | None]:
     if window is None:
         return None, None
-    if not isinstance(window, tuple | list) or len(window) != 2 or any(side < -1 for side in window):
+    pair = isinstance(window, tuple | list) and len(window) == 2
+    if not pair or not all(isinstance(side, int) and side >= -1 for side in window):
         raise ValueError(f"{op}: 'window' must be (left, right), each at least 0 or -1 for no bound, got {window}")
     left, right = (None if side == -1 else side for side in window)
     return left, right

@@ -286,6 +286,8 @@ Q = torch.randn(2, 4, 5, 8)
             r"'window' must be \(left, right\)",
         ),
         (lambda: ops.scaled_dot_product_attention(Q, Q, Q, window=(3, -2)), ValueError, "'window' must be"),
+        (lambda: ops.scaled_dot_product_attention(Q, Q, Q, window=(3, None)), ValueError, "'window' must be"),
+        (lambda: ops.attention_packed(torch.randn(1, 2, 3, 1, 8), window=3), ValueError, "'window' must be.*got 3"),
         (lambda: ops.scaled_dot_product_attention(Q, Q, Q, softcap=0.0), ValueError, "'softcap' must be over 0, got 0"),
         (
             lambda: ops.scaled_dot_product_attention(Q, Q, Q, alibi_slopes=torch.rand(3)),
