@@ -239,6 +239,9 @@ class NinjaPlan:
         return "".join(f"#define FASTLLM_{name} {json.dumps(text)}\n" for name, text in facts.items())
 
 
+if "dist_info" in sys.argv:  # pip asks for this first, and would download torch before it builds
+    require_tools()
+
 setup(
     ext_modules=[Extension(f"fastllm._C_{capability}", sources=[]) for capability in choose_capabilities()],
     cmdclass={"build_ext": BuildNative},
