@@ -162,12 +162,13 @@ def train(arguments: Namespace) -> int:
     """Train, or continue a run."""
     config, resume = train_config(arguments)
 
-    from fastllm.memory import keep_freed_memory
+    from fastllm.memory import keep_freed_memory, spare_long_lived_objects
     from fastllm.train.report import Reporter
     from fastllm.train.trainer import Trainer, TrainingInterrupted
 
     keep_freed_memory()
     trainer = Trainer(config, resume)
+    spare_long_lived_objects()
     received: list[int] = []
 
     def stop(number: int, frame: object) -> None:

@@ -1,6 +1,7 @@
 """GPT against transformers' GPT2LMHeadModel with the same weights, and its own promises."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -79,10 +80,15 @@ def test_a_token_sees_only_those_before_it():
     assert not torch.allclose(before[:, 10:], after[:, 10:])
 
 
-def test_starts_at_the_loss_of_guessing():
-    model = GPT(GPTConfig(**SIZES))
-    tokens = torch.randint(67, (4, 24))
-    assert abs(model.loss(tokens, torch.randint(67, (4, 24))).item() - torch.tensor(67.0).log().item()) < 0.1
+@pytest.mark.parametrize("n_embd", [24, 96, 384])
+def test_starts_near_the_loss_of_guessing_at_any_width(n_embd):
+    model = GPT(GPTConfig(**{**SIZES, "n_embd": n_embd}))
+    tokens, targets = torch.randint(67, (2, 16, 24))
+    # A normalised row times weights of 0.02 sqrt(768 / C): logits have a deviation of 0.02 sqrt(768), whatever C is,
+    # and logits s apart at random cost s^2 / 2 over ln V.
+    spread = 0.02 * 768**0.5
+    assert abs(model(tokens).std().item() / spread - 1) < 0.2
+    assert abs(model.loss(tokens, targets).item() - math.log(67) - spread**2 / 2) < 0.1
 
 
 def test_dropout_is_reproducible_and_off_in_eval():

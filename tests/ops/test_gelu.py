@@ -50,7 +50,9 @@ def gelu_of_torch(x, approximate):
 @pytest.mark.parametrize("approximate", FORMS)
 def test_extremes(approximate):
     x = torch.tensor([0.0, -0.0, 1e4, -1e4, float("inf"), float("nan"), 1e-40, -1e-40, -12.0, 12.0])
-    torch.testing.assert_close(ops.gelu(x, approximate), F.gelu(x, approximate=approximate), equal_nan=True)
+    # Not against torch's: with AVX-512, F.gelu(inf) is NaN (torch 2.13).
+    expected = reference.gelu(x.double(), approximate).float()
+    torch.testing.assert_close(ops.gelu(x, approximate), expected, equal_nan=True)
 
 
 @pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided"])
