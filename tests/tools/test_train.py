@@ -190,6 +190,12 @@ def test_command_lines_that_cannot_work(arguments, message, capsys):
     assert message in capsys.readouterr().err
 
 
+def test_options_may_be_spelt_with_dashes():
+    words = ["train", "--max-steps=5", "--out", "a-b", "--data=c-d", "--", "--peer-name"]
+    expected = ["train", "--max_steps=5", "--out", "a-b", "--data=c-d", "--", "--peer-name"]
+    assert cli.underscored(words) == expected
+
+
 def test_a_misspelt_option_is_told_its_neighbour(capsys, monkeypatch):
     monkeypatch.setattr(sys, "argv", ["fastllm", "train", "--n_leyer=3"])
     with pytest.raises(SystemExit) as stop:

@@ -1,0 +1,54 @@
+"""The command line: fastllm info | prepare | train | sample | bench. It parses, calls and prints, no more.
+
+A command is a module here with add_to(commands), which adds its parser, and run(arguments). torch, and all that imports
+it, is imported inside run: `--help` answers at once.
+"""
+
+import signal
+import sys
+from collections.abc import Sequence
+
+from fastllm.cli import bench, info, prepare, sample, train
+from fastllm.cli.parser import EXIT_USER_ERROR, Parser
+from fastllm.errors import UserError
+
+COMMANDS = {"info": info, "prepare": prepare, "train": train, "sample": sample, "bench": bench}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; return the exit status: 0, 2 for a user's mistake, 130 or 143 when interrupted."""
+    parser = make_parser()
+    try:
+        parsed = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments))
+        return COMMANDS[parsed.command].run(parsed[parsed.command])
+    except UserError as error:
+        print(f"fastllm: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
+    except KeyboardInterrupt:
+        print("fastllm: interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # `fastllm sample ... | head`
+        sys.stderr.close()
+        return 128 + signal.SIGPIPE
+
+
+def underscored(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments with options spelt as they are defined: --max-steps means --max_steps."""
+    ours, dashes, others = list(arguments), "--", []
+    if dashes in ours:  # what follows is not for us
+        end = ours.index(dashes)
+        ours, others = ours[:end], ours[end:]
+    words = []
+    for word in ours:
+        name, equals, value = word.partition("=")
+        words.append(dashes + name[2:].replace("-", "_") + equals + value if name.startswith(dashes) else word)
+    return words + others
+
+
+def make_parser() -> Parser:
+    """Return the parser of the whole command line."""
+    parser = Parser(prog="fastllm", description="Train and sample GPTs on hand-written kernels.")
+    commands = parser.add_subcommands(dest="command")
+    for command in COMMANDS.values():
+        command.add_to(commands)
+    return parser
