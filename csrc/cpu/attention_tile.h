@@ -104,13 +104,18 @@ void load_rows(const T* in, int64_t in_stride, int64_t rows, int64_t width, Comp
 template <typename T>
 void load_transposed(const T* in, int64_t in_stride, int64_t rows, int64_t width, Compute<T>* out, int64_t stride) {
   for (int64_t c = 0; rows < stride && c < width; ++c) std::fill(out + c * stride + rows, out + (c + 1) * stride, 0);
+#if defined(CPU_CAPABILITY_AVX512)
+  constexpr int64_t kBlock = 16;
+#else
   constexpr int64_t kBlock = 8;
+#endif
   for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
     for (int64_t c0 = 0; c0 < width; c0 += kBlock) {
-#if defined(CPU_CAPABILITY_AVX2)
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
       if constexpr (std::is_same_v<T, float>) {
         if (r0 + kBlock <= rows && c0 + kBlock <= width) {
-          at::vec::transpose_mxn<float, 8, 8>(in + r0 * in_stride + c0, in_stride, out + c0 * stride + r0, stride);
+          at::vec::transpose_mxn<float, kBlock, kBlock>(in + r0 * in_stride + c0, in_stride, out + c0 * stride + r0,
+                                                        stride);
           continue;
         }
       }

@@ -112,13 +112,22 @@ inline void for_each_vec(int64_t n, Body&& body, Compute<T> fill = 0) {
 // `op` takes two scalars and two vectors.
 template <typename C, typename Op>
 inline C reduce_lanes(const at::vec::Vectorized<C>& v, const Op& op) {
-#if defined(CPU_CAPABILITY_AVX2)
+#if defined(CPU_CAPABILITY_AVX2) || defined(CPU_CAPABILITY_AVX512)
   if constexpr (std::is_same_v<C, float>) {  // in registers: through memory each halving would wait for a store
     using V = at::vec::Vectorized<float>;
-    V x = op(v, V(_mm256_permute2f128_ps(v, v, 1)));
+    V x = v;
+#if defined(CPU_CAPABILITY_AVX512)
+    x = op(x, V(_mm512_shuffle_f32x4(x, x, 0x4E)));
+    x = op(x, V(_mm512_shuffle_f32x4(x, x, 0xB1)));
+    x = op(x, V(_mm512_permute_ps(x, 0x4E)));
+    x = op(x, V(_mm512_permute_ps(x, 0xB1)));
+    return _mm512_cvtss_f32(x);
+#else
+    x = op(x, V(_mm256_permute2f128_ps(x, x, 1)));
     x = op(x, V(_mm256_permute_ps(x, 0x4E)));
     x = op(x, V(_mm256_permute_ps(x, 0xB1)));
     return _mm256_cvtss_f32(x);
+#endif
   }
 #endif
   constexpr int64_t n = at::vec::Vectorized<C>::size();

@@ -13,13 +13,22 @@ void forward_row(int64_t size, const T* in, T* out) {
   Vec<T> lanes(kLowest), sums(C(0));
   for_each_vec<T>(size, [&](int64_t c, auto load, auto) { lanes = at::vec::maximum(lanes, load(in + c)); }, kLowest);
   const Vec<T> maximum(max_lanes(lanes));
+  // The exponentials wait where they lose nothing: in `out`, or beside it if that is of a narrower dtype.
+  C* exponentials;
+  if constexpr (std::is_same_v<T, C>)
+    exponentials = out;
+  else
+    exponentials = scratch<C>(size);
   for_each_vec<T>(
-      size, [&](int64_t c, auto load, auto) { sums = sums + vexp_nonpositive(load(in + c) - maximum); }, kLowest);
-  const Vec<T> scale(C(1) / sum_lanes(sums));
-  // The exponentials again rather than kept: out may be of a narrower dtype, and the row is in cache.
-  for_each_vec<T>(
-      size, [&](int64_t c, auto load, auto store) { store(out + c, vexp_nonpositive(load(in + c) - maximum) * scale); },
+      size,
+      [&](int64_t c, auto load, auto store) {
+        const Vec<T> e = vexp_nonpositive(load(in + c) - maximum);
+        store(exponentials + c, e);
+        sums = sums + e;
+      },
       kLowest);
+  const Vec<T> scale(C(1) / sum_lanes(sums));
+  for_each_vec<T>(size, [&](int64_t c, auto load, auto store) { store(out + c, load(exponentials + c) * scale); });
 }
 
 template <typename T>

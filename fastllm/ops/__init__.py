@@ -8,11 +8,12 @@ any number of threads.
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)
 from fastllm.ops._report import build_info, report
 from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
-from fastllm.ops.cross_entropy import cross_entropy, linear_cross_entropy
+from fastllm.ops.cross_entropy import cross_entropy
 from fastllm.ops.dropout import dropout, dropout_add
 from fastllm.ops.embedding import embedding
 from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
+from fastllm.ops.linear_cross_entropy import linear_cross_entropy
 from fastllm.ops.norm import dropout_add_layer_norm, layer_norm, rms_norm
 from fastllm.ops.softmax import softmax
 

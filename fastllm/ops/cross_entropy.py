@@ -1,4 +1,4 @@
-"""Cross-entropy over classes, alone and together with the linear layer before it."""
+"""Cross-entropy over classes."""
 
 import torch
 from torch import Tensor
@@ -40,80 +40,18 @@ def cross_entropy(
     return torch.ops.fastllm.cross_entropy.default(input, target, weight, ignore_index, reduction, label_smoothing)[0]
 
 
-def linear_cross_entropy(
-    input: Tensor,
-    weight: Tensor,
-    target: Tensor,
-    bias: Tensor | None = None,
-    ignore_index: int = -100,
-    reduction: str = "mean",
-    label_smoothing: float = 0.0,
-) -> Tensor:
-    """Return cross_entropy(input @ weight.T + bias, target) without ever holding the (N, V) logits or their gradient.
-
-    Logits exist for a chunk of rows at a time. For "mean" and "sum" the gradients are made in the same pass as the loss
-    (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al., 2024), so a forward under autograd costs what
-    forward and backward would, and backward nearly nothing.
-
-    Args:
-        input: (N, C); float32, float64, or bfloat16 and float16, which are computed in float32.
-        weight: (V, C), of input's dtype.
-        target: (N,) class indices int64.
-        bias: (V,), of input's dtype, or None.
-        ignore_index: the target value to leave out.
-        reduction: "mean" (over the targets that count; NaN if none does), "sum" or "none".
-        label_smoothing: in [0, 1]; spread over all V classes as torch does.
-
-    Returns:
-        A scalar, or (N,) for "none"; input's dtype.
-
-    Raises:
-        ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
-        TypeError: input is not of a supported floating dtype, others differ from it, or target is not int64.
-
-    Example:
-        >>> linear_cross_entropy(torch.zeros(3, 2), torch.zeros(4, 2), torch.tensor([0, 1, 2]))
-        tensor(1.3863)
-    """
-    return torch.ops.fastllm.linear_cross_entropy.default(
-        input, weight, target, bias, ignore_index, reduction, label_smoothing
-    )
-
-
-def _compute_dtype(input: Tensor) -> torch.dtype:
-    return torch.float64 if input.dtype == torch.float64 else torch.float32
-
-
-def _loss(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+def loss_like(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+    """Return an empty tensor of the loss's shape and dtype."""
     return input.new_empty(target.shape if reduction == "none" else ())
 
 
 @torch.library.register_fake("fastllm::cross_entropy")
 def _(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    logsumexp = input.new_empty((target.numel(),), dtype=_compute_dtype(input))
-    return _loss(input, target, reduction), logsumexp
+    compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    logsumexp = input.new_empty((target.numel(),), dtype=compute_dtype)
+    return loss_like(input, target, reduction), logsumexp
 
 
 @torch.library.register_fake("fastllm::cross_entropy_backward")
 def _(grad_output, input, target, weight, logsumexp, ignore_index, reduction, label_smoothing):
     return input.new_empty(input.shape)
-
-
-@torch.library.register_fake("fastllm::linear_cross_entropy")
-def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    return _loss(input, target, reduction)
-
-
-@torch.library.register_fake("fastllm::linear_cross_entropy_with_gradients")
-def _(input, weight, target, bias, ignore_index, reduction, label_smoothing):
-    return (_loss(input, target, reduction), *_gradients(input, weight, bias))
-
-
-@torch.library.register_fake("fastllm::linear_cross_entropy_backward")
-def _(grad_output, input, weight, target, bias, ignore_index, label_smoothing):
-    return _gradients(input, weight, bias)
-
-
-def _gradients(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    grad_bias = None if bias is None else bias.new_empty(bias.shape)
-    return input.new_empty(input.shape), weight.new_empty(weight.shape), grad_bias
