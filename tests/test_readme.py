@@ -18,7 +18,15 @@ def test_readme_example_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize("name", [*(f"ops.{m}" for m in MODULES), "models.gpt", "optim", "tokenizers.character"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(f"ops.{m}" for m in MODULES),
+        "models.gpt",
+        "optim",
+        *(f"tokenizers.{m}" for m in ("base", "byte", "character", "sentencepiece")),
+    ],
+)
 def test_docstring_examples(name):
     results = doctest.testmod(importlib.import_module(f"fastllm.{name}"))
     assert results.attempted > 0

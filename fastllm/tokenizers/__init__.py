@@ -1,21 +1,86 @@
 """Text to token ids and back."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
+from fastllm.errors import UserError
 from fastllm.tokenizers import base
-from fastllm.tokenizers.base import Tokenizer
+from fastllm.tokenizers.base import StreamingDecoder, Tokenizer
+from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
+from fastllm.tokenizers.gpt2 import NAMES, GPT2Tokenizer
+from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 
-KINDS: dict[str, type[Tokenizer]] = {CharacterTokenizer.kind: CharacterTokenizer}
+KINDS: dict[str, type[Tokenizer]] = {
+    kind.kind: kind for kind in (CharacterTokenizer, ByteTokenizer, SentencePieceTokenizer, GPT2Tokenizer)
+}
+
+
+def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = None, **options) -> Tokenizer:
+    """Make a tokenizer of a kind from texts.
+
+    Args:
+        kind: "characters", "bytes", "sentencepiece" or "gpt2"; "bytes" and "gpt2" are ready made and read no text.
+        texts: the texts, of any length, read once.
+        vocab_size: how many tokens sentencepiece is to have, default 8000; for other kinds it follows from the kind.
+        options: SentencePieceTokenizer.train's.
+
+    Raises:
+        UserError: kind is unknown, vocab_size is not what the kind or the texts allow, or the texts are empty.
+        TypeError: texts is one str, or an option is unknown.
+    """
+    if kind not in KINDS:
+        raise UserError(f"tokenizer: 'kind' must be one of {', '.join(KINDS)}, got '{kind}'")
+    if kind == SentencePieceTokenizer.kind:
+        return SentencePieceTokenizer.train(texts, 8000 if vocab_size is None else vocab_size, **options)
+    if options:
+        raise TypeError(f"tokenizer: kind '{kind}' has no options, got {', '.join(options)}")
+    if kind == GPT2Tokenizer.kind:
+        tokenizer: Tokenizer = GPT2Tokenizer.published()
+    elif kind == ByteTokenizer.kind:
+        tokenizer = ByteTokenizer.train(texts)
+    else:
+        tokenizer = CharacterTokenizer.train(texts)
+    if vocab_size not in (None, tokenizer.vocab_size):
+        raise UserError(f"tokenizer: {kind} has {tokenizer.vocab_size} tokens; leave out 'vocab_size' ({vocab_size})")
+    return tokenizer
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read the tokenizer stored in folder, of whatever kind.
+    """Read the tokenizer stored in folder: one of ours, of whatever kind, or GPT-2's in Hugging Face's files.
 
     Raises:
-        UserError: folder/tokenizer.json is missing, damaged or of an unknown kind.
+        UserError: there is none, or it is damaged or of an unknown kind.
     """
-    return base.load(Path(folder), KINDS)
+    folder = Path(folder)
+    for path in (folder / base.EXPORTED_FILE, folder / base.FILE):
+        stored = base.read_json(path) if path.exists() else {}
+        if "kind" in stored:
+            return _load(path, stored)
+        if "model" in stored:
+            return GPT2Tokenizer.from_folder(folder)
+    if any((folder / vocab).exists() for vocab, _ in NAMES):
+        return GPT2Tokenizer.from_folder(folder)
+    raise UserError(f"{folder / base.FILE} is missing or damaged, and {folder} has no files of a GPT-2 tokenizer")
 
 
-__all__ = ["CharacterTokenizer", "Tokenizer", "load_tokenizer"]
+def _load(path: Path, stored: dict) -> Tokenizer:
+    kind = stored.pop("kind")
+    if kind not in KINDS:
+        raise UserError(f"{path}: 'kind' must be one of {', '.join(KINDS)}, got {kind!r}")
+    try:
+        return KINDS[kind].from_json(stored, path.parent)
+    except (KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: a {kind} tokenizer needs more than is there ({error})") from error
+
+
+__all__ = [
+    "ByteTokenizer",
+    "CharacterTokenizer",
+    "GPT2Tokenizer",
+    "SentencePieceTokenizer",
+    "StreamingDecoder",
+    "Tokenizer",
+    "load_tokenizer",
+    "train_tokenizer",
+]

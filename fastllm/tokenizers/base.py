@@ -1,66 +1,235 @@
-"""The interface of every tokenizer, and how one is stored beside a model."""
+"""The interface of every tokenizer, and how one is stored beside a model.
 
+A kind says how plain text becomes ids and which bytes each id stands for; decoding, whole or as a stream, special
+tokens and checks of ids are the same for all and are here.
+"""
+
+import codecs
+import hashlib
 import json
+import re
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from fastllm.errors import UserError
-from fastllm.files import write_json
+from fastllm.files import write_atomically, write_json
 
 FILE = "tokenizer.json"
+# In a folder for Hugging Face's transformers, where tokenizer.json is a file of theirs.
+EXPORTED_FILE = "fastllm-tokenizer.json"
+END_OF_TEXT = "<|endoftext|>"
 
 
 class Tokenizer(ABC):
-    """Text to token ids and back, without loss."""
+    """Text to token ids and back, without loss.
+
+    Attributes:
+        special_tokens: names and ids of tokens that no plain text becomes; empty where a kind has none.
+        end_of_text: the id to write between documents; None where a kind has none.
+    """
 
     kind: str  # the name under which a stored tokenizer finds its class again
+    special_tokens: dict[str, int] = {}  # noqa: RUF012 - never changed in place
+    end_of_text: int | None = None
 
     @property
     @abstractmethod
     def vocab_size(self) -> int:
         """The number of tokens; ids are 0, .., vocab_size - 1."""
 
+    @cached_property
     @abstractmethod
-    def encode(self, text: str) -> np.ndarray:
+    def token_bytes(self) -> list[bytes]:
+        """What each id stands for, in UTF-8; a token may be a part of a character."""
+
+    @abstractmethod
+    def _encode(self, text: str) -> np.ndarray:
+        """Return the ids of plain text, int64."""
+
+    def encode(self, text: str, allow_special: bool = False) -> np.ndarray:
         """Return the ids of text, int64.
+
+        Args:
+            text: what to encode.
+            allow_special: whether the names of special tokens in text become their ids; otherwise they are text.
 
         Raises:
             UserError: the vocabulary has no token for a part of text.
         """
+        if not (allow_special and self.special_tokens):
+            return self._encode(text)
+        parts = self._special_names.split(text)  # plain, special, plain, .., plain
+        ids = [
+            np.array([self.special_tokens[part]]) if index % 2 else self._encode(part)
+            for index, part in enumerate(parts)
+        ]
+        return np.concatenate(ids)
 
-    @abstractmethod
+    @cached_property
+    def _special_names(self) -> re.Pattern:
+        longest_first = sorted(self.special_tokens, key=len, reverse=True)
+        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, as encode would."""
+        return [self.encode(text) for text in texts]
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids."""
+        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD.
+
+        Raises:
+            UserError: an id is outside the vocabulary.
+        """
+        return b"".join(self._table.take(self._check(ids)).tolist()).decode("utf-8", "replace")
+
+    @cached_property
+    def _table(self) -> np.ndarray:
+        return np.array(self.token_bytes, dtype=object)
+
+    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        """Return the text of each sequence of ids."""
+        return [self.decode(ids) for ids in batch]
+
+    def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
+        checked = np.asarray(ids, dtype=np.int64)
+        if checked.size and (checked.min() < 0 or checked.max() >= self.vocab_size):
+            raise UserError(f"ids must be in [0, {self.vocab_size}), got {checked.min()} to {checked.max()}")
+        return checked
+
+    def streaming_decoder(self) -> "StreamingDecoder":
+        """Return a decoder that takes ids one at a time and gives text as soon as its characters are complete."""
+        return StreamingDecoder(self)
 
     @abstractmethod
     def to_json(self) -> dict:
-        """Return what from_json needs to make this tokenizer again."""
+        """Return what makes this tokenizer, but for what files beside tokenizer.json hold: those by SHA-256."""
 
     @classmethod
     @abstractmethod
-    def from_json(cls, stored: dict) -> "Tokenizer":
-        """Make a tokenizer of what to_json returned."""
+    def from_json(cls, stored: dict, folder: Path) -> "Tokenizer":
+        """Make a tokenizer of what to_json returned and the files in folder."""
 
-    def save(self, folder: Path) -> None:
-        """Write folder/tokenizer.json."""
-        write_json(folder / FILE, {"kind": self.kind, **self.to_json()})
+    def files(self) -> dict[str, bytes]:
+        """Return the files that are stored beside tokenizer.json, by name."""
+        return {}
+
+    def save(self, folder: str | Path, name: str = FILE) -> None:
+        """Write folder/tokenizer.json and what belongs to it; name is another name for that file."""
+        for file, content in self.files().items():
+            write_bytes(Path(folder) / file, content)
+        write_json(Path(folder) / name, {"kind": self.kind, **self.to_json()})
+
+    def save_huggingface(self, folder: str | Path) -> None:
+        """Write the tokenizer into a folder for transformers, whose own tokenizers cannot read most kinds."""
+        self.save(folder, EXPORTED_FILE)
 
 
-def load(folder: Path, kinds: dict[str, type[Tokenizer]]) -> Tokenizer:
-    """Read folder/tokenizer.json.
+class StreamingDecoder:
+    """The text of ids that come one at a time; all that push and finish return is what decode would.
+
+    Example:
+        >>> from fastllm.tokenizers import ByteTokenizer
+        >>> decoder = ByteTokenizer().streaming_decoder()
+        >>> [decoder.push(id) for id in "é!".encode()], decoder.finish()
+        (['', 'é', '!'], '')
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
+
+    def push(self, id: int) -> str:
+        """Take the next id; return the text that is complete with it, perhaps none.
+
+        Raises:
+            UserError: id is outside the vocabulary.
+        """
+        self._tokenizer._check([id])
+        return self._utf8.decode(self._tokenizer.token_bytes[id])
+
+    def finish(self) -> str:
+        """Return what is left: U+FFFD if the last character was never completed."""
+        return self._utf8.decode(b"", final=True)
+
+
+def utf8(text: str) -> bytes:
+    """Return text in UTF-8.
 
     Raises:
-        UserError: the file is missing, damaged, or of a kind this version does not know.
+        UserError: text has a lone surrogate, which is no character and has no UTF-8.
     """
-    path = folder / FILE
     try:
-        stored = json.loads(path.read_text(encoding="utf-8"))
-        kind = stored["kind"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise UserError(f"{path} is missing or damaged ({error})") from error
-    if kind not in kinds:
-        raise UserError(f"{path}: 'kind' must be one of {', '.join(kinds)}, got {kind!r}")
-    return kinds[kind].from_json(stored)
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise UserError(
+            f"the text has a lone surrogate, U+{ord(text[error.start]):04X} at position {error.start}: half of a "
+            "UTF-16 pair is no character; decode the source with errors='replace'"
+        ) from error
+
+
+def check_texts(texts: Iterable[str]) -> Iterable[str]:
+    """Return texts, unless it is one text, whose characters would be taken for texts.
+
+    Raises:
+        TypeError: texts is a str.
+    """
+    if isinstance(texts, str):
+        raise TypeError("train: 'texts' must be an iterable of texts, got a str; put it in a list")
+    return texts
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file atomically."""
+    write_atomically(path, lambda temporary: _write(temporary, content))
+
+
+def _write(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+
+
+def digest(content: bytes) -> str:
+    """Return the SHA-256 of content in hex."""
+    return hashlib.sha256(content).hexdigest()
+
+
+def read_file(path: Path, sha256: str | None = None) -> bytes:
+    """Read a tokenizer's file, and compare it with its SHA-256 where that is known.
+
+    Raises:
+        UserError: it cannot be read, or is damaged.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    if sha256 is not None and digest(content) != sha256:
+        raise UserError(f"{path} is damaged: its SHA-256 is not the one that was stored with it")
+    return content
+
+
+def parse_json(path: Path, content: bytes) -> dict:
+    """Return the object in a JSON file that has been read.
+
+    Raises:
+        UserError: it is no JSON object.
+    """
+    try:
+        stored = json.loads(content)
+    except ValueError as error:  # UnicodeDecodeError is one
+        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(stored, dict):
+        raise UserError(f"{path} is damaged: expected an object, got {type(stored).__name__}")
+    return stored
+
+
+def read_json(path: Path) -> dict:
+    """Read a JSON file that holds an object.
+
+    Raises:
+        UserError: it cannot be read or is no JSON object.
+    """
+    return parse_json(path, read_file(path))

@@ -1,11 +1,13 @@
 """One token a character: the article's first tokenizer."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
 
 import numpy as np
 
 from fastllm.errors import UserError
-from fastllm.tokenizers.base import Tokenizer
+from fastllm.tokenizers.base import StreamingDecoder, Tokenizer, check_texts
 
 _SHOWN = 5  # unknown characters that an error names
 
@@ -15,7 +17,7 @@ def _code_points(text: str) -> np.ndarray:
 
 
 class CharacterTokenizer(Tokenizer):
-    """Ids are positions in the sorted list of the characters that occur.
+    """Ids are positions in the sorted list of the characters that occur; lone surrogates count as characters.
 
     Args:
         characters: the vocabulary; sorted and freed of repeats here.
@@ -36,6 +38,20 @@ class CharacterTokenizer(Tokenizer):
         self._ids = np.full(int(self._points[-1]) + 1, -1, dtype=np.int32)
         self._ids[self._points] = np.arange(len(self._points))
 
+    @classmethod
+    def train(cls, texts: Iterable[str]) -> "CharacterTokenizer":
+        """Return the tokenizer of all characters that occur in texts.
+
+        Raises:
+            UserError: texts have no character.
+        """
+        characters: set[str] = set()
+        for text in check_texts(texts):
+            characters.update(text)
+        if not characters:
+            raise UserError("train: the texts have no character")
+        return cls("".join(characters))
+
     @property
     def vocab_size(self) -> int:
         """The number of different characters."""
@@ -46,8 +62,12 @@ class CharacterTokenizer(Tokenizer):
         """The vocabulary, in the order of ids."""
         return self._points.tobytes().decode("utf-32-le", "surrogatepass")
 
-    def encode(self, text: str) -> np.ndarray:
-        """Return the ids of text's characters, int64; unknown characters are a UserError that shows them."""
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The characters; a lone surrogate has three bytes, which UTF-8 does not allow."""
+        return [character.encode("utf-8", "surrogatepass") for character in self.characters]
+
+    def _encode(self, text: str) -> np.ndarray:
         points = _code_points(text)
         known = points < len(self._ids)
         ids = self._ids[np.where(known, points, 0)]
@@ -67,18 +87,30 @@ class CharacterTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the characters of ids."""
-        ids = np.asarray(ids, dtype=np.int64)
-        if ids.size and (ids.min() < 0 or ids.max() >= self.vocab_size):
-            raise UserError(f"ids must be in [0, {self.vocab_size}), got {ids.min()} to {ids.max()}")
-        return self._points[ids].tobytes().decode("utf-32-le", "surrogatepass")
+        return self._points[self._check(ids)].tobytes().decode("utf-32-le", "surrogatepass")
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """Return a decoder of ids that come one at a time; a token is a whole character, so nothing waits."""
+        return _CharacterDecoder(self)
 
     def to_json(self) -> dict:
-        """Return the vocabulary."""
-        return {"characters": self.characters}
+        """Return the vocabulary; as numbers where it has lone surrogates, which a UTF-8 file could not hold."""
+        surrogates = (self._points >= 0xD800) & (self._points < 0xE000)
+        return {"code_points": self._points.tolist()} if surrogates.any() else {"characters": self.characters}
 
     @classmethod
-    def from_json(cls, stored: dict) -> "CharacterTokenizer":
+    def from_json(cls, stored: dict, folder: Path) -> "CharacterTokenizer":
         """Make the tokenizer of a stored vocabulary."""
-        if not isinstance(stored.get("characters"), str):
-            raise UserError("tokenizer.json: 'characters' must be a text")
-        return cls(stored["characters"])
+        characters = stored.get("characters", "")
+        if "code_points" in stored:
+            characters = "".join(map(chr, stored["code_points"]))
+        if not isinstance(characters, str) or not characters:
+            raise UserError(f"{folder}: the tokenizer's 'characters' must be a text that is not empty")
+        return cls(characters)
+
+
+class _CharacterDecoder(StreamingDecoder):
+    """Gives lone surrogates as they are, which UTF-8 could not."""
+
+    def push(self, id: int) -> str:
+        return self._tokenizer.decode([id])

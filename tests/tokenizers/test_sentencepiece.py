@@ -1,0 +1,160 @@
+"""sentencepiece: nothing lost, nothing in memory twice, the same model each time."""
+
+import collections
+import io
+import random
+
+import pytest
+import sentencepiece as library
+from hypothesis import given, settings
+
+from fastllm.errors import UserError
+from fastllm.tokenizers import SentencePieceTokenizer
+from fastllm.tokenizers.sentencepiece import draw, split_sentences
+from tests.tokenizers.conftest import TEXT
+from tests.tokenizers.texts import texts
+
+WORDS = TEXT.split()
+
+
+def lines(count, seed=0):
+    choose = random.Random(seed).choice
+    return [" ".join(choose(WORDS) for _ in range(12)) + "\n" for _ in range(count)]
+
+
+def train_library(**options):
+    """A model as the library makes it by default: normalised, with a space in front, unknown characters lost."""
+    model = io.BytesIO()
+    options = {"vocab_size": 60, "hard_vocab_limit": False, "minloglevel": 2, **options}
+    library.SentencePieceTrainer.train(sentence_iterator=iter(TEXT.split("\n")), model_writer=model, **options)
+    return model.getvalue()
+
+
+def test_lossless(sentencepiece):
+    assert sentencepiece.lossless
+    assert sentencepiece.vocab_size == 315
+    assert sentencepiece.special_tokens == {"<|endoftext|>": 1}
+
+
+@settings(max_examples=200, deadline=None)
+@given(text=texts)
+def test_ids_are_the_librarys_line_by_line(sentencepiece, text):
+    processor = library.SentencePieceProcessor(model_proto=sentencepiece.files()["tokenizer.model"])
+    text = text.replace("\u2581", "")  # which the library takes for a space
+    expected = [id for line in text.splitlines(keepends=True) for id in processor.encode(line)]
+    assert sentencepiece.encode(text).tolist() == expected
+
+
+@pytest.mark.parametrize("text", ["word " * 50_000, "x" * 100_000, "\n" * 50_000, "\u2581" * 5000, " " * 100_000])
+def test_long_texts(sentencepiece, text):
+    assert sentencepiece.decode(sentencepiece.encode(text)) == text
+
+
+def test_cuts_change_no_ids(sentencepiece):
+    many = lines(400)
+    whole = sentencepiece.encode("".join(many)).tolist()
+    assert whole == [id for line in many for id in sentencepiece.encode(line)]
+
+
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_the_same_model_each_time(model_type):
+    first, second = (
+        SentencePieceTokenizer.train(iter(lines(300)), 315, model_type=model_type, max_sentences=50, seed=4)
+        for _ in range(2)
+    )
+    assert first.files() == second.files()
+    other = SentencePieceTokenizer.train(iter(lines(300)), 315, model_type=model_type, max_sentences=50, seed=5)
+    assert other.files() != first.files()
+
+
+def test_training_text_may_hold_anything():
+    text = TEXT + "\0nul\u2581bar\u2585block\tтаб\r\n" + "very long " * 5000
+    tokenizer = SentencePieceTokenizer.train([text], 315, max_sentence_length=100)
+    assert tokenizer.decode(tokenizer.encode(text)) == text
+
+
+def test_sentences():
+    assert list(split_sentences(["ab\n\ncdefg", "\u2581hi\u2581\0there\n", ""], 3)) == [
+        "ab",
+        "cde",
+        "fg",
+        "hi",
+        "the",
+        "re",
+    ]
+    with pytest.raises(UserError, match="a lone surrogate"):
+        list(split_sentences(["\ud800"], 3))
+
+
+def test_the_draw_is_even_and_bounded():
+    counts = collections.Counter()
+    for seed in range(2000):
+        drawn = draw(iter("abcdefgh"), 3, seed)
+        assert len(drawn) == 3
+        counts.update(drawn)
+    # Each of 8 is drawn with probability 3/8: 750 of 2000, with a deviation of 22.
+    assert all(abs(count - 750) < 4 * 22 for count in counts.values())
+    assert draw(iter("ab"), 3, 0) == ["a", "b"]
+
+
+def test_samples_are_other_segmentations_of_the_same_text(sentencepiece):
+    text = "hear me speak.\n\u2581Thou art a votary to fond desire?\n"
+    sampled = [tuple(sentencepiece.sample(text, 0.2)) for _ in range(20)]
+    assert len(set(sampled)) > 5
+    assert all(sentencepiece.decode(ids) == text for ids in sampled)
+    assert (sentencepiece.sample(text, seed=3) == sentencepiece.sample(text, seed=3)).all()
+    with pytest.raises(UserError, match="'alpha' must be at least 0, got -1"):
+        sentencepiece.sample(text, -1)
+
+
+def test_bpe_without_dropout_is_encode():
+    tokenizer = SentencePieceTokenizer.train([TEXT], 315, model_type="bpe")
+    assert (tokenizer.sample(TEXT, 0.0) == tokenizer.encode(TEXT)).all()
+
+
+@pytest.mark.parametrize("options", [{}, {"byte_fallback": True, "vocab_size": 310}, {"add_dummy_prefix": False}])
+def test_a_model_from_elsewhere(tmp_path, options):
+    model = train_library(**options)
+    (tmp_path / "m.model").write_bytes(model)
+    ours, theirs = (
+        SentencePieceTokenizer.from_file(tmp_path / "m.model"),
+        library.SentencePieceProcessor(model_proto=model),
+    )
+    assert not ours.lossless
+    assert ours.end_of_text == theirs.eos_id() == 2
+    for text in ("hear me  speak", " Speak, speak.", "", "to fond\ndesire"):
+        ids = ours.encode(text)
+        assert ids.tolist() == theirs.encode(text)
+        assert ours.decode(ids) == theirs.decode(ids.tolist())
+        decoder = ours.streaming_decoder()
+        assert "".join(decoder.push(id) for id in ids) + decoder.finish() == ours.decode(ids)
+
+
+def test_characters_that_a_model_from_elsewhere_has_not():
+    tokenizer = SentencePieceTokenizer(train_library())
+    with pytest.raises(UserError, match=r"has not, nor bytes to spell them: '漢' \(U\+6F22\), '字' \(U\+5B57\)"):
+        tokenizer.encode("speak 漢字 漢")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vocab_size": 100}, r"'vocab_size' must be at least \d+ for this text \(256 bytes, .*, got 100"),
+        ({"vocab_size": 9000}, r"'vocab_size' must be at most \d+ for this text, got 9000"),
+        ({"model_type": "word"}, "'model_type' must be one of unigram, bpe, got 'word'"),
+        ({"max_sentences": 0}, "must be at least 1"),
+        ({"character_coverage": 2.0}, "could not be trained with"),
+    ],
+)
+def test_training_that_cannot_work(arguments, message):
+    with pytest.raises(UserError, match=message):
+        SentencePieceTokenizer.train([TEXT], **{"vocab_size": 315, **arguments})
+
+
+@pytest.mark.parametrize("content", [b"", b"no model", b"\0" * 100])
+def test_a_damaged_model(tmp_path, content):
+    (tmp_path / "m.model").write_bytes(content)
+    with pytest.raises(UserError, match=r"m\.model: this is no sentencepiece model"):
+        SentencePieceTokenizer.from_file(tmp_path / "m.model")
+    with pytest.raises(UserError, match=r"cannot read .*none.model: No such file"):
+        SentencePieceTokenizer.from_file(tmp_path / "none.model")
