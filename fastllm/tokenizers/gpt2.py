@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import util
-from itertools import pairwise
+from itertools import accumulate, chain, pairwise
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fastllm.tokenizers.base import (
     FILE,
     Tokenizer,
     digest,
+    flatten,
     parse_json,
     read_file,
     read_json,
@@ -37,7 +38,7 @@ NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _SPACES = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's white space; Python counts four controls more
 _LONG = 250_000  # spaces in a row; from a million on the pattern's look-ahead overflows the regex engine's stack
-_TEXTS_A_THREAD = 64
+_WORTH_A_TASK = 1000  # characters on average; below, a thread costs more than the engine's work without the GIL
 
 
 class GPT2Tokenizer(Tokenizer):
@@ -116,13 +117,21 @@ class GPT2Tokenizer(Tokenizer):
         return np.concatenate(parts).astype(np.int64) if len(parts) > 1 else parts[0].astype(np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, as encode would; several threads share the work."""
-        threads = min(os.cpu_count() or 1, len(texts) // _TEXTS_A_THREAD)
-        if threads < 2:
-            return super().encode_batch(texts)
-        with ThreadPoolExecutor(threads) as pool:
-            groups = [texts[start : start + _TEXTS_A_THREAD] for start in range(0, len(texts), _TEXTS_A_THREAD)]
-            return [ids for group in pool.map(super().encode_batch, groups) for ids in group]
+        """Return the ids of each text, as encode would; the arrays are parts of one. Long texts share out threads."""
+        if sum(map(len, texts)) > _WORTH_A_TASK * len(texts):
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                lists = list(pool.map(self._list, texts))
+        else:
+            lists = list(map(self._list, texts))
+        ids = flatten(lists)
+        bounds = [0, *accumulate(map(len, lists))]
+        return [ids[start:end] for start, end in pairwise(bounds)]
+
+    def _list(self, text: str) -> list[int]:
+        utf8(text)  # the engine would put U+FFFD for what it cannot encode
+        parts = _split_long_spaces(text)
+        encode = self._engine.encode_ordinary
+        return encode(text) if len(parts) == 1 else list(chain.from_iterable(map(encode, parts)))
 
     def to_json(self) -> dict:
         """Return the SHA-256 of both files."""

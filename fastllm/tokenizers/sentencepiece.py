@@ -13,14 +13,23 @@ import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import islice
+from itertools import chain, islice, pairwise
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastllm.errors import UserError
-from fastllm.tokenizers.base import END_OF_TEXT, StreamingDecoder, Tokenizer, check_texts, digest, read_file, utf8
+from fastllm.tokenizers.base import (
+    END_OF_TEXT,
+    StreamingDecoder,
+    Tokenizer,
+    check_texts,
+    digest,
+    flatten,
+    read_file,
+    utf8,
+)
 
 FILE = "tokenizer.model"
 SPACE = "\u2581"  # how sentencepiece writes a space
@@ -66,7 +75,7 @@ class SentencePieceTokenizer(Tokenizer):
         self.special_tokens = {sp.id_to_piece(id): id for id in pieces if sp.is_control(id)}
         self.end_of_text = sp.eos_id() if sp.eos_id() >= 0 else None
         self._unknown = None if any(sp.is_byte(id) for id in pieces) else sp.unk_id()
-        self._space = np.array([sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()])
+        self._bar = [sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self.lossless = self._unknown is None and sp.decode(sp.encode(_PROBE)) == _PROBE
         first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
         self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
@@ -143,11 +152,43 @@ class SentencePieceTokenizer(Tokenizer):
         return sp.decode([id]).encode() if sp.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
     def _encode(self, text: str) -> np.ndarray:
-        return self._encode_all([text])[0]
+        chunks = self._chunks(text)
+        return self._join(text, chunks, self._run(chunks, return_type="numpy"))
 
     def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, as encode would; several threads share the work."""
-        return self._encode_all(texts)
+        """Return the ids of each text, as encode would; the arrays are parts of one."""
+        chunks: list[str] = []
+        ends = [0]
+        for text in texts:
+            chunks += self._chunks(text)
+            ends.append(len(chunks))
+        lists = self._spelt(chunks, self._run(chunks))  # lists of few ids are quicker made than arrays
+        ids = self._known(flatten(lists), texts)
+        bounds = np.cumsum([0, *map(len, lists)])[ends].tolist()
+        return [ids[start:end] for start, end in pairwise(bounds)]
+
+    def _run(self, chunks: list[str], **options: Any) -> list:
+        threads = max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+        return self._processor.encode(chunks, num_threads=threads, **options)
+
+    def _join(self, text: str, chunks: list[str], parts: list) -> np.ndarray:
+        none = np.empty(0, np.int64)  # an empty text has no chunk
+        return self._known(np.concatenate([none, *self._spelt(chunks, parts)]), [text])
+
+    def _spelt(self, chunks: list[str], parts: list) -> list:
+        """Put its bytes in the place of the space that the library has taken each U+2581 for."""
+        if not self.lossless:
+            return parts
+        return [self._bar if chunk == SPACE else ids for chunk, ids in zip(chunks, parts, strict=True)]
+
+    def _known(self, ids: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+        """Return ids, unless the id of unknown characters is among them, which cannot be decoded."""
+        if self._unknown is not None and (ids == self._unknown).any():
+            characters = dict.fromkeys(chain.from_iterable(texts))
+            unknown = (c for c in characters if self._unknown in self._processor.encode(c))
+            shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in islice(unknown, 5))
+            raise UserError(f"the text has characters that the model has not, nor bytes to spell them: {shown}")
+        return ids
 
     def sample(self, text: str, alpha: float = 0.1, seed: int | None = None) -> np.ndarray:
         """Return the ids of one of text's segmentations, drawn at random: a regularisation for training.
@@ -167,27 +208,8 @@ class SentencePieceTokenizer(Tokenizer):
             _library().set_random_generator_seed(seed)
         draws = {"return_type": "numpy", "enable_sampling": True, "alpha": alpha, "nbest_size": -1}
         # One by one in this thread: a list is shared out to fresh threads, whose generators all start from the seed.
-        return self._join(text, [self._processor.encode(chunk, **draws) for chunk in self._chunks(text)])
-
-    def _encode_all(self, texts: Sequence[str]) -> list[np.ndarray]:
-        chunks, ends = [], []
-        for text in texts:
-            chunks += self._chunks(text)
-            ends.append(len(chunks))
-        threads = max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
-        ids = self._processor.encode(chunks, return_type="numpy", num_threads=threads)
-        starts = [0, *ends]
-        return [self._join(text, ids[start:end]) for text, start, end in zip(texts, starts, ends, strict=False)]
-
-    def _join(self, text: str, parts: list[np.ndarray]) -> np.ndarray:
-        """Return the ids of text, of whose chunks parts are the ids."""
-        if self.lossless and SPACE in text:
-            chunks = self._chunks(text)
-            parts = [self._space if chunk == SPACE else ids for chunk, ids in zip(chunks, parts, strict=True)]
-        ids = np.concatenate(parts).astype(np.int64) if parts else np.empty(0, np.int64)
-        if self._unknown is not None and (ids == self._unknown).any():
-            raise UserError(self._describe_unknown(text))
-        return ids
+        chunks = self._chunks(text)
+        return self._join(text, chunks, [self._processor.encode(chunk, **draws) for chunk in chunks])
 
     def _chunks(self, text: str) -> list[str]:
         """Cut text where no piece can cross."""
@@ -195,14 +217,8 @@ class SentencePieceTokenizer(Tokenizer):
         if not self.lossless:
             return [text]
         if SPACE in text:
-            parts = re.split(f"({SPACE})", text)
-            return [chunk for part in parts for chunk in _CHUNKS.findall(part)]
+            return [chunk for part in re.split(f"({SPACE})", text) for chunk in _CHUNKS.findall(part)]
         return _CHUNKS.findall(text)
-
-    def _describe_unknown(self, text: str) -> str:
-        unknown = (c for c in dict.fromkeys(text) if self._unknown in self._processor.encode(c))
-        shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in islice(unknown, 5))
-        return f"the text has characters that the model has not, nor bytes to spell them: {shown}"
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, without the space that some models put in front of every text."""
