@@ -6,15 +6,16 @@ are one pass over memory (DropoutAddLayerNorm). And the loss never forms the log
 (linear_cross_entropy).
 """
 
-import json
 from dataclasses import asdict, dataclass
 from os import PathLike
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastllm import nn, ops
+from fastllm.models import gpt2_weights, pretrained
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
 
@@ -27,14 +28,19 @@ PRESETS: dict[str, dict] = {
         "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False,
     },
 }  # fmt: skip
+ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "none"}  # names and ops.gelu's argument
 
 
 @dataclass
 class GPTConfig:
     """The architecture of a GPT; the defaults are GPT-2's smallest, without its dropout.
 
+    Args:
+        activation: "gelu_tanh", GPT-2's form of GELU, or "gelu", the exact one, which nanoGPT has.
+
     Raises:
-        ValueError: a size is not positive, n_head does not divide n_embd, or dropout is not in [0, 1).
+        ValueError: a size is not positive, n_head does not divide n_embd, dropout is not in [0, 1), or activation is
+            unknown.
     """
 
     vocab_size: int = 50257
@@ -44,6 +50,7 @@ class GPTConfig:
     n_embd: int = 768
     dropout: float = 0.0
     bias: bool = True
+    activation: str = "gelu_tanh"
 
     def __post_init__(self) -> None:
         for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
@@ -53,6 +60,8 @@ class GPTConfig:
             raise ValueError(f"GPTConfig: 'n_embd' must be a multiple of n_head ({self.n_head}), got {self.n_embd}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"GPTConfig: 'dropout' must be in [0, 1), got {self.dropout}")
+        if self.activation not in ACTIVATIONS:
+            raise ValueError(f"GPTConfig: 'activation' must be {' or '.join(ACTIVATIONS)}, got '{self.activation}'")
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "GPTConfig":
@@ -70,13 +79,28 @@ class Block(torch.nn.Module):
         self.norm_1 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
         self.attention = nn.CausalSelfAttention(config.n_embd, config.n_head, config.dropout, config.bias)
         self.norm_2 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
-        self.feed_forward = nn.FeedForward(config.n_embd, bias=config.bias)
+        self.feed_forward = nn.FeedForward(config.n_embd, approximate=ACTIVATIONS[config.activation], bias=config.bias)
 
     def forward(self, branch: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
         """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
         normed, residual = self.norm_1(branch, residual)
         normed, residual = self.norm_2(self.attention(normed), residual)
         return self.feed_forward(normed), residual
+
+
+class HuggingFaceTokenizer(Protocol):
+    """What save_huggingface needs of a tokenizer."""
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+
+    @property
+    def end_of_text(self) -> int | None:
+        """The id that ends a text."""
+
+    def save_huggingface(self, folder: Path) -> None:
+        """Write its files for transformers."""
 
 
 class GPT(torch.nn.Module):
@@ -141,36 +165,65 @@ class GPT(torch.nn.Module):
 
     def save_pretrained(self, directory: str | PathLike) -> None:
         """Write model.safetensors and config.json into directory, which is made if missing."""
-        from safetensors.torch import save_file
-
-        directory = Path(directory)
-        directory.mkdir(parents=True, exist_ok=True)
-        save_file(self.state_dict(), directory / "model.safetensors")
         config = {"model_type": "fastllm-gpt", **asdict(self.config)}
-        (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        pretrained.write(Path(directory), config, self.state_dict())
+
+    def save_huggingface(self, directory: str | PathLike, tokenizer: HuggingFaceTokenizer | None = None) -> None:
+        """Write a GPT-2 directory that transformers' AutoModelForCausalLM reads, and from_pretrained too.
+
+        Args:
+            directory: is made if missing.
+            tokenizer: is written beside; AutoTokenizer reads it if it is GPT-2's.
+
+        Raises:
+            ValueError: tokenizer has more tokens than the model.
+        """
+        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
+            raise ValueError(
+                f"save_huggingface: 'tokenizer' must have at most the model's {self.config.vocab_size} tokens, "
+                f"got {tokenizer.vocab_size}"
+            )
+        end_of_text = None if tokenizer is None else tokenizer.end_of_text
+        dtype = f"{self.embedding.token.weight.dtype}".removeprefix("torch.")
+        config = gpt2_weights.config_to_gpt2(asdict(self.config), end_of_text, dtype)
+        pretrained.write(Path(directory), config, gpt2_weights.to_gpt2(self.state_dict()))
+        if tokenizer is not None:
+            tokenizer.save_huggingface(Path(directory))
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike) -> "GPT":
         """Load what save_pretrained wrote, or a Hugging Face GPT-2 directory.
 
         Raises:
-            FileNotFoundError: config.json or model.safetensors is missing.
-            ValueError: config.json is not of a model this class knows.
+            FileNotFoundError: config.json or the weights are missing.
+            ValueError: a file is damaged, or config.json is not of a model this class can be.
         """
-        from safetensors.torch import load_file
-
-        from fastllm.models import gpt2_weights
-
         directory = Path(directory)
-        config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
-        weights = load_file(directory / "model.safetensors")
+        config = pretrained.read_config(directory)
         kind = config.pop("model_type", None)
-        if kind == "gpt2":
-            model = cls(GPTConfig(**gpt2_weights.config_from_gpt2(config)))
-            model.load_state_dict(gpt2_weights.from_gpt2(weights))
-        elif kind == "fastllm-gpt":
-            model = cls(GPTConfig(**config))
-            model.load_state_dict(weights)
-        else:
+        if kind not in ("gpt2", "fastllm-gpt"):
             raise ValueError(f"{directory}/config.json: 'model_type' must be 'fastllm-gpt' or 'gpt2', got {kind!r}")
+        try:
+            model = cls(GPTConfig(**(gpt2_weights.config_from_gpt2(config) if kind == "gpt2" else config)))
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{directory}/config.json: {error}") from error
+        weights = pretrained.read_weights(directory)
+        pretrained.fill(model, gpt2_weights.from_gpt2(weights) if kind == "gpt2" else weights, directory)
+        return model
+
+    @classmethod
+    def from_nanogpt(cls, path: str | PathLike) -> "GPT":
+        """Load a checkpoint of nanoGPT's train.py, such as out/ckpt.pt; its exact GELU is kept.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is damaged or something else, or holds more than tensors and plain values.
+        """
+        path = Path(path)
+        try:
+            config, weights = gpt2_weights.from_nanogpt(pretrained.read_tensors(path))
+            model = cls(GPTConfig(**config))
+        except ValueError as error:
+            raise ValueError(f"{path}: {error}") from error
+        pretrained.fill(model, weights, path)
         return model

@@ -1,18 +1,22 @@
-"""GPT-2 checkpoints in Hugging Face's layout, to and from fastllm's GPT.
+"""GPT-2's settings and weights as others store them, to and from fastllm's GPT: Hugging Face's layout and nanoGPT's.
 
-Their linear weights are stored transposed, (in, out), by a layer called Conv1D; and the names are those of the original
-TensorFlow code.
+Both use the names of the original TensorFlow code. Hugging Face keeps its linear weights transposed, (in, out), in a
+layer called Conv1D; nanoGPT does not, and computes GELU exactly, where GPT-2 has the tanh form.
 """
 
 import re
+from typing import Any
 
+import torch
 from torch import Tensor
 
 NAMES = {
     "wte.weight": "embedding.token.weight",
     "wpe.weight": "embedding.position.weight",
-    "ln_f": "norm",
-    "h": "blocks",
+    "ln_f.weight": "norm.weight",
+    "ln_f.bias": "norm.bias",
+}
+BLOCK_NAMES = {
     "ln_1": "norm_1",
     "attn.c_attn": "attention.qkv",
     "attn.c_proj": "attention.projection",
@@ -20,59 +24,148 @@ NAMES = {
     "mlp.c_fc": "feed_forward.expand",
     "mlp.c_proj": "feed_forward.contract",
 }
+ACTIVATIONS = {"gelu_new": "gelu_tanh", "gelu_pytorch_tanh": "gelu_tanh", "gelu": "gelu"}
+SIZES = {"vocab_size": "vocab_size", "n_positions": "context_length", "n_layer": "n_layer", "n_head": "n_head",
+         "n_embd": "n_embd"}  # fmt: skip
+# What GPT does, and a config.json may not ask otherwise.
+FIXED = {
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "reorder_and_upcast_attn": False,
+    "add_cross_attention": False,
+    "tie_word_embeddings": True,
+}
+_DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks that old checkpoints carry
-_BLOCK = re.compile(r"^h\.(\d+)\.(ln_1|ln_2|attn\.c_attn|attn\.c_proj|mlp\.c_fc|mlp\.c_proj)\.(weight|bias)$")
-_ACTIVATIONS = ("gelu_new", "gelu_pytorch_tanh")
+_BLOCK = re.compile(rf"^h\.(\d+)\.({'|'.join(map(re.escape, BLOCK_NAMES))})\.(weight|bias)$")
 
 
 def _translate(name: str) -> str:
     block = _BLOCK.match(name)
     if block:
-        return f"blocks.{block[1]}.{NAMES[block[2]]}.{block[3]}"
+        return f"blocks.{block[1]}.{BLOCK_NAMES[block[2]]}.{block[3]}"
     if name in NAMES:
         return NAMES[name]
-    if name in ("ln_f.weight", "ln_f.bias"):
-        return name.replace("ln_f", NAMES["ln_f"])
     raise ValueError(f"GPT-2 weights: unknown tensor '{name}'")
 
 
-def from_gpt2(weights: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return GPT's state_dict made of a GPT2LMHeadModel's or GPT2Model's; weights are copied where transposed.
+def from_gpt2(weights: dict[str, Tensor], transposed: bool = True) -> dict[str, Tensor]:
+    """Return GPT's state_dict made of a GPT2LMHeadModel's or GPT2Model's.
+
+    Args:
+        weights: tensors by name, with or without the prefix "transformer.".
+        transposed: whether linear weights are stored as (in, out); they are copied then.
 
     Raises:
-        ValueError: a tensor's name is not one of GPT-2's.
+        ValueError: a tensor's name is not one of GPT-2's, or the output layer has weights of its own.
     """
+    weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
+    output, embedding = weights.pop("lm_head.weight", None), weights.get("wte.weight")
+    if output is not None and embedding is not None and not torch.equal(output, embedding):
+        raise ValueError(
+            "GPT-2 weights: 'lm_head.weight' must be equal to 'wte.weight', which GPT's output layer shares"
+        )
+    turn = _TRANSPOSED.search if transposed else lambda name: None
+    return {
+        _translate(name): tensor.t().contiguous() if turn(name) else tensor
+        for name, tensor in weights.items()
+        if not _BUFFERS.search(name)
+    }
+
+
+def to_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Return a GPT2LMHeadModel's weights made of GPT's state_dict; biases that it has not are zeros, which change
+    nothing."""
+    state = {name: tensor.detach().cpu() for name, tensor in state.items()}
+    layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))
+    names = dict(NAMES)
+    for layer in range(layers):
+        for theirs, ours in BLOCK_NAMES.items():
+            names |= {f"h.{layer}.{theirs}.{kind}": f"blocks.{layer}.{ours}.{kind}" for kind in ("weight", "bias")}
     result = {}
-    for name, tensor in weights.items():
-        name = name.removeprefix("transformer.")
-        if name == "lm_head.weight" or _BUFFERS.search(name):
-            continue  # tied to wte; not a parameter
-        result[_translate(name)] = tensor.t().contiguous() if _TRANSPOSED.search(name) else tensor
+    for theirs, ours in names.items():
+        weight = state[ours.replace(".bias", ".weight")]
+        tensor = state[ours] if ours in state else weight.new_zeros(weight.shape[0])
+        turned = tensor.t() if _TRANSPOSED.search(theirs) else tensor
+        result[f"transformer.{theirs}"] = turned.contiguous()
     return result
 
 
-def config_from_gpt2(config: dict) -> dict:
+def config_from_gpt2(config: dict[str, Any]) -> dict[str, Any]:
     """Return GPTConfig's arguments made of a GPT-2 config.json.
 
     Raises:
-        ValueError: the config asks for something that GPT-2 itself does not do.
+        ValueError: a size is missing, or the config asks for something that GPT does not do.
     """
+    config = {"n_positions": 1024, **config}
+    missing = [name for name in SIZES if name not in config]
+    if missing:
+        raise ValueError(f"GPT-2 config: '{missing[0]}' is missing")
     activation = config.get("activation_function", "gelu_new")
-    if activation not in _ACTIVATIONS:
-        raise ValueError(f"GPT-2 config: 'activation_function' must be one of {_ACTIVATIONS}, got '{activation}'")
+    if activation not in ACTIVATIONS:
+        raise ValueError(
+            f"GPT-2 config: 'activation_function' must be one of {', '.join(ACTIVATIONS)}, got '{activation}'"
+        )
     inner = config.get("n_inner") or 4 * config["n_embd"]
     if inner != 4 * config["n_embd"]:
         raise ValueError(f"GPT-2 config: 'n_inner' must be 4 n_embd ({4 * config['n_embd']}), got {inner}")
-    for name, value in (("layer_norm_epsilon", 1e-5), ("scale_attn_weights", True),
-                        ("scale_attn_by_inverse_layer_idx", False), ("tie_word_embeddings", True)):  # fmt: skip
+    for name, value in FIXED.items():
         if config.get(name, value) != value:
             raise ValueError(f"GPT-2 config: '{name}' must be {value}, got {config[name]}")
+    dropouts = {name: config.get(name, 0.1) for name in _DROPOUTS}
+    if len(set(dropouts.values())) > 1:
+        shown = ", ".join(f"{name} {value}" for name, value in dropouts.items())
+        raise ValueError(
+            f"GPT-2 config: the dropouts must be equal, got {shown}; set all of them in config.json to one"
+        )
     return {
-        "vocab_size": config["vocab_size"],
-        "context_length": config.get("n_positions", 1024),
-        "n_layer": config["n_layer"],
-        "n_head": config["n_head"],
-        "n_embd": config["n_embd"],
-        "dropout": config.get("resid_pdrop", 0.1),
+        **{ours: config[theirs] for theirs, ours in SIZES.items()},
+        "dropout": dropouts["resid_pdrop"],
+        "activation": ACTIVATIONS[activation],
     }
+
+
+def config_to_gpt2(config: dict[str, Any], end_of_text: int | None, dtype: str) -> dict[str, Any]:
+    """Return a GPT-2 config.json made of GPTConfig's fields.
+
+    Args:
+        config: GPTConfig's fields.
+        end_of_text: the id that ends a text; None where the tokenizer has none or is not known.
+        dtype: of the weights, such as "float32".
+    """
+    activation = next(theirs for theirs, ours in ACTIVATIONS.items() if ours == config["activation"])
+    return {
+        "model_type": "gpt2",
+        "architectures": ["GPT2LMHeadModel"],
+        **{theirs: config[ours] for theirs, ours in SIZES.items()},
+        **dict.fromkeys(_DROPOUTS, config["dropout"]),
+        **FIXED,
+        "activation_function": activation,
+        "bos_token_id": end_of_text,  # null too must be said: transformers' default is 50256
+        "eos_token_id": end_of_text,
+        "torch_dtype": dtype,
+    }
+
+
+def from_nanogpt(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Return GPTConfig's arguments and GPT's state_dict made of what nanoGPT's train.py saves.
+
+    Raises:
+        ValueError: it is something else, or of a changed nanoGPT.
+    """
+    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
+        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
+        raise ValueError(f"nanoGPT checkpoint: expected 'model' and 'model_args' in it, got {found}")
+    arguments = dict(checkpoint["model_args"])
+    names = {"block_size": "context_length", "bias": "bias", "dropout": "dropout", "vocab_size": "vocab_size",
+             "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"}  # fmt: skip
+    if arguments.keys() != names.keys():
+        raise ValueError(
+            f"nanoGPT checkpoint: 'model_args' must be {', '.join(sorted(names))}, got {', '.join(sorted(arguments))}"
+        )
+    compiled = "_orig_mod."  # torch.compile's prefix
+    weights = {name.removeprefix(compiled): tensor for name, tensor in checkpoint["model"].items()}
+    config = {ours: arguments[theirs] for theirs, ours in names.items()}
+    return {**config, "activation": "gelu"}, from_gpt2(weights, transposed=False)

@@ -46,6 +46,12 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     return tokenizer
 
 
+def has_tokenizer(folder: str | Path) -> bool:
+    """Return whether load_tokenizer would look at something in folder."""
+    names = (base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES))
+    return any((Path(folder) / name).exists() for name in names)
+
+
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read the tokenizer stored in folder: one of ours, of whatever kind, or GPT-2's in Hugging Face's files.
 
@@ -53,15 +59,13 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         UserError: there is none, or it is damaged or of an unknown kind.
     """
     folder = Path(folder)
+    if not has_tokenizer(folder):
+        raise UserError(f"{folder / base.FILE} is missing, and {folder} has no files of a GPT-2 tokenizer either")
     for path in (folder / base.EXPORTED_FILE, folder / base.FILE):
         stored = base.read_json(path) if path.exists() else {}
         if "kind" in stored:
             return _load(path, stored)
-        if "model" in stored:
-            return GPT2Tokenizer.from_folder(folder)
-    if any((folder / vocab).exists() for vocab, _ in NAMES):
-        return GPT2Tokenizer.from_folder(folder)
-    raise UserError(f"{folder / base.FILE} is missing or damaged, and {folder} has no files of a GPT-2 tokenizer")
+    return GPT2Tokenizer.from_folder(folder)
 
 
 def _load(path: Path, stored: dict) -> Tokenizer:
@@ -81,6 +85,7 @@ __all__ = [
     "SentencePieceTokenizer",
     "StreamingDecoder",
     "Tokenizer",
+    "has_tokenizer",
     "load_tokenizer",
     "train_tokenizer",
 ]

@@ -1,0 +1,80 @@
+"""fastllm export: a model for other programs."""
+
+from pathlib import Path
+
+from jsonargparse import Namespace
+
+from fastllm.cli.parser import Parser
+from fastllm.errors import UserError
+
+FORMATS = ("huggingface", "fastllm")
+
+
+def add_to(commands) -> None:
+    """Add the command's parser."""
+    parser = Parser(
+        description="Write a model as a folder that Hugging Face's transformers loads (AutoModelForCausalLM), or as "
+        "one of fastllm's own. nanoGPT's checkpoints are read too, so this is also how one is taken over."
+    )
+    parser.add_argument("source", type=Path, help="a run's folder, a model's folder, or nanoGPT's ckpt.pt")
+    parser.add_argument("out", type=Path, help="the folder to write; it must not exist or be empty")
+    parser.add_argument("--format", default="huggingface", help=" or ".join(FORMATS))
+    parser.add_argument("--checkpoint", default="best", help="of a run: best or last")
+    parser.add_argument("--tokenizer", type=Path, help="a folder with the tokenizer, where the source has none")
+    commands.add_subcommand("export", parser, help="write a model for transformers, or take over one of nanoGPT's")
+
+
+def run(arguments: Namespace) -> int:
+    """Write the folder."""
+    from fastllm.files import replace_folder
+
+    if arguments.format not in FORMATS:
+        raise UserError(f"export: 'format' must be {' or '.join(FORMATS)}, got '{arguments.format}'")
+    out = arguments.out
+    if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        raise UserError(f"export: {out} exists and is not empty; name a new folder")
+    model, tokenizer = load(arguments)
+
+    def fill(folder: Path) -> None:
+        if arguments.format == "huggingface":
+            model.save_huggingface(folder, tokenizer)
+            return
+        model.save_pretrained(folder)
+        if tokenizer is not None:
+            tokenizer.save(folder)
+
+    replace_folder(out, fill)
+    kept = "no tokenizer: name its folder with --tokenizer" if tokenizer is None else f"tokenizer {tokenizer.kind}"
+    print(f"{out}: {model.num_parameters():,} parameters for {arguments.format}; {kept}")
+    return 0
+
+
+def load(arguments: Namespace) -> tuple:
+    """Return the source's model and its tokenizer, None where it has none.
+
+    Raises:
+        UserError: the source is none of those that are read, or is damaged.
+    """
+    from fastllm.models import GPT
+    from fastllm.tokenizers import has_tokenizer, load_tokenizer
+    from fastllm.train import checkpoint
+
+    source: Path = arguments.source
+    if not source.exists():
+        raise UserError(f"export: {source} does not exist")
+    if (source / "checkpoints").is_dir():
+        if arguments.checkpoint not in (checkpoint.LAST, checkpoint.BEST):
+            raise UserError(f"export: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
+        source = checkpoint.find(source, arguments.checkpoint)
+    try:
+        model = GPT.from_pretrained(source) if source.is_dir() else GPT.from_nanogpt(source)
+    except (OSError, ValueError) as error:
+        raise UserError(f"export: {error}") from error
+    if arguments.tokenizer is None and not has_tokenizer(source):
+        return model, None
+    tokenizer = load_tokenizer(arguments.tokenizer or source)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"export: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
+        )
+    return model, tokenizer

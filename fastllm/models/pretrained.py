@@ -1,0 +1,116 @@
+"""Reading and writing model folders: config.json, and weights whole or in shards. Nothing but tensors is unpickled."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+_INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    """Return what config.json holds.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is no JSON object.
+    """
+    path = folder / CONFIG
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+    if not isinstance(config, dict):
+        raise ValueError(f"{path} is damaged: expected an object, got {type(config).__name__}")
+    return config
+
+
+def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+    """Write config.json and model.safetensors into folder, which is made if missing."""
+    from safetensors.torch import save_file
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the owner read what it writes
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """Return all tensors of model.safetensors or pytorch_model.bin, or of the shards that their index names.
+
+    Raises:
+        FileNotFoundError: there is none, or a shard is missing.
+        ValueError: a file is damaged, or holds more than tensors.
+    """
+    for name in (WEIGHTS, "pytorch_model.bin"):
+        if (folder / name).exists():
+            return read_tensors(folder / name)
+    for name in _INDICES:
+        if (folder / name).exists():
+            return _read_shards(folder, name)
+    raise FileNotFoundError(
+        f"{folder} has no weights: expected {WEIGHTS} or {_INDICES[0]} with the shards that it names"
+    )
+
+
+def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
+    try:
+        places = json.loads((folder / index).read_text(encoding="utf-8"))["weight_map"]
+        shards = sorted(set(places.values()))
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{folder / index} is damaged ({error})") from error
+    weights: dict[str, Tensor] = {}
+    for shard in shards:
+        if Path(shard).name != shard:
+            raise ValueError(f"{folder / index}: a shard must be a file beside it, got '{shard}'")
+        weights |= read_tensors(folder / shard)
+    missing = sorted(places.keys() - weights.keys())
+    if missing:
+        raise ValueError(f"{folder}: '{missing[0]}' is not in {places[missing[0]]}, where {index} says it is")
+    return weights
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """Return what a .safetensors file or one of torch.save holds, on the CPU.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is damaged, or torch would have to run code from it.
+    """
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is missing")
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+    except SafetensorError as error:
+        raise ValueError(f"{path} is damaged ({error})") from error
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the restricted unpickler meets garbage with whatever goes wrong first
+        reason = next(iter(f"{error}".splitlines()), type(error).__name__)
+        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values ({reason})") from error
+
+
+def fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
+    """Copy weights into model.
+
+    Raises:
+        ValueError: a tensor is missing, left over or of another shape; the message names the first.
+    """
+    wanted = model.state_dict()
+    for name in [*wanted, *weights]:
+        if name not in weights:
+            raise ValueError(f"{source}: the weights lack '{name}'")
+        if name not in wanted:
+            raise ValueError(f"{source}: the model has no '{name}', which is among the weights")
+        if wanted[name].shape != weights[name].shape:
+            shapes = f"{tuple(wanted[name].shape)}, got {tuple(weights[name].shape)}"
+            raise ValueError(f"{source}: '{name}' must have the shape {shapes}")
+    model.load_state_dict(weights)

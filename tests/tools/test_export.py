@@ -1,0 +1,89 @@
+"""fastllm export: a run, a folder or nanoGPT's checkpoint to what transformers reads, and back."""
+
+import pytest
+import torch
+
+from fastllm import cli
+from fastllm.models import GPT, GPTConfig
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, load_tokenizer
+from fastllm.train import checkpoint
+from tests.models.test_gpt2_weights import nanogpt_checkpoint
+from tests.tokenizers.conftest import gpt2  # noqa: F401 - a fixture
+
+transformers = pytest.importorskip("transformers")
+TEXT = "hear me speak"
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run with one checkpoint, of a model over the characters of TEXT."""
+    tokenizer = CharacterTokenizer(TEXT)
+    model = GPT(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16, bias=False))
+    checkpoint.save(tmp_path / "run", "best", model, tokenizer, {})
+    return tmp_path / "run", model, tokenizer
+
+
+def same_logits(folder, model):
+    tokens = torch.arange(8)[None] % model.config.vocab_size
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(folder).eval()
+    torch.testing.assert_close(theirs(tokens).logits, model.eval()(tokens), rtol=0, atol=1e-4)
+
+
+def test_a_run(run, tmp_path, capsys):
+    folder, model, tokenizer = run
+    out = tmp_path / "out"
+    assert cli.main(["export", str(folder), str(out)]) == 0
+    assert "tokenizer characters" in capsys.readouterr().out
+    same_logits(out, model)
+    again = load_tokenizer(out)
+    assert again.to_json() == tokenizer.to_json()
+    # ... and what was written is a source itself, of the other format too.
+    assert cli.main(["export", str(out), str(tmp_path / "ours"), "--format=fastllm"]) == 0
+    assert load_tokenizer(tmp_path / "ours").to_json() == tokenizer.to_json()
+    assert GPT.from_pretrained(tmp_path / "ours").config.activation == "gelu_tanh"
+
+
+def test_gpt2s_tokenizer_is_autotokenizers(gpt2, tmp_path):  # noqa: F811
+    model = GPT(GPTConfig(50304, 16, 1, 2, 8))  # padded, as nanoGPT pads it
+    model.save_pretrained(tmp_path / "model")
+    gpt2.save(tmp_path / "tokenizer")
+    out = tmp_path / "out"
+    words = ["export", str(tmp_path / "model"), str(out), f"--tokenizer={tmp_path / 'tokenizer'}"]
+    assert cli.main(words) == 0
+    same_logits(out, model)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs(TEXT)["input_ids"] == gpt2.encode(TEXT).tolist()
+    config = transformers.AutoConfig.from_pretrained(out)
+    assert config.eos_token_id == config.bos_token_id == 50256
+    assert load_tokenizer(out).to_json() == gpt2.to_json()
+
+
+def test_nanogpts_checkpoint(tmp_path, capsys):
+    torch.save(nanogpt_checkpoint(True), tmp_path / "ckpt.pt")
+    for form in ("huggingface", "fastllm"):
+        assert cli.main(["export", str(tmp_path / "ckpt.pt"), str(tmp_path / form), f"--format={form}"]) == 0
+        assert "no tokenizer: name its folder with --tokenizer" in capsys.readouterr().out
+    model = GPT.from_pretrained(tmp_path / "fastllm")
+    assert model.config.activation == "gelu"
+    same_logits(tmp_path / "huggingface", model)
+
+
+def test_what_cannot_be_exported(run, tmp_path, capsys):
+    folder, _, _ = run
+    ByteTokenizer().save(tmp_path / "bytes")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "text.pt").write_text("text")
+    for words, message in (
+        ([tmp_path / "none", "x"], "none does not exist"),
+        ([folder, folder], "exists and is not empty"),
+        ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
+        ([folder, tmp_path / "x", "--checkpoint=first"], "'checkpoint' must be last or best, got 'first'"),
+        ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
+        ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"], "has 257 tokens, the model only 9"),
+        ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'empty'}"], "tokenizer.json is missing"),
+        ([tmp_path / "empty", tmp_path / "x"], "config.json"),
+        ([tmp_path / "text.pt", tmp_path / "x"], "text.pt is damaged, or holds more than tensors"),
+    ):
+        assert cli.main(["export", *map(str, words)]) == 2
+        assert message in capsys.readouterr().err
+        assert not (tmp_path / "x").exists()
