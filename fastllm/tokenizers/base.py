@@ -18,6 +18,7 @@ import numpy as np
 
 from fastllm.errors import UserError
 from fastllm.files import write_atomically, write_json
+from fastllm.tokenizers import huggingface
 
 FILE = "tokenizer.json"
 # In a folder for Hugging Face's transformers, where tokenizer.json is a file of theirs.
@@ -137,8 +138,15 @@ class Tokenizer(ABC):
             write_bytes(Path(folder) / file, content)
         write_json(Path(folder) / name, {"kind": self.kind, **self.to_json()})
 
+    def huggingface(self) -> dict | None:
+        """Return the steps of the tokenizers library that do the same (see huggingface.py); None if it cannot."""
+        return None
+
     def save_huggingface(self, folder: str | Path) -> None:
-        """Write the tokenizer into a folder for transformers, whose own tokenizers cannot read most kinds."""
+        """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too."""
+        end = None if self.end_of_text is None else self.token_bytes[self.end_of_text].decode()
+        for file, content in huggingface.files(self.huggingface(), self.special_tokens, end, self.kind).items():
+            write_bytes(Path(folder) / file, content)
         self.save(folder, EXPORTED_FILE)
 
 

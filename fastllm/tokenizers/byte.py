@@ -6,7 +6,15 @@ from pathlib import Path
 
 import numpy as np
 
+from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import END_OF_TEXT, Tokenizer, check_texts, utf8
+
+
+def spelling() -> dict[int, str]:
+    """Return the character that GPT-2's files spell each byte with: itself if Latin-1 prints it, else U+0100 and on."""
+    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
+    others = [byte for byte in range(256) if byte not in printed]
+    return {byte: chr(byte) if byte in printed else chr(0x100 + others.index(byte)) for byte in range(256)}
 
 
 class ByteTokenizer(Tokenizer):
@@ -42,6 +50,12 @@ class ByteTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
+
+    def huggingface(self) -> dict:
+        """Return bytes without merges."""
+        vocab = {character: byte for byte, character in spelling().items()}
+        model = huggingface.byte_pair_model(vocab)
+        return {"pre_tokenizer": huggingface.BYTES, "model": model, "decoder": huggingface.BYTES}
 
     def to_json(self) -> dict:
         """Return nothing: all are the same."""

@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 
 from fastllm.errors import UserError
+from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import StreamingDecoder, Tokenizer, check_texts
 
 _SHOWN = 5  # unknown characters that an error names
@@ -92,6 +93,11 @@ class CharacterTokenizer(Tokenizer):
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder of ids that come one at a time; a token is a whole character, so nothing waits."""
         return _CharacterDecoder(self)
+
+    def huggingface(self) -> dict:
+        """Return characters without merges."""
+        vocab = {character: id for id, character in enumerate(self.characters)}
+        return {"model": huggingface.byte_pair_model(vocab), "decoder": huggingface.FUSE}
 
     def to_json(self) -> dict:
         """Return the vocabulary; as numbers where it has lone surrogates, which a UTF-8 file could not hold."""

@@ -18,6 +18,7 @@ from typing import Any
 import numpy as np
 
 from fastllm.errors import UserError
+from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
     FILE,
@@ -28,8 +29,8 @@ from fastllm.tokenizers.base import (
     read_file,
     read_json,
     utf8,
-    write_bytes,
 )
+from fastllm.tokenizers.byte import spelling
 
 VOCAB, MERGES = "vocab.json", "merges.txt"  # Hugging Face's names; OpenAI's are encoder.json and vocab.bpe
 NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
@@ -152,34 +153,22 @@ class GPT2Tokenizer(Tokenizer):
             MERGES: f"#version: 0.2\n{merges}".encode(),
         }
 
-    def save_huggingface(self, folder: str | Path) -> None:
-        """Write the tokenizer so that transformers' AutoTokenizer reads it, and load_tokenizer too."""
-        end = self._end_name if self.end_of_text is not None else None
-        settings = {
-            "tokenizer_class": "GPT2Tokenizer", "add_prefix_space": False, "clean_up_tokenization_spaces": False,
-            "bos_token": end, "eos_token": end, "unk_token": end,
-        }  # fmt: skip
-        contents = {**self.files(), "tokenizer_config.json": (json.dumps(settings, indent=2) + "\n").encode()}
-        for name, content in contents.items():
-            write_bytes(Path(folder) / name, content)
+    def huggingface(self) -> dict:
+        """Return GPT-2's steps; transformers reads vocab.json and merges.txt too."""
+        model = huggingface.byte_pair_model(self._vocab, self._merges)
+        words = {**huggingface.BYTES, "use_regex": True}
+        return {"pre_tokenizer": words, "model": model, "decoder": huggingface.BYTES}
 
     def __reduce__(self) -> tuple:
         return type(self), (self._vocab, self._merges, self._end_name)
 
 
-def _spelling() -> dict[int, str]:
-    """Return the character that spells each byte: itself if Latin-1 prints it, else the next from U+0100 on."""
-    printed = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
-    others = [byte for byte in range(256) if byte not in printed]
-    return {byte: chr(byte) if byte in printed else chr(0x100 + others.index(byte)) for byte in range(256)}
-
-
-_BYTES = {character: byte for byte, character in _spelling().items()}
+_BYTES = {character: byte for byte, character in spelling().items()}
 
 
 def _ranks(vocab: dict[str, int], merges: list[tuple[str, str]]) -> dict[bytes, int]:
     """Return the bytes of each plain token and its id, checked to rise with the merges."""
-    if sorted(vocab.values()) != list(range(len(vocab))):
+    if set(vocab.values()) != set(range(len(vocab))):
         raise UserError(f"GPT-2 tokenizer: the ids of the {len(vocab)} tokens must be 0 to {len(vocab) - 1}")
     missing = [character for character in _BYTES if character not in vocab]
     if missing:

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 
 from fastllm.errors import UserError
+from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
     StreamingDecoder,
@@ -32,7 +33,7 @@ from fastllm.tokenizers.base import (
 )
 
 FILE = "tokenizer.model"
-SPACE = "\u2581"  # how sentencepiece writes a space
+SPACE = huggingface.SPACE
 MODEL_TYPES = ("unigram", "bpe")
 
 # Where sentencepiece, left to itself, would cut a training text or leave a part of it out: at line ends, and at the
@@ -228,6 +229,50 @@ class SentencePieceTokenizer(Tokenizer):
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder of ids that come one at a time."""
         return _FirstSpaceDropped(self) if self._drops_first_space else StreamingDecoder(self)
+
+    def huggingface(self) -> dict | None:
+        """Return a unigram or byte-pair model with this one's pieces and scores; it takes a U+2581 for a space."""
+        if not self.lossless:
+            return None
+        sp = self._processor
+        scores = {sp.id_to_piece(id): sp.get_score(id) for id in range(self.vocab_size)}
+        unknown = sp.id_to_piece(sp.unk_id())
+        decoder = {"type": "Sequence", "decoders": [huggingface.SPACES_READ, huggingface.BYTES_READ, huggingface.FUSE]}
+        steps: dict = {"normalizer": huggingface.SPACES_WRITTEN, "decoder": decoder}
+        if self._is_unigram():
+            vocab = list(scores.items())
+            steps["model"] = {"type": "Unigram", "unk_id": sp.unk_id(), "vocab": vocab, "byte_fallback": True}
+            # Their unigram model would find the names of bytes and of the unknown token in plain text.
+            names = f"<(?=0x[0-9A-F]{{2}}>)|{re.escape(unknown[0])}(?={re.escape(unknown[1:])})"
+            steps["pre_tokenizer"] = {
+                "type": "Split",
+                "pattern": {"Regex": names},
+                "behavior": "Isolated",
+                "invert": False,
+            }
+        else:
+            places = {piece: id for id, piece in enumerate(scores)}
+            steps["model"] = huggingface.byte_pair_model(
+                places, self._merges(scores), unk_token=unknown, byte_fallback=True, fuse_unk=True
+            )
+        return steps
+
+    def _is_unigram(self) -> bool:
+        """The scores of byte-pair pieces are their ranks, negative: whole numbers."""
+        sp = self._processor
+        return any(sp.get_score(id) % 1 for id in range(self.vocab_size))
+
+    def _merges(self, scores: dict[str, float]) -> list[tuple[str, str]]:
+        """Return every pair of pieces that makes a piece, the best piece first."""
+        places = {piece: id for id, piece in enumerate(scores)}
+        found = [
+            (-scores[piece], places[piece[:cut]], places[piece[cut:]], piece[:cut], piece[cut:])
+            for id, piece in enumerate(scores)
+            if not (self._processor.is_byte(id) or self._processor.is_control(id))
+            for cut in range(1, len(piece))
+            if piece[:cut] in places and piece[cut:] in places
+        ]
+        return [(left, right) for *_, left, right in sorted(found)]
 
     def to_json(self) -> dict:
         """Return the SHA-256 of the model's file."""

@@ -35,6 +35,8 @@ def test_a_run(run, tmp_path, capsys):
     assert cli.main(["export", str(folder), str(out)]) == 0
     assert "tokenizer characters" in capsys.readouterr().out
     same_logits(out, model)
+    theirs = transformers.AutoTokenizer.from_pretrained(out)
+    assert theirs(TEXT)["input_ids"] == tokenizer.encode(TEXT).tolist()
     again = load_tokenizer(out)
     assert again.to_json() == tokenizer.to_json()
     # ... and what was written is a source itself, of the other format too.
