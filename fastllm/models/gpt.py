@@ -173,7 +173,7 @@ class GPT(torch.nn.Module):
 
         Args:
             directory: is made if missing.
-            tokenizer: is written beside; AutoTokenizer reads it if it is GPT-2's.
+            tokenizer: is written beside, for AutoTokenizer and for load_tokenizer.
 
         Raises:
             ValueError: tokenizer has more tokens than the model.
@@ -220,8 +220,9 @@ class GPT(torch.nn.Module):
             ValueError: it is damaged or something else, or holds more than tensors and plain values.
         """
         path = Path(path)
+        checkpoint = pretrained.read_tensors(path)
         try:
-            config, weights = gpt2_weights.from_nanogpt(pretrained.read_tensors(path))
+            config, weights = gpt2_weights.from_nanogpt(checkpoint)
             model = cls(GPTConfig(**config))
         except ValueError as error:
             raise ValueError(f"{path}: {error}") from error

@@ -80,7 +80,7 @@ class GPT2Tokenizer(Tokenizer):
 
     @classmethod
     def from_folder(cls, folder: str | Path) -> "GPT2Tokenizer":
-        """Load vocab.json and merges.txt, encoder.json and vocab.bpe, or the tokenizer.json of Hugging Face.
+        """Load Hugging Face's tokenizer.json, or vocab.json and merges.txt, or OpenAI's encoder.json and vocab.bpe.
 
         Raises:
             UserError: the folder has none of them, or they are damaged or of a tokenizer that is not GPT-2's kind.
@@ -91,11 +91,12 @@ class GPT2Tokenizer(Tokenizer):
             raise UserError(f"{folder}/tokenizer_config.json: 'add_prefix_space' must be false, as in GPT-2")
         end = settings.get("eos_token") or END_OF_TEXT
         end_name = end["content"] if isinstance(end, dict) else end
+        if (folder / FILE).exists():  # first: tokens that a user added are in it, and not in vocab.json
+            return cls(*_from_huggingface(folder / FILE), end_name)
         for vocab, merges in NAMES:
             if (folder / vocab).exists() and (folder / merges).exists():
-                return cls(read_json(folder / vocab), _read_merges(folder / merges), end_name)
-        if (folder / FILE).exists():
-            return cls(*_from_huggingface(folder / FILE), end_name)
+                path = folder / merges
+                return cls(read_json(folder / vocab), _parse_merges(path, read_file(path)), end_name)
         raise UserError(f"{folder} has no GPT-2 tokenizer: expected {VOCAB} and {MERGES}, or {FILE}")
 
     @property
@@ -193,7 +194,7 @@ def _engine(ranks: dict[bytes, int], special_tokens: dict[str, int]) -> Any:
 
 
 def _split_long_spaces(text: str) -> list[str]:
-    """Cut text before the last space of each run of more than 2 _LONG, where the pattern cuts too."""
+    """Cut text before the last space of each very long run, of 2 _LONG at the latest; there the pattern cuts too."""
     parts, start, position = [], 0, _LONG
     while position < len(text):  # a long run has a space at one of these positions, and _LONG more after it
         run = _SPACES.match(text, position)
@@ -203,10 +204,6 @@ def _split_long_spaces(text: str) -> list[str]:
             position = start
         position += _LONG
     return [*parts, text[start:]]
-
-
-def _read_merges(path: Path) -> list[tuple[str, str]]:
-    return _parse_merges(path, read_file(path))
 
 
 def _parse_merges(path: Path, content: bytes) -> list[tuple[str, str]]:

