@@ -20,6 +20,8 @@ def read_config(folder: Path) -> dict[str, Any]:
         ValueError: it is no JSON object.
     """
     path = folder / CONFIG
+    if not path.is_file():
+        raise FileNotFoundError(f"{path} is missing: {folder} holds no model")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
@@ -94,8 +96,9 @@ def read_tensors(path: Path) -> dict[str, Any]:
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the restricted unpickler meets garbage with whatever goes wrong first
-        reason = next(iter(f"{error}".splitlines()), type(error).__name__)
-        raise ValueError(f"{path} is damaged, or holds more than tensors and plain values ({reason})") from error
+        raise ValueError(
+            f"{path} is damaged, or holds more than tensors and plain values, which is all that is loaded"
+        ) from error
 
 
 def fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
