@@ -155,9 +155,10 @@ class GPT(torch.nn.Module):
 
     def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing."""
-        return ops.linear_cross_entropy(
-            self.hidden(tokens).flatten(0, -2), self.embedding.token.weight, targets.flatten()
-        )
+        weight = self.embedding.token.weight
+        hidden = self.hidden(tokens).flatten(0, -2)
+        with torch.autocast(hidden.device.type, enabled=False):  # it would round the loss itself to 8 bits
+            return ops.linear_cross_entropy(hidden.to(weight.dtype), weight, targets.flatten())
 
     def num_parameters(self) -> int:
         """Return how many numbers are trained; the shared embedding counts once."""

@@ -63,6 +63,7 @@ class DropoutAddLayerNorm(LayerNorm):
         if residual is None:
             new_residual = ops.dropout(input, self.p, self.training)
             return super().forward(new_residual), new_residual
+        input = input.to(residual.dtype)  # under autocast a branch is half precision; the stream keeps its own
         return ops.dropout_add_layer_norm(
             input, residual, self.weight, self.bias, self.p, self.eps, training=self.training
         )

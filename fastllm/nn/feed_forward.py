@@ -29,7 +29,6 @@ class FeedForward(torch.nn.Module):
         if self.expand.bias is None:
             hidden = ops.gelu(hidden, self.approximate)
         else:
-            hidden = ops.bias_gelu(
-                hidden, self.expand.bias, self.approximate
-            )  # the bias rides on the activation's pass
+            # The bias rides on the activation's pass; under autocast it is not in the product's precision yet.
+            hidden = ops.bias_gelu(hidden, self.expand.bias.to(hidden.dtype), self.approximate)
         return self.contract(hidden)
