@@ -6,7 +6,7 @@ import os
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from fastllm.errors import UserError
 
@@ -51,7 +51,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: the disk is full or not writable; the old folder is still there.
     """
-    temporary, old = folder.with_name(f".{folder.name}.tmp"), previous(folder)
+    temporary, old = unfinished(folder), previous(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
@@ -76,6 +76,11 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise UserError(f"cannot write {folder}: {reason}; the one before it is intact") from error
 
 
+def unfinished(folder: Path) -> Path:
+    """Return where replace_folder writes the new folder."""
+    return folder.with_name(f".{folder.name}.tmp")
+
+
 def previous(folder: Path) -> Path:
     """Return where replace_folder keeps the old folder for the moment in which it renames."""
     return folder.with_name(f".{folder.name}.old")
@@ -96,6 +101,36 @@ def verify_folder(folder: Path) -> None:
             raise UserError(f"{folder / name} is missing")
         if sha256(folder / name) != expected:
             raise UserError(f"{folder / name} is damaged: its SHA-256 is not the one that was written with it")
+
+
+def lock(folder: Path) -> TextIO:
+    """Take a folder for this process alone, as long as the returned file is open; the system frees it at a kill too.
+
+    Raises:
+        UserError: another process has it, or the folder cannot be written.
+    """
+    path = folder / ".lock"
+    try:
+        import fcntl
+    except ImportError:  # Windows has no flock; there the lock is the file's name only
+        return path.open("a+", encoding="utf-8")
+    try:
+        file = path.open("a+", encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        file.seek(0)
+        holder = file.read().strip()
+        file.close()
+        raise UserError(
+            f"{folder} is in use by process {holder}: wait for it, stop it, or name another folder"
+        ) from error
+    file.truncate(0)
+    file.write(f"{os.getpid()}\n")
+    file.flush()
+    return file
 
 
 def sha256(path: Path) -> str:

@@ -14,13 +14,19 @@ def _plain(method: Callable[..., Any]) -> Callable[..., Any]:
     return getattr(method, "__wrapped__", method)
 
 
+def local(tensor: Tensor) -> Tensor:
+    """Return the part of a sharded tensor (a DTensor, as FSDP's parameters are) that this process holds."""
+    return tensor.to_local() if hasattr(tensor, "to_local") else tensor
+
+
 class AdamW(torch.optim.Optimizer):
     """AdamW (Loshchilov & Hutter, 2019) with the semantics and state_dict of torch.optim.AdamW, and clipping built in.
 
     All tensors are updated in one parallel pass, and gradients are clipped on the way instead of being rewritten.
 
     Args:
-        params: parameters or parameter groups; float32 or float64 on the CPU, contiguous.
+        params: parameters or parameter groups; float32 or float64 on the CPU, contiguous. Of FSDP's sharded ones each
+            process updates its part, and the norm to clip is that of all parts.
         lr: learning rate.
         betas: decays of the two moments.
         eps: added to the root of the second moment.
@@ -86,7 +92,7 @@ class AdamW(torch.optim.Optimizer):
         gradients = [[self._gradient(p) for p in parameters] for parameters in groups]
         scale = 1.0
         if self.max_grad_norm is not None:
-            norm = torch.ops.fastllm.grad_norm.default([gradient for group in gradients for gradient in group])
+            norm = self._norm([p for group in groups for p in group], [g for group in gradients for g in group])
             self.last_grad_norm = norm
             # Written so that a NaN norm reaches the parameters, as it does with clip_grad_norm_.
             scale = 1.0 if norm + 1e-6 <= self.max_grad_norm else self.max_grad_norm / (norm + 1e-6)
@@ -104,7 +110,23 @@ class AdamW(torch.optim.Optimizer):
             )
         if gradient.is_sparse:
             raise TypeError("AdamW: gradients must be dense, got a sparse one")
-        return gradient.contiguous()
+        return local(gradient).contiguous()
+
+    @staticmethod
+    def _norm(parameters: list[Tensor], gradients: list[Tensor]) -> float:
+        """Return the norm of all gradients; of sharded parameters, over the processes that share them."""
+        parts: dict[Any, list[Tensor]] = {}
+        for parameter, gradient in zip(parameters, gradients, strict=True):
+            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(gradient)
+        norms = {mesh: torch.ops.fastllm.grad_norm.default(part) for mesh, part in parts.items()}
+        if set(norms) <= {None}:
+            return norms.get(None, 0.0)
+        squares = norms.pop(None, 0.0) ** 2
+        for mesh, norm in norms.items():
+            square = torch.tensor(norm**2, dtype=torch.float64)
+            torch.distributed.all_reduce(square, group=mesh.get_group())
+            squares += square.item()
+        return squares**0.5
 
     def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], scale: float) -> None:
         states = [self.state[p] for p in parameters]
@@ -114,6 +136,7 @@ class AdamW(torch.optim.Optimizer):
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
         torch.ops.fastllm.adamw_.default(
-            parameters, gradients, *([s[key] for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
+            [local(p) for p in parameters], gradients,
+            *([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
             group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["maximize"], scale,
         )  # fmt: skip
