@@ -1,4 +1,4 @@
-"""The command line: fastllm info | prepare | train | sample | export | bench. It parses, calls and prints, no more.
+"""The command line: it parses, calls and prints, no more.
 
 A command is a module here with add_to(commands), which adds its parser, and run(arguments). torch, and all that imports
 it, is imported inside run: `--help` answers at once.
@@ -8,11 +8,14 @@ import signal
 import sys
 from collections.abc import Sequence
 
-from fastllm.cli import bench, export, info, prepare, sample, train
+from fastllm.cli import bench, estimate, eval, export, info, plot, prepare, sample, train
 from fastllm.cli.parser import EXIT_USER_ERROR, Parser
 from fastllm.errors import UserError
 
-COMMANDS = {"info": info, "prepare": prepare, "train": train, "sample": sample, "export": export, "bench": bench}
+COMMANDS = {
+    "info": info, "prepare": prepare, "estimate": estimate, "train": train, "eval": eval, "sample": sample,
+    "export": export, "plot": plot, "bench": bench,
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,6 +1,7 @@
 """How every command line is parsed, and its mistakes told."""
 
 import difflib
+import re
 import sys
 
 from jsonargparse import ArgumentParser
@@ -9,16 +10,33 @@ EXIT_USER_ERROR = 2
 
 
 class Parser(ArgumentParser):
-    """Reports a wrong command line in one sentence, with the nearest option where one was misspelt."""
+    """Reports a wrong command line in one sentence, with the nearest option or key where one was misspelt."""
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Exit with status 2."""
         text = " ".join(str(message).split())
+        text += self._nearest_option(text) or self._nearest_key(text)
+        print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
+        sys.exit(EXIT_USER_ERROR)
+
+    def _nearest_option(self, text: str) -> str:
         known = [option for action in self._actions for option in action.option_strings]
         for word in sys.argv[1:]:
             name = word.split("=")[0]
-            if name.startswith("--") and name not in known:
-                near = difflib.get_close_matches(name, known, n=1)
-                text += f"; did you mean {near[0]}?" if near and name in text else ""
-        print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
-        sys.exit(EXIT_USER_ERROR)
+            if name.startswith("--") and name not in known and name in text:
+                return _did_you_mean(name, known)
+        return ""
+
+    def _nearest_key(self, text: str) -> str:
+        """Suggest a key for one of a --config file that is not known; jsonargparse names the command and the key."""
+        match = re.search(r"ubcommand '(\w+)' does not accept option '(\w+)'", text)
+        if match is None:
+            return ""
+        parsers = [action.choices for action in self._actions if isinstance(action.choices, dict)]
+        known = [action.dest for commands in parsers for action in commands[match[1]]._actions]
+        return _did_you_mean(match[2], known)
+
+
+def _did_you_mean(word: str, known: list[str]) -> str:
+    near = difflib.get_close_matches(word, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

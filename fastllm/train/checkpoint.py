@@ -1,5 +1,8 @@
 """A run's checkpoints: whole at every moment, checked when read."""
 
+import re
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,17 +13,51 @@ from fastllm.files import previous, replace_folder, verify_folder
 from fastllm.models import GPT
 from fastllm.tokenizers import Tokenizer, load_tokenizer
 
-LAST, BEST = "last", "best"
+LAST, BEST, EMA = "last", "best", "ema"
+PARTS = ".metadata"  # the file by which a checkpoint of several processes' parts is known (sharded.py)
 _STATE = "state.pt"
+_KEPT = re.compile(r"step-\d+")
 
 
 def folder_of(run: Path, name: str) -> Path:
-    """Return where a run keeps its checkpoint "last" or "best"."""
+    """Return where a run keeps its checkpoint of that name."""
     return run / "checkpoints" / name
 
 
-def save(run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str, Any]) -> Path:
+def kept_name(step: int) -> str:
+    """Return the name of a checkpoint that is kept beside last and best; names sort as steps do."""
+    return f"step-{step:08d}"
+
+
+def kept(run: Path) -> list[Path]:
+    """Return the folders that keep_checkpoints kept, oldest first."""
+    folder = run / "checkpoints"
+    return sorted(path for path in folder.iterdir() if _KEPT.fullmatch(path.name)) if folder.is_dir() else []
+
+
+def forget_kept(run: Path, number: int, after: int | None = None) -> None:
+    """Delete all but the newest kept checkpoints, and those of steps that were taken back."""
+    folders = kept(run)
+    for folder in folders:
+        if after is not None and folder.name > kept_name(after):
+            shutil.rmtree(folder)
+    for folder in kept(run)[: -number or None]:
+        shutil.rmtree(folder)
+
+
+def save(
+    run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str, Any],
+    add: Callable[[Path], None] = lambda folder: None,
+) -> Path:  # fmt: skip
     """Write a checkpoint in the place of the one before; return its folder.
+
+    Args:
+        run: the run's folder.
+        name: the checkpoint's.
+        model: its weights and settings.
+        tokenizer: the one the model was trained with.
+        state: the trainer's, tensors and plain values.
+        add: writes further files into the folder it is given.
 
     Raises:
         UserError: it could not be written; the one before is intact.
@@ -30,6 +67,7 @@ def save(run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str
         try:
             model.save_pretrained(folder)
             torch.save(state, folder / _STATE)
+            add(folder)
         except (RuntimeError, OSError, ValueError) as error:
             raise _as_os_error(error) from error
         except Exception as error:
@@ -46,6 +84,14 @@ def save(run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str
 def _as_os_error(error: Exception) -> OSError:
     """Say what went wrong on the disk: torch and safetensors wrap the system's error in types of their own."""
     return error if isinstance(error, OSError) else OSError(0, f"{error}".splitlines()[0])
+
+
+def never_saved(run: Path) -> bool:
+    """Return whether a run was stopped before its first "last" was whole; "best" is written just before it."""
+    last, best = (folder_of(run, name) for name in (LAST, BEST))
+    if last.exists() or previous(last).exists():
+        return False
+    return not best.exists() or load_state(run, BEST)["step"] == 0
 
 
 def find(run: Path, name: str) -> Path:

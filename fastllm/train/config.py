@@ -1,11 +1,25 @@
 """What a training run is told. Knows nothing of torch, so that `fastllm train --help` is quick."""
 
+import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 from fastllm.errors import UserError
 from fastllm.files import write_text
+from fastllm.train.schedule import SCHEDULES
+
+CHOICES = {
+    "schedule": tuple(SCHEDULES),
+    "precision": ("float32", "bfloat16", "float16"),
+    "device": ("auto", "cpu", "cuda"),
+    "parallel": ("ddp", "fsdp"),
+}
+# What may differ when a run goes on: its length, and what changes how it is computed but not what.
+RESUMABLE = (
+    "max_steps", "data", "micro_batch_size", "device", "parallel", "activation_checkpointing", "compile", "threads",
+    "patience", "sample_interval", "keep_checkpoints", "tensorboard",
+)  # fmt: skip
 
 
 @dataclass
@@ -15,30 +29,49 @@ class TrainConfig:
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
+        init: start from the weights in this folder (a checkpoint's or Hugging Face GPT-2's) and take the sizes of the
+            model, dropout and bias from it.
         n_layer: blocks.
         n_head: attention heads a block; must divide n_embd.
         n_embd: channels.
         context_length: tokens the model sees at once.
         dropout: probability of a value to be zeroed while training, in [0, 1).
         bias: whether linear and norm layers have biases.
-        batch_size: sequences a step.
+        batch_size: sequences a step, over all processes.
+        micro_batch_size: sequences a process takes at once, to save memory; the step and its result stay those of
+            batch_size. The default takes all.
         max_steps: optimizer steps.
+        schedule: of the learning rate after warm-up: cosine, wsd (stable, then a linear decay), noam (inverse square
+            root) or constant.
         learning_rate: the peak, reached after warmup_steps.
-        min_learning_rate: where the cosine ends, at max_steps.
+        min_learning_rate: where cosine and wsd end, at max_steps.
         warmup_steps: steps of linear warm-up.
+        decay_share: wsd's decay, as a share of max_steps.
         weight_decay: AdamW's, on matrices only.
         beta1: AdamW's first decay.
         beta2: AdamW's second decay.
         grad_clip: the largest global gradient norm; 0 does not clip.
+        ema_decay: of a moving average of the weights, evaluated beside them and saved as the checkpoint ema; 0 keeps
+            none.
+        precision: of matrix products: float32, bfloat16 or float16 (CUDA only, with loss scaling).
+        device: cpu, cuda, or auto for cuda where it can serve.
+        parallel: how processes under torchrun share the work: ddp (each has the whole model) or fsdp (each has a part).
+        activation_checkpointing: keep each block's input only and compute the block again in backward.
+        compile: use torch.compile on each block.
         eval_interval: steps between evaluations, each of which also writes a checkpoint.
-        eval_batches: batches of each split an evaluation takes.
+        eval_batches: batches of each split an evaluation takes; 0 takes the whole validation split.
+        patience: stop after so many evaluations without a better validation loss; 0 never does.
+        sample_interval: steps between texts written to samples/ in the run's folder; 0 writes none.
+        keep_checkpoints: keep the checkpoints of so many latest evaluations beside last and best.
         log_interval: steps between lines of metrics.jsonl.
+        tensorboard: write metrics for TensorBoard too, into tensorboard/ in the run's folder.
         seed: of the weights, the order of data and dropout.
         threads: CPU threads; the default is torch's choice.
     """
 
     data: Path | None = None
     out: Path | None = None
+    init: Path | None = None
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
@@ -46,47 +79,62 @@ class TrainConfig:
     dropout: float = 0.0
     bias: bool = False
     batch_size: int = 12
+    micro_batch_size: int | None = None
     max_steps: int = 2000
+    schedule: str = "cosine"
     learning_rate: float = 1e-3
     min_learning_rate: float = 1e-4
     warmup_steps: int = 100
+    decay_share: float = 0.1
     weight_decay: float = 0.1
     beta1: float = 0.9
     beta2: float = 0.99
     grad_clip: float = 1.0
+    ema_decay: float = 0.0
+    precision: str = "float32"
+    device: str = "auto"
+    parallel: str = "ddp"
+    activation_checkpointing: bool = False
+    compile: bool = False
     eval_interval: int = 250
     eval_batches: int = 20
+    patience: int = 0
+    sample_interval: int = 0
+    keep_checkpoints: int = 0
     log_interval: int = 10
+    tensorboard: bool = False
     seed: int = 1337
     threads: int | None = None
 
     def check(self) -> None:
         """Raise UserError for the first value that cannot work."""
         for name in ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "max_steps",
-                     "eval_interval", "eval_batches", "log_interval"):  # fmt: skip
+                     "eval_interval", "log_interval"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "be at least 1")
-        for name in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed"):
+        for name in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
+                     "eval_batches", "patience", "sample_interval", "keep_checkpoints"):  # fmt: skip
             self._require(name, 0 <= getattr(self, name) < math.inf, "be at least 0")
-        for name in ("dropout", "beta1", "beta2"):
+        for name in ("dropout", "beta1", "beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
+        for name in ("threads", "micro_batch_size"):
+            self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "be at least 1")
+        for name, choices in CHOICES.items():
+            value = getattr(self, name)
+            self._require(name, value in choices, f"be {' or '.join(choices)}", suggestion(str(value), choices))
         self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
-        self._require("threads", self.threads is None or self.threads >= 1, "be at least 1")
+        self._require(
+            "precision", self.precision != "float16" or self.parallel != "fsdp",
+            "be float32 or bfloat16 with fsdp (its loss scaling does not know sharded gradients)",
+        )  # fmt: skip
+        self._require("decay_share", 0 < self.decay_share <= 1, "be in (0, 1]")
         self._require(
             "min_learning_rate", self.min_learning_rate <= self.learning_rate,
             f"be at most learning_rate ({self.learning_rate})",
         )  # fmt: skip
 
-    def _require(self, name: str, condition: bool, expectation: str) -> None:
+    def _require(self, name: str, condition: bool, expectation: str, hint: str = "") -> None:
         if not condition:
-            raise UserError(f"train: '{name}' must {expectation}, got {getattr(self, name)}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """Return the rate of a step: linear warm-up, then a cosine from the peak to the minimum."""
-        if step < self.warmup_steps:
-            return self.learning_rate * (step + 1) / (self.warmup_steps + 1)
-        progress = (step - self.warmup_steps) / max(1, self.max_steps - self.warmup_steps)
-        cosine = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-        return self.min_learning_rate + cosine * (self.learning_rate - self.min_learning_rate)
+            raise UserError(f"train: '{name}' must {expectation}, got {getattr(self, name)}{hint}")
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""
@@ -100,19 +148,30 @@ class TrainConfig:
         """Read what save wrote.
 
         Raises:
-            UserError: the file is missing or damaged.
+            UserError: the file is missing or damaged, or has a key that is none of the settings.
         """
         import yaml
 
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            known = [field.name for field in fields(cls)]
+            for name in values:
+                if name not in known:
+                    raise UserError(f"{path}: '{name}' is not a setting{suggestion(name, known)}")
             config = cls(**values)
-        except (OSError, TypeError, yaml.YAMLError) as error:
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): is {path.parent} a run?") from error
         config.data = Path(config.data) if config.data else None
+        config.init = Path(config.init) if config.init else None
         config.out = path.parent
         return config
 
     def changed_from_defaults(self) -> list[str]:
         """Return the names of the settings that are not at their defaults."""
         return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
+
+
+def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:
+    """Return "; did you mean X?" for the known word nearest to name, or nothing."""
+    near = difflib.get_close_matches(name, known, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -1,21 +1,10 @@
-"""loss.png: a run's curves."""
+"""loss.png: a run's curves, and several runs in one picture."""
 
-import json
 from pathlib import Path
 
+from fastllm.errors import UserError
 from fastllm.files import write_atomically
-
-
-def read_metrics(run: Path) -> list[dict]:
-    """Return the lines of metrics.jsonl; a last line that was cut off is left out."""
-    path = run / "metrics.jsonl"
-    rows = []
-    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
-    return rows
+from fastllm.train.metrics import read_metrics
 
 
 def plot_loss(run: Path) -> Path:
@@ -36,11 +25,33 @@ def plot_loss(run: Path) -> Path:
             f"{best['val_loss']:.3f}", (best["step"], best["val_loss"]), textcoords="offset points", xytext=(0, 10),
             ha="center", color="#e6550d",
         )  # fmt: skip
+    axes.set_title(run.name)
+    return _finish(figure, axes, run / "loss.png")
+
+
+def plot_runs(runs: list[Path], path: Path) -> Path:
+    """Draw the validation loss of several runs over steps into one picture at path; return path.
+
+    Raises:
+        UserError: a folder has no evaluation in its metrics.jsonl.
+    """
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7, 4.2), layout="constrained")
+    axes = figure.subplots()
+    for run in runs:
+        rows = [row for row in read_metrics(run) if "val_loss" in row]
+        if not rows:
+            raise UserError(f"plot: {run} has no evaluation in metrics.jsonl: is it a run?")
+        best = min(row["val_loss"] for row in rows)
+        axes.plot([r["step"] for r in rows], [r["val_loss"] for r in rows], "o-", ms=3, label=f"{run}: best {best:.4f}")
+    return _finish(figure, axes, path)
+
+
+def _finish(figure, axes, path: Path) -> Path:
     axes.set_xlabel("step")
     axes.set_ylabel("loss (nats a token)")
-    axes.set_title(run.name)
     axes.grid(alpha=0.3)
     axes.legend()
-    path = run / "loss.png"
     write_atomically(path, lambda temporary: figure.savefig(temporary, dpi=130, format="png"))
     return path

@@ -12,14 +12,16 @@ class Reporter:
     Args:
         max_steps: the run's length.
         step: where it starts.
+        quiet: show nothing, as all processes of a run but one.
     """
 
-    def __init__(self, max_steps: int, step: int = 0) -> None:
-        self.console = Console(stderr=False)
+    def __init__(self, max_steps: int, step: int = 0, quiet: bool = False) -> None:
+        self.console = Console(stderr=False, quiet=quiet)
+        self._quiet = quiet
         self._progress = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(),
             TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"), TimeRemainingColumn(),
-            console=self.console, disable=not self.console.is_terminal,
+            console=self.console, disable=quiet or not self.console.is_terminal,
         )  # fmt: skip
         self._task = self._progress.add_task("train", total=max_steps, completed=step, loss="-", speed="-")
 
@@ -34,7 +36,7 @@ class Reporter:
         """Print a line above the bar."""
         if self.console.is_terminal:
             self.console.print(text, highlight=False)
-        else:
+        elif not self._quiet:
             print(text, flush=True, file=sys.stdout)
 
     def step(self, step: int) -> None:
@@ -47,5 +49,7 @@ class Reporter:
 
     def evaluation(self, row: dict, improved: bool) -> None:
         """An evaluation is done and its checkpoint is written."""
+        average = f"  ema val loss {row['ema_val_loss']:.4f}" if "ema_val_loss" in row else ""
         mark = "  (best so far)" if improved else ""
-        self.say(f"step {row['step']:>6}  train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}{mark}")
+        losses = f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}{average}"
+        self.say(f"step {row['step']:>6}  {losses}{mark}")

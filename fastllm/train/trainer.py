@@ -1,23 +1,34 @@
 """The training loop. Knows nothing of the command line; says what it does through a Reporter."""
 
-import json
 import math
 import time
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import torch
+from torch import Tensor
 
+from fastllm import files
 from fastllm.data import Batches, TokenData
 from fastllm.errors import UserError
+from fastllm.generation import generate
 from fastllm.models import GPT, GPTConfig
-from fastllm.optim import AdamW
-from fastllm.train import checkpoint
+from fastllm.tokenizers import load_tokenizer
+from fastllm.train import checkpoint, device, evaluation, state
+from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
-from fastllm.train.plot import plot_loss, read_metrics
+from fastllm.train.estimate import flops_per_token
+from fastllm.train.evaluation import Batch
+from fastllm.train.metrics import Metrics
+from fastllm.train.parallel import LossModule, Parallel, is_sharded, whole_model, whole_tensors
+from fastllm.train.plot import plot_loss
 from fastllm.train.report import Reporter
+from fastllm.train.schedule import learning_rate
+from fastllm.train.stepper import Stepper
 
 _SECONDS_BETWEEN_PLOTS = 20.0
+_PROMPT_TOKENS, _SAMPLE_TOKENS = 16, 256
 
 
 class TrainingInterrupted(Exception):  # noqa: N818
@@ -25,7 +36,7 @@ class TrainingInterrupted(Exception):  # noqa: N818
 
 
 class Trainer:
-    """One run: model, data, optimizer and where they stand.
+    """One run: model, data, optimizer and where they stand. Started by torchrun, one process of it.
 
     Args:
         config: the run's settings; config.out is its folder.
@@ -40,50 +51,114 @@ class Trainer:
         if config.data is None or config.out is None:
             raise UserError("train: 'data' and 'out' must be given")
         self.config, self.run = config, Path(config.out)
-        self.data = TokenData(config.data)
-        self.data.verify()
-        train, val = (self.data.split(name, config.context_length) for name in ("train", "val"))
-        if resume is None:
-            self._refuse_existing_run()
-        if config.threads:
-            torch.set_num_threads(config.threads)
-        torch.manual_seed(config.seed)
-        vocabulary = self.data.tokenizer.vocab_size
-        self.model = GPT(
-            GPTConfig(vocabulary, config.context_length, config.n_layer, config.n_head, config.n_embd,
-                      config.dropout, config.bias)
-        )  # fmt: skip
-        self.optimizer = self._make_optimizer()
-        self.batches = Batches(train, config.batch_size, config.context_length, config.seed)
-        self._splits = {"train": train, "val": val}
-        self.step, self.best_val = 0, math.inf
-        self.stop_requested = False
-        if resume is None:
-            self._create_run()
-        else:
-            self._restore(resume)
+        self.step, self.best_val, self.evaluations_since_best = 0, math.inf, 0
+        self.stop_requested, self.resumed = False, False
+        self.parallel = Parallel()
+        self._lock: TextIO | None = None
+        self._metrics: Metrics | None = None
+        try:
+            self._set_up(resume)
+        except BaseException:
+            self.close()
+            raise
 
     # --- setting up --------------------------------------------------------------------------------------------------
 
-    def _refuse_existing_run(self) -> None:
-        if self.run.exists() and (not self.run.is_dir() or any(self.run.iterdir())):
+    def _set_up(self, resume: str | None) -> None:
+        config, parallel = self.config, self.parallel
+        assert config.data is not None
+        if resume == checkpoint.LAST and checkpoint.never_saved(self.run):
+            resume, new = None, False
+        else:
+            new = resume is None
+        self.device = device.choose(config, parallel.local_rank)
+        parallel.start(self.device)
+        self._rows = parallel.rows(config.batch_size)
+        self.data = TokenData(config.data)
+        self.data.verify()
+        if config.threads:
+            torch.set_num_threads(config.threads)
+        torch.manual_seed(config.seed)
+        self.model = self._make_model(initial=resume is None)
+        self._splits = {name: self.data.split(name, config.context_length) for name in ("train", "val")}
+        if parallel.is_main:
+            self._take_folder(new)
+        parallel.barrier()
+        if config.activation_checkpointing:
+            _checkpoint_activations(self.model)
+        if config.compile:  # blocks: they share one graph, and it holds under DDP, FSDP and checkpointing alike
+            for block in self.model.blocks:
+                block.compile()
+        self.loss = parallel.wrap(LossModule(self.model), self.device, config.parallel)
+        self.stepper = Stepper(config, self.model, self.loss, parallel, self.device)
+        self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
+        self.batches = Batches(self._splits["train"], config.batch_size, config.context_length, config.seed)
+        self._pending: list[Tensor] = []  # losses since the last look at them
+        if parallel.rank:  # rank 0 alone draws what a run of one process draws
+            torch.manual_seed(config.seed + parallel.rank)
+        if resume is not None:
+            self._restore(resume)
+        if parallel.is_main:
+            self._metrics = Metrics(self.run, config.tensorboard)
+            self._metrics.forget_after(self.step if self.resumed else -1)
+            checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
+        self._peak = device.peak_flops(self.device, config.precision)
+
+    def _make_model(self, initial: bool) -> GPT:
+        """Return the model; initial: with the weights that the run starts from."""
+        config = self.config
+        if initial and config.init is not None:
+            return self._load_initial(config.init)
+        return GPT(
+            GPTConfig(self.data.tokenizer.vocab_size, config.context_length, config.n_layer, config.n_head,
+                      config.n_embd, config.dropout, config.bias)
+        )  # fmt: skip
+
+    def _load_initial(self, folder: Path) -> GPT:
+        """Return the model in a folder, if it fits the data; the settings take on its sizes."""
+        config, vocabulary = self.config, self.data.tokenizer.vocab_size
+        try:
+            model = GPT.from_pretrained(folder)
+        except (OSError, ValueError) as error:
+            raise UserError(f"train: 'init' {folder} holds no model that fastllm reads ({error})") from error
+        if model.config.vocab_size != vocabulary:
+            raise UserError(
+                f"train: the model in {folder} has a vocabulary of {model.config.vocab_size} tokens, {config.data} of "
+                f"{vocabulary}: prepare the data with the model's tokenizer"
+            )
+        if not self._same_tokenizer(folder):
+            raise UserError(
+                f"train: the tokenizers of {folder} and {config.data} have as many tokens, but not the same ones: "
+                "prepare the data with the model's tokenizer"
+            )
+        sizes = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias")
+        for name in sizes:
+            if name in config.changed_from_defaults() and getattr(config, name) != getattr(model.config, name):
+                raise UserError(f"train: 'init' sets the model's {name} ({getattr(model.config, name)}); leave it out")
+            setattr(config, name, getattr(model.config, name))
+        torch.manual_seed(config.seed)
+        return model
+
+    def _same_tokenizer(self, folder: Path) -> bool:
+        """Return whether a model's folder has the data's tokenizer, or none in fastllm's form (as Hugging Face's)."""
+        try:
+            return load_tokenizer(folder).to_json() == self.data.tokenizer.to_json()
+        except UserError:
+            return True
+
+    def _take_folder(self, new: bool) -> None:
+        """Lock the run's folder; a new one must be empty but for what a killed beginning left."""
+        if new and self.run.exists() and not _is_empty(self.run):
             raise UserError(
                 f"train: {self.run} exists and is not empty; continue it with --resume {self.run}, or name a new --out"
             )
-
-    def _create_run(self) -> None:
-        self.config.save(self.run / "config.yaml")
-
-    def _make_optimizer(self) -> AdamW:
-        matrices = [p for p in self.model.parameters() if p.dim() >= 2]
-        vectors = [p for p in self.model.parameters() if p.dim() < 2]
-        groups = [{"params": matrices, "weight_decay": self.config.weight_decay}]
-        if vectors:
-            groups.append({"params": vectors, "weight_decay": 0.0})
-        return AdamW(
-            groups, lr=self.config.learning_rate, betas=(self.config.beta1, self.config.beta2),
-            max_grad_norm=self.config.grad_clip or None,
-        )  # fmt: skip
+        try:
+            self.run.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"train: cannot make {self.run}: {error.strerror}") from error
+        self._lock = files.lock(self.run)
+        if new:
+            self.config.save(self.run / "config.yaml")
 
     def _restore(self, name: str) -> None:
         model, tokenizer = checkpoint.load_model(self.run, name)
@@ -94,18 +169,23 @@ class Trainer:
             )
         if model.config != self.model.config:
             raise UserError(f"train: the checkpoint in {self.run} is of another model than its config.yaml describes")
-        state = checkpoint.load_state(self.run, name)
-        self.model.load_state_dict(model.state_dict())
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.step, self.best_val = state["step"], state["best_val"]
-        self.batches.position = state["batches"]
-        torch.set_rng_state(state["rng"])
-        self._forget_later_metrics()
+        stored = checkpoint.load_state(self.run, name)
+        state.restore_weights(self.model, model.state_dict())
+        state.restore_tensors(checkpoint.find(self.run, name), stored, self.stepper, self.average)
+        self.step, self.best_val = stored["step"], stored["best_val"]
+        self.evaluations_since_best = stored["evaluations_since_best"]
+        self.batches.position = stored["batches"]
+        self.stepper.scaler.load_state_dict(stored["scaler"])
+        state.set_random_state(stored["rng"], self.config.seed, self.device, self.parallel)
+        self.resumed = True
 
-    def _forget_later_metrics(self) -> None:
-        kept = [row for row in read_metrics(self.run) if row["step"] <= self.step]
-        text = "".join(json.dumps(row) + "\n" for row in kept)
-        (self.run / "metrics.jsonl").write_text(text, encoding="utf-8")
+    def close(self) -> None:
+        """Free the run's folder and part from the other processes; the trainer cannot be used afterwards."""
+        if self._metrics is not None:
+            self._metrics.close()
+        if self._lock is not None:
+            self._lock.close()
+        self.parallel.stop()
 
     # --- running -----------------------------------------------------------------------------------------------------
 
@@ -113,120 +193,216 @@ class Trainer:
         """Ask the loop to save and stop at the end of the running step; safe to call from a signal handler."""
         self.stop_requested = True
 
-    def train(self, reporter: Reporter) -> dict[str, float]:
+    def train(self, reporter: Reporter) -> dict[str, Any]:
         """Run to max_steps; return {"val_loss", "seconds", ..} of the whole validation split.
 
         Raises:
             TrainingInterrupted: request_stop was called; the checkpoint "last" is saved.
             UserError: the loss is not finite, or a file could not be written; the last checkpoint is intact.
         """
+        try:
+            return self._train(reporter)
+        finally:
+            self.close()
+
+    def _train(self, reporter: Reporter) -> dict[str, Any]:
         config = self.config
         started = plotted = logged = time.perf_counter()
         logged_step = self.step
-        if self.step == 0:
+        if not self.resumed:
             self._evaluate(reporter)
-        while self.step < config.max_steps:
-            loss = self._train_step()
-            self.step += 1
+        while self.step < config.max_steps and not self._patience_is_over():
+            self._train_step()
             reporter.step(self.step)
-            if self.step % config.log_interval == 0 or self.step == config.max_steps or self.stop_requested:
+            stop, last = self.parallel.any(self.stop_requested), self.step == config.max_steps
+            if self.step % config.log_interval == 0 or last or stop:
                 now = time.perf_counter()
                 tokens = (self.step - logged_step) * config.batch_size * config.context_length
-                self._log(loss.item(), tokens / (now - logged), reporter)
+                self._log(tokens / (now - logged), reporter)
                 logged, logged_step = now, self.step
-            if self.stop_requested:
-                self._save(checkpoint.LAST)
-                plot_loss(self.run)
-                raise TrainingInterrupted
-            if self.step % config.eval_interval == 0 or self.step == config.max_steps:
+            if config.sample_interval and self.step % config.sample_interval == 0:
+                self._sample()
+            if self.step % config.eval_interval == 0 or last:
                 self._evaluate(reporter)
                 if time.perf_counter() - plotted > _SECONDS_BETWEEN_PLOTS:
-                    plot_loss(self.run)
+                    self._plot()
                     plotted = time.perf_counter()
+            elif stop:
+                self._save(checkpoint.LAST)
+            if stop:
+                self._plot()
+                raise TrainingInterrupted
+            if self.step % config.eval_interval == 0:
                 logged = time.perf_counter()  # tokens/s are of training alone
-        summary = {"seconds": time.perf_counter() - started, **self._evaluate_all()}
-        self._record({"step": self.step, **{f"final_{k}": v for k, v in summary.items()}})
-        plot_loss(self.run)
-        return summary
+        return self._finish(time.perf_counter() - started)
 
-    def _train_step(self) -> torch.Tensor:
-        rate = self.config.learning_rate_at(self.step)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        loss = self.model.loss(*self.batches.next())
-        loss.backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        return loss.detach()
+    def _train_step(self) -> None:
+        self._pending.append(self.stepper.step(self._next_batch(), learning_rate(self.config, self.step)))
+        self.step += 1
+        if self.average is not None:
+            self.average.update(self.step)
 
-    def _log(self, loss: float, tokens_per_second: float, reporter: Reporter) -> None:
-        if not math.isfinite(loss):
-            raise UserError(
-                f"train: the loss became {loss} by step {self.step}; the last checkpoint in {self.run} is intact: "
-                "try a smaller learning_rate"
-            )
+    def _next_batch(self) -> Batch:
+        """Return this process's rows of the next global batch."""
+        return tuple(part[self._rows] for part in self.batches.next())
+
+    def _patience_is_over(self) -> bool:
+        return 0 < self.config.patience <= self.evaluations_since_best
+
+    def _losses(self) -> list[float]:
+        """Return the steps' losses since the last call, over all processes.
+
+        Raises:
+            UserError: one is not finite.
+        """
+        if not self._pending:
+            return []
+        losses = self.parallel.sum(torch.stack(self._pending).tolist())
+        self._pending = []
+        for step, loss in enumerate(losses, self.step - len(losses) + 1):
+            if not math.isfinite(loss):
+                raise UserError(
+                    f"train: the loss became {loss} at step {step}, on batch {step - 1} of the data; the last "
+                    f"checkpoint in {self.run} is intact: try a smaller learning_rate"
+                )
+        return losses
+
+    def _log(self, tokens_per_second: float, reporter: Reporter) -> None:
+        config, tokens = self.config, self.step * self.config.batch_size * self.config.context_length
+        loss = self._losses()[-1]
+        mfu = None
+        if self._peak is not None:
+            mfu = flops_per_token(self.model.config) * tokens_per_second / (self._peak * self.parallel.world_size)
         row = {
             "step": self.step,
             "loss": loss,
-            "learning_rate": self.config.learning_rate_at(self.step - 1),
+            "learning_rate": learning_rate(config, self.step - 1),
             "tokens_per_second": round(tokens_per_second, 1),
+            "grad_norm": float(self.stepper.grad_norm),
+            "tokens": tokens,
+            "epoch": round(tokens / (len(self._splits["train"]) - 1), 4),
+            "mfu": None if mfu is None else round(mfu, 4),
         }
         self._record(row)
         reporter.log(row)
 
+    # --- evaluating --------------------------------------------------------------------------------------------------
+
     def _evaluate(self, reporter: Reporter) -> None:
-        losses = {f"{name}_loss": self._mean_loss(name) for name in self._splits}
+        self._losses()  # nothing is saved after a loss that is not finite
+        losses = {f"{name}_loss": self._mean_loss(self._some(name)) for name in ("train", "val")}
+        if self.average is not None:
+            with self.average.in_place():
+                losses["ema_val_loss"] = self._mean_loss(self._some("val"))
         row = {"step": self.step, **losses}
         self._record(row)
         improved = losses["val_loss"] < self.best_val
         self.best_val = min(self.best_val, losses["val_loss"])
-        self._save(checkpoint.LAST)
+        self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
+        # last comes last: killed before it, a resumed run makes the others again.
         if improved:
             self._save(checkpoint.BEST)
+        if self.config.keep_checkpoints:
+            self._save(checkpoint.kept_name(self.step))
+        if self.average is not None:
+            self._save(checkpoint.EMA, self.average.values)
+        self._save(checkpoint.LAST)
+        if self.parallel.is_main:
+            checkpoint.forget_kept(self.run, self.config.keep_checkpoints)
         reporter.evaluation(row, improved)
 
-    def _mean_loss(self, split: str) -> float:
-        """Mean loss over eval_batches batches, the same ones every time."""
+    def _some(self, split: str) -> Iterator[Batch]:
+        """Yield this process's rows of eval_batches batches, the same ones every time; 0: of the whole validation."""
         config = self.config
+        if not config.eval_batches and split == "val":
+            yield from self._windows(split)
+            return
         batches = Batches(self._splits[split], config.batch_size, config.context_length, seed=0)
-        return self._without_training(batches, config.eval_batches)
+        for _ in range(config.eval_batches or 1):
+            yield tuple(part[self._rows] for part in batches.next())
 
-    def _without_training(self, batches: Batches, count: int) -> float:
-        self.model.eval()
-        with torch.no_grad():
-            total = sum(self.model.loss(*batches.next()).item() for _ in range(count))
-        self.model.train()
-        return total / count
+    def _windows(self, split: str) -> Iterator[Batch]:
+        config = self.config
+        size = config.micro_batch_size or config.batch_size
+        return evaluation.windows(self.data, split, config.context_length, size, self.parallel)
 
-    def _evaluate_all(self) -> dict[str, float]:
-        """Loss over every token of the validation split that has a whole context's windows, once."""
-        tokens, t = self._splits["val"], self.config.context_length
-        windows = torch.from_numpy(tokens[: (len(tokens) - 1) // t * t + 1].astype("int64"))
-        inputs, targets = windows[:-1].view(-1, t), windows[1:].view(-1, t)
-        total = 0.0
-        self.model.eval()
-        with torch.no_grad():
-            for x, y in zip(inputs.split(self.config.batch_size), targets.split(self.config.batch_size), strict=True):
-                total += self.model.loss(x, y).item() * x.shape[0]
-        self.model.train()
-        return {"val_loss": total / len(inputs)}
+    def _mean_loss(self, batches: Iterator[Batch]) -> float:
+        precision = device.autocast(self.device, self.config.precision)
+        return evaluation.mean_loss(self.loss, batches, self.parallel, self.device, precision)
+
+    def _finish(self, seconds: float) -> dict[str, Any]:
+        loss = self._mean_loss(self._windows("val"))
+        perplexity, bits = evaluation.perplexity_and_bits(loss, self.data.manifest["splits"]["val"])
+        summary = {"seconds": seconds, "val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
+        if self.average is not None:
+            with self.average.in_place():
+                summary["ema_val_loss"] = self._mean_loss(self._windows("val"))
+        self._record({"step": self.step, **{f"final_{k}": v for k, v in summary.items()}})
+        self._plot()
+        return summary
+
+    def _sample(self) -> None:
+        """Write what the model makes of the validation split's beginning to samples/<step>.txt."""
+        model = whole_model(self.model, self.parallel) if is_sharded(self.model) else self.model
+        if model is None or not self.parallel.is_main:
+            return
+        prompt = self._splits["val"][: min(_PROMPT_TOKENS, self.config.context_length)].astype("int64").tolist()
+        ids = list(generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed))
+        text = self.data.tokenizer.decode(prompt + ids)
+        files.write_text(self.run / "samples" / f"{self.step}.txt", text + "\n")
 
     # --- writing -----------------------------------------------------------------------------------------------------
 
-    def _save(self, name: str) -> None:
-        state: dict[str, Any] = {
+    def _save(self, name: str, weights: dict[str, Tensor] | None = None) -> None:
+        """Write a checkpoint, or one of other weights, which has not what a run needs to go on."""
+        stored: dict[str, Any] = {
             "step": self.step,
             "best_val": self.best_val,
+            "evaluations_since_best": self.evaluations_since_best,
             "batches": self.batches.position,
-            "optimizer": self.optimizer.state_dict(),
-            "rng": torch.get_rng_state(),
+            "scaler": self.stepper.scaler.state_dict(),
+            "rng": state.random_state(self.device, self.parallel),
         }
-        checkpoint.save(self.run, name, self.model, self.data.tokenizer, state)
+        in_parts = is_sharded(self.model)
+        tensors = state.tensors_of(self.stepper, self.average) if weights is None else {}
+        model = whole_model(self.model, self.parallel, weights) if in_parts or weights is not None else self.model
+        if model is None or self._metrics is None:  # all but the main process
+            if in_parts and tensors:
+                self._save_part(tensors, files.unfinished(checkpoint.folder_of(self.run, name)))
+            return
+        self._metrics.flush()
+        if in_parts:
+            add = (lambda folder: self._save_part(tensors, folder)) if tensors else (lambda folder: None)
+            checkpoint.save(self.run, name, model, self.data.tokenizer, stored, add)
+        else:
+            stored["tensors"] = whole_tensors(tensors, self.parallel)
+            checkpoint.save(self.run, name, model, self.data.tokenizer, stored)
+
+    def _save_part(self, tensors: dict[str, Tensor], folder: Path) -> None:
+        from fastllm.train import sharded
+
+        self.parallel.barrier()  # the folder is there
+        sharded.save(tensors, folder)
 
     def _record(self, row: dict) -> None:
-        path = self.run / "metrics.jsonl"
-        try:
-            with path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(row) + "\n")
-        except OSError as error:
-            raise UserError(f"cannot write {path}: {error.strerror}; the last checkpoint is intact") from error
+        if self._metrics is not None:
+            self._metrics.record(row)
+
+    def _plot(self) -> None:
+        if self.parallel.is_main:
+            plot_loss(self.run)
+
+
+def _is_empty(folder: Path) -> bool:
+    """Return whether a folder has nothing but what a run that was killed at its beginning leaves."""
+    return folder.is_dir() and all(path.name.startswith(".") for path in folder.iterdir())
+
+
+def _checkpoint_activations(model: GPT) -> None:
+    """Let each block keep its inputs only; backward computes it again, with the random numbers it had."""
+    from functools import partial
+
+    from torch.utils.checkpoint import checkpoint as compute_again
+
+    for block in model.blocks:
+        block.forward = partial(compute_again, block.forward, use_reentrant=False)

@@ -1,0 +1,143 @@
+"""fastllm estimate: what a run will cost, before it starts."""
+
+from jsonargparse import Namespace
+
+from fastllm.cli.options import add_train_config, config_of
+from fastllm.cli.parser import Parser
+from fastllm.errors import UserError
+from fastllm.train import estimate
+from fastllm.train.config import TrainConfig
+
+_NOT_TRAINS = ("device", "out")
+_DEFAULT_VOCABULARY = 50257  # GPT-2's
+_MFU = {"cpu": 0.6, "gpu": 0.4}  # a CPU's kernels come near its measured products; published GPU runs lie at 30 to 60%
+
+
+def add_to(commands) -> None:
+    """Add the command's parser."""
+    names = ", ".join(gpu.name for gpu in estimate.GPUS)
+    parser = Parser(
+        description="Parameters, FLOPs, memory and time of a run, before it starts; it takes train's settings. "
+        "--data gives the vocabulary."
+    )
+    add_train_config(parser, skip=_NOT_TRAINS)
+    parser.add_argument("--device", default="cpu", help=f"cpu, which is measured for a moment, or a GPU: {names}")
+    parser.add_argument("--gpus", type=int, default=1, help="how many devices share the work")
+    parser.add_argument(
+        "--mfu", type=float | None, default=None, help="share of the peak reached; 0.6 on cpu, 0.4 on GPUs"
+    )
+    parser.add_argument("--vocab_size", type=int | None, default=None, help="tokens, where there is no --data; GPT-2's")
+    commands.add_subcommand("estimate", parser, help="parameters, FLOPs, memory and time of a run")
+
+
+def run(arguments: Namespace) -> int:
+    """Print the estimate."""
+    config = config_of(arguments, skip=_NOT_TRAINS)
+    config.check()
+    for name, least in (("gpus", 1), ("vocab_size", 1)):
+        if arguments[name] is not None and arguments[name] < least:
+            raise UserError(f"estimate: '{name}' must be at least {least}, got {arguments[name]}")
+    if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
+        raise UserError(f"estimate: 'mfu' must be in (0, 1], got {arguments.mfu}")
+    if config.batch_size % arguments.gpus:
+        raise UserError(
+            f"estimate: 'batch_size' must be a multiple of gpus ({arguments.gpus}), got {config.batch_size}"
+        )
+
+    from rich.console import Console
+    from rich.table import Table
+
+    gpu, peak, mfu = _device(arguments, config)
+    shape = _shape(arguments, config)
+    table = Table(title=f"{arguments.gpus} x {gpu.name if gpu else 'this CPU'}, {config.precision}", show_header=False)
+    for name, value in rows(config, shape, arguments.gpus, gpu, peak, mfu):
+        table.add_row(name, value) if name else table.add_section()
+    Console().print(table)
+    return 0
+
+
+def _device(arguments: Namespace, config: TrainConfig):
+    """Return (GPU or None for the CPU, peak FLOP/s, utilisation)."""
+    if arguments.device != "cpu":
+        gpu = estimate.find_gpu(arguments.device)
+        if gpu is None:
+            names = ", ".join(gpu.name for gpu in estimate.GPUS)
+            raise UserError(f"estimate: 'device' must be cpu or one of {names}, got {arguments.device}")
+        return gpu, gpu.float32 if config.precision == "float32" else gpu.half, arguments.mfu or _MFU["gpu"]
+
+    import torch
+
+    from fastllm.train.device import peak_flops
+
+    if config.threads:
+        torch.set_num_threads(config.threads)
+    return None, peak_flops(torch.device("cpu"), config.precision), arguments.mfu or _MFU["cpu"]
+
+
+def _shape(arguments: Namespace, config: TrainConfig) -> estimate.Shape:
+    """Return the model's sizes: of --init, or of the settings with the vocabulary of --data."""
+    from fastllm.data import TokenData
+    from fastllm.models import GPT, GPTConfig
+
+    if config.init is not None:
+        try:
+            return GPT.from_pretrained(config.init).config
+        except (OSError, ValueError) as error:
+            raise UserError(f"estimate: 'init' {config.init} holds no model that fastllm reads ({error})") from error
+    vocabulary = arguments.vocab_size or _DEFAULT_VOCABULARY
+    if config.data is not None and arguments.vocab_size is None:
+        vocabulary = TokenData(config.data).tokenizer.vocab_size
+    return GPTConfig(
+        vocabulary, config.context_length, config.n_layer, config.n_head, config.n_embd, config.dropout, config.bias
+    )
+
+
+def rows(
+    config: TrainConfig, shape: estimate.Shape, devices: int, gpu: estimate.Gpu | None, peak: float, mfu: float
+) -> list[tuple[str, str]]:
+    """Return the estimate as (what, how much); ("", "") parts the sections."""
+    half, fsdp, again = config.precision != "float32", config.parallel == "fsdp", config.activation_checkpointing
+    own = config.batch_size // devices
+    sequences = min(config.micro_batch_size or own, own)
+    tokens = config.batch_size * shape.context_length
+    flops = estimate.flops_per_token(shape)
+    memory = estimate.memory(
+        shape, sequences, devices=devices, fsdp=fsdp, half=half, checkpointing=again, ema=config.ema_decay > 0
+    )
+    other = estimate.activations(shape, sequences, half, not again)
+    traffic = estimate.traffic(shape, devices, fsdp, micro_batches=-(-own // sequences))
+    sending = traffic / estimate.link_speed(gpu, devices) if gpu else 0.0
+    seconds = estimate.step_seconds(
+        shape, config.batch_size, peak, mfu, devices=devices, checkpointing=again, communication=sending
+    )
+    room = f" of {_bytes(gpu.memory)}" + ("" if memory.total < gpu.memory else ": DOES NOT FIT") if gpu else ""
+    return [
+        ("parameters", f"{estimate.parameters(shape):,}"),
+        ("tokens a step, a run", f"{tokens:,}, {tokens * config.max_steps:,}"),
+        ("FLOPs a token", f"{flops:.3g}"),
+        ("FLOPs a step, a run", f"{flops * tokens:.3g}, {flops * tokens * config.max_steps:.3g}"),
+        ("", ""),
+        *((name.replace("_", " "), _bytes(value)) for name, value in vars(memory).items() if value),
+        (f"activations {'without' if again else 'with'} checkpointing", _bytes(other)),
+        (f"memory a device ({config.parallel if devices > 1 else 'alone'})", _bytes(memory.total) + room),
+        ("", ""),
+        ("peak a device", f"{peak / 1e12:.3g} TFLOP/s, of which {mfu:.0%} reached"),
+        ("sent a step by each", f"{_bytes(traffic)}, {sending:.3g} s" if gpu else _bytes(traffic)),
+        ("time a step", f"{seconds:.3g} s" + (", all of it sending" if sending >= seconds else "")),
+        ("tokens/s", f"{tokens / seconds:,.0f}"),
+        ("time of the run", _duration(seconds * config.max_steps)),
+    ]
+
+
+def _bytes(value: float) -> str:
+    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= size:
+            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
+    return f"{value:.0f} B"
+
+
+def _duration(seconds: float) -> str:
+    for unit, size in (("days", 86400), ("hours", 3600), ("minutes", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:,.1f} {unit}"
+    return f"{seconds:.1f} s"

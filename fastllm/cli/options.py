@@ -1,0 +1,36 @@
+"""TrainConfig as options, for every command that takes a run's settings."""
+
+import inspect
+import re
+from collections.abc import Collection
+from dataclasses import fields
+
+from jsonargparse import ActionYesNo, Namespace
+
+from fastllm.cli.parser import Parser
+from fastllm.train.config import TrainConfig
+
+
+def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
+    """Add --config and an option for each setting; a switch may stand alone, as in --compile."""
+    parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
+    switches = [field for field in fields(TrainConfig) if field.type is bool and field.name not in skip]
+    parser.add_class_arguments(TrainConfig, skip={*skip, *(switch.name for switch in switches)})
+    for switch in switches:
+        parser.add_argument(
+            f"--{switch.name}", action=ActionYesNo(no_prefix="no_"), nargs="?", default=switch.default,
+            help=_description(switch.name),
+        )  # fmt: skip
+
+
+def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
+    """Return the settings that were given, defaults elsewhere; skip as for add_train_config."""
+    names = [field.name for field in fields(TrainConfig) if field.name not in skip]
+    return TrainConfig(**{name: arguments[name] for name in names})
+
+
+def _description(name: str) -> str:
+    match = re.search(
+        rf"^ {{4}}{name}: (.*?)(?=^ {{4}}\w+: |\Z)", inspect.getdoc(TrainConfig) or "", re.DOTALL | re.MULTILINE
+    )
+    return " ".join(match[1].split()) if match else ""

@@ -1,0 +1,84 @@
+"""Where a run computes and in which precision: the choice, what stands against it, and the device's peak."""
+
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+from fastllm import ops
+from fastllm.errors import UserError
+from fastllm.train.config import TrainConfig
+from fastllm.train.estimate import find_gpu
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+# What a GPT's training step and evaluation call.
+_OPS = (
+    "attention_packed", "bias_gelu", "dropout_add", "dropout_add_layer_norm", "embedding", "gelu", "layer_norm",
+    "linear", "linear_cross_entropy", "linear_cross_entropy_with_gradients",
+)  # fmt: skip
+_SIDE, _SECONDS = 512, 0.05  # of the matrix product that is timed, and of each of two timings
+
+
+def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
+    """Return the device of a run.
+
+    Raises:
+        UserError: CUDA was asked for and cannot serve, or the precision does not fit the device.
+    """
+    obstacle = _obstacle_to_cuda() if config.device != "cpu" else ""
+    if config.device == "cuda" and obstacle:
+        raise UserError(f"train: 'device' cannot be cuda: {obstacle}; take --device cpu")
+    if config.device == "cpu" or obstacle:
+        if config.precision == "float16":
+            raise UserError("train: 'precision' float16 needs a CUDA device for its loss scaling; take bfloat16")
+        return torch.device("cpu")
+    device = torch.device("cuda", local_rank)
+    torch.cuda.set_device(device)
+    if config.precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        raise UserError(f"train: {torch.cuda.get_device_name(device)} has no bfloat16; take --precision float16")
+    return device
+
+
+def _obstacle_to_cuda() -> str:
+    if not torch.cuda.is_available():
+        return "torch sees no CUDA device"
+    missing = [row["op"] for row in ops.report() if row["device"] == "cuda" and row["kernel"] == "none"]
+    needed = [op for op in _OPS if op in missing]
+    return f"fastllm has no CUDA kernel yet for {', '.join(needed)}" if needed else ""
+
+
+def autocast(device: torch.device, precision: str) -> AbstractContextManager:
+    """Return a context in which matrix products are in that precision.
+
+    Its cache of converted weights is off: each weight is used once a micro-batch, and the cache would keep every
+    block's copy alive to the end of forward.
+    """
+    return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32", cache_enabled=False)
+
+
+def peak_flops(device: torch.device, precision: str) -> float | None:
+    """Return the FLOP/s that the device could do in matrix products; None where that is unknown.
+
+    A CPU is timed, for a tenth of a second, with torch's product and with fastllm's, and the faster counts; a GPU's
+    is looked up in its data sheet.
+    """
+    if device.type == "cpu":
+        return _measured(DTYPES[precision])
+    gpu = find_gpu(torch.cuda.get_device_name(device))
+    if gpu is None:
+        return None
+    return gpu.float32 if precision == "float32" else gpu.half
+
+
+@torch.no_grad()
+def _measured(dtype: torch.dtype) -> float:
+    generator = torch.Generator().manual_seed(0)  # the run's own random numbers stay where they are
+    a, b = (torch.randn(_SIDE, _SIDE, generator=generator).to(dtype) for _ in range(2))
+    best = float("inf")
+    for product in (torch.mm, ops.linear):
+        product(a, b)
+        end = time.perf_counter() + _SECONDS
+        while (start := time.perf_counter()) < end:
+            product(a, b)
+            best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best

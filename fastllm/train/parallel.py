@@ -1,0 +1,163 @@
+"""The processes of a run: alone, or those that torchrun started. Everything here works the same with one.
+
+A run with several processes is the same run: each takes its rows of the same global batch, and sums are over all of
+them. Numbers that steer the loop travel through gloo on the CPU, so that no GPU waits for them.
+"""
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from fastllm.errors import UserError
+from fastllm.models import GPT
+
+
+class LossModule(torch.nn.Module):
+    """A model's loss as a forward, which is what DDP and FSDP hook into."""
+
+    def __init__(self, model: GPT) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, *batch: Tensor) -> Tensor:
+        """Return the model's loss."""
+        return self.model.loss(*batch)
+
+
+class Parallel:
+    """This process among those of the run; use it after start().
+
+    Attributes:
+        rank: this process's number.
+        under_torchrun: whether torchrun started it, be it alone.
+        world_size: how many there are.
+        is_main: whether this one writes the run's files.
+    """
+
+    def __init__(self) -> None:
+        self.rank, self.local_rank, self.world_size = 0, 0, 1
+        self._started = False
+        self.under_torchrun = dist.is_available() and dist.is_torchelastic_launched()
+        if self.under_torchrun:
+            self.local_rank = dist.get_node_local_rank()
+
+    def start(self, device: torch.device) -> None:
+        """Meet the other processes, if torchrun started this one."""
+        if not self.under_torchrun:
+            return
+        dist.init_process_group("gloo" if device.type == "cpu" else "cpu:gloo,cuda:nccl")
+        self._started = True
+        self.rank, self.world_size = dist.get_rank(), dist.get_world_size()
+
+    def stop(self) -> None:
+        """Part from the other processes."""
+        if self._started:
+            dist.destroy_process_group()
+        self._started = False
+
+    @property
+    def is_main(self) -> bool:
+        """Return whether this process writes the run's files."""
+        return self.rank == 0
+
+    # --- numbers ------------------------------------------------------------------------------------------------------
+
+    def sum(self, values: list[float]) -> list[float]:
+        """Return each value summed over the processes, in float64."""
+        if self.world_size == 1:
+            return values
+        total = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(total)
+        return total.tolist()
+
+    def any(self, flag: bool) -> bool:
+        """Return whether the flag is up in some process."""
+        return flag if self.world_size == 1 else self.sum([float(flag)])[0] > 0
+
+    def gather(self, value: Any) -> list[Any]:
+        """Return every process's value, by rank."""
+        values = [value] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait for all."""
+        self.any(False)
+
+    # --- batches and models -------------------------------------------------------------------------------------------
+
+    def rows(self, batch_size: int) -> slice:
+        """Return this process's rows of a global batch.
+
+        Raises:
+            UserError: the processes cannot share the batch evenly.
+        """
+        if batch_size % self.world_size:
+            raise UserError(
+                f"train: 'batch_size' must be a multiple of the {self.world_size} processes, got {batch_size}"
+            )
+        own = batch_size // self.world_size
+        return slice(self.rank * own, (self.rank + 1) * own)
+
+    def wrap(self, loss: LossModule, device: torch.device, kind: str) -> Any:
+        """Return the loss such that its backward leaves every process the gradients of the global batch.
+
+        Args:
+            loss: on the CPU, the same in every process.
+            device: where to compute.
+            kind: "ddp", or "fsdp", which makes the model's parameters DTensors.
+        """
+        if self.world_size == 1:
+            return loss.to(device)
+        if kind == "ddp":
+            return torch.nn.parallel.DistributedDataParallel(loss.to(device), gradient_as_bucket_view=True)
+        from torch.distributed.device_mesh import init_device_mesh
+        from torch.distributed.fsdp import fully_shard
+
+        mesh = init_device_mesh(device.type, (self.world_size,))
+        for block in loss.model.blocks:
+            fully_shard(block, mesh=mesh)
+        # Embeddings, head and last norm. Resharded after forward, or an evaluation would leave gathered weights
+        # behind that the next one uses after they have changed (the moving average's turn).
+        return fully_shard(loss, mesh=mesh, reshard_after_forward=True)
+
+
+def accumulate(loss: Any, last: bool) -> AbstractContextManager:
+    """Return a context for one micro-batch: DDP's gradients travel between processes with the last one only.
+
+    FSDP's travel with each: kept back, they would be whole on every process, which is what it is there to avoid.
+    """
+    return nullcontext() if last or not hasattr(loss, "no_sync") else loss.no_sync()
+
+
+def is_sharded(model: torch.nn.Module) -> bool:
+    """Return whether FSDP has shared the model out."""
+    return hasattr(next(model.parameters()), "full_tensor")
+
+
+def whole_tensors(tensors: dict[str, Tensor], parallel: Parallel) -> dict[str, Tensor]:
+    """Return plain CPU tensors in the place of sharded ones, to the main process; every process must call it."""
+    whole = {}
+    for name, tensor in tensors.items():
+        full = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+        if parallel.is_main:
+            whole[name] = full.detach().cpu()
+    return whole
+
+
+def whole_model(model: GPT, parallel: Parallel, tensors: dict[str, Tensor] | None = None) -> GPT | None:
+    """Return a plain copy of a model on the CPU, with other weights if given; to all but the main process, None.
+
+    Every process must call it.
+    """
+    weights = whole_tensors(dict(model.state_dict()) if tensors is None else tensors, parallel)
+    if not parallel.is_main:
+        return None
+    with torch.random.fork_rng(devices=[]), torch.device("meta"):
+        plain = type(model)(model.config)
+    plain.load_state_dict(weights, assign=True)
+    return plain

@@ -1,0 +1,194 @@
+"""A run from the command line: its folder, its options and its mistakes."""
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from fastllm import cli
+from fastllm.data import prepare
+from fastllm.models import GPT, GPTConfig
+from fastllm.train import TrainConfig, checkpoint
+from fastllm.train.stepper import Stepper
+from tests.train.tiny import TINY, assert_same_weights, rows, train, train_until, weights
+
+
+def test_a_run_has_everything_in_its_folder(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=40", "--eval_interval=20", "--sample_interval=20") == 0
+    assert "done in" in capsys.readouterr().out
+    lines = rows(run)
+    evaluations = [row["val_loss"] for row in lines if "val_loss" in row]
+    assert evaluations[-1] < evaluations[0]
+    assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
+    assert TrainConfig.load(run / "config.yaml").n_embd == 16
+    assert sorted(path.name for path in (run / "samples").iterdir()) == ["20.txt", "40.txt"]
+    assert cli.main(["sample", str(run), "--max_new_tokens=20", "--prompt=the "]) == 0
+    assert capsys.readouterr().out.startswith("the ")
+
+
+def test_what_a_line_of_metrics_says(data, tmp_path):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=10", "--eval_interval=10") == 0
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    row = next(line for line in lines if line["step"] == 10 and "loss" in line)
+    assert row["tokens"] == 10 * 4 * 8
+    assert row["epoch"] == pytest.approx(320 / (2430 - 1), abs=1e-4)
+    assert 0 < row["mfu"] < 1
+    assert row["grad_norm"] > 0
+    assert lines[-1]["final_val_perplexity"] == pytest.approx(2.718281828 ** lines[-1]["final_val_loss"])
+
+
+def test_the_samples_leave_no_trace_in_the_training(data, tmp_path):
+    assert train(data, tmp_path / "with", "--max_steps=10", "--sample_interval=3") == 0
+    assert train(data, tmp_path / "without", "--max_steps=10") == 0
+    assert_same_weights(tmp_path / "with", tmp_path / "without")
+
+
+def test_ctrl_c_saves_and_says_so(data, tmp_path):
+    run = tmp_path / "run"
+    command = [sys.executable, "-m", "fastllm", "train", f"--data={data}", f"--out={run}", *TINY,
+               "--max_steps=1000000", "--eval_interval=1000000"]  # fmt: skip
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    deadline = time.monotonic() + 60
+    while not (run / "metrics.jsonl").exists() or '"loss"' not in (run / "metrics.jsonl").read_text():
+        assert time.monotonic() < deadline
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert f"saved in {run}/checkpoints/last; continue with: fastllm train --resume {run}" in output
+    assert checkpoint.load_state(run, "last")["step"] > 0
+
+
+def test_an_existing_run_is_never_overwritten(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=5", "--eval_interval=5") == 0
+    before = (run / "metrics.jsonl").read_text()
+    assert train(data, run) == 2
+    assert f"continue it with --resume {run}, or name a new --out" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_text() == before
+
+
+def test_a_vocabulary_that_does_not_fit(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=5", "--eval_interval=5") == 0
+    prepare("other text entirely, with 0123456789. " * 60, data, ["other"])
+    assert cli.main(["train", f"--resume={run}", "--max_steps=6"]) == 2
+    assert "is not the one that the checkpoint" in capsys.readouterr().err
+
+
+def test_a_loss_that_is_not_finite_stops(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--learning_rate=1e30", "--grad_clip=0", "--max_steps=50") == 2
+    assert "the loss became" in capsys.readouterr().err
+    assert checkpoint.load_state(run, "last")["step"] == 0
+
+
+def test_a_loss_that_is_not_finite_names_its_step_and_batch(data, tmp_path, capsys, monkeypatch):
+    step, calls = Stepper.step, []
+
+    def broken(self, batch, rate):
+        calls.append(batch)
+        return step(self, batch, rate) * (torch.nan if len(calls) == 7 else 1)
+
+    monkeypatch.setattr(Stepper, "step", broken)
+    assert train(data, tmp_path / "run", "--max_steps=50", "--eval_interval=8", "--log_interval=50") == 2
+    assert "the loss became nan at step 7, on batch 6 of the data" in capsys.readouterr().err
+    assert checkpoint.load_state(tmp_path / "run", "last")["step"] == 0  # not the 8 of the evaluation after it
+
+
+def test_patience(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    # Nothing is learnt, so no evaluation after the first is better.
+    options = ["--learning_rate=0", "--min_learning_rate=0", "--max_steps=100", "--eval_interval=5", "--patience=3"]
+    assert train(data, run, *options) == 0
+    assert "stopped after step 15: no better in 3 evaluations" in capsys.readouterr().out
+    assert rows(run)[-1]["step"] == 15
+    assert cli.main(["train", f"--resume={run}"]) == 0  # it knows that it had stopped
+    assert rows(run)[-1]["step"] == 15
+
+
+def test_patience_is_counted_across_a_resume(data, tmp_path):
+    straight, halfway = tmp_path / "straight", tmp_path / "halfway"
+    options = ["--learning_rate=0", "--min_learning_rate=0", "--max_steps=100", "--eval_interval=5", "--patience=3"]
+    assert train(data, straight, *options) == 0
+    config = TrainConfig.load(straight / "config.yaml")
+    config.out = halfway
+    train_until(config, 12)
+    assert cli.main(["train", f"--resume={halfway}"]) == 0
+    assert rows(halfway)[-1]["step"] == 15
+
+
+@pytest.fixture
+def pretrained(data, tmp_path):
+    torch.manual_seed(5)
+    model = GPT(GPTConfig(28, 16, 1, 2, 8, bias=True))
+    model.save_pretrained(tmp_path / "pretrained")
+    return tmp_path / "pretrained", model
+
+
+def test_init_starts_from_a_models_weights(data, tmp_path, pretrained):
+    folder, model = pretrained
+    run = tmp_path / "run"
+    options = ["--batch_size=4", "--max_steps=1", "--learning_rate=0", "--min_learning_rate=0", "--threads=1"]
+    assert cli.main(["train", f"--data={data}", f"--out={run}", f"--init={folder}", *options]) == 0
+    for name, value in weights(run).items():
+        assert torch.equal(value, model.state_dict()[name]), name
+    config = TrainConfig.load(run / "config.yaml")
+    assert (config.n_embd, config.context_length, config.bias) == (8, 16, True)
+    (folder / "model.safetensors").unlink()  # a resumed run needs it no more
+    assert cli.main(["train", f"--resume={run}", "--max_steps=2"]) == 0
+
+
+def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
+    folder, _ = pretrained
+    arguments = ["train", f"--data={data}", f"--out={tmp_path / 'run'}", f"--init={folder}"]
+    assert cli.main([*arguments, "--n_layer=7"]) == 2
+    assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
+    prepare("another alphabet " * 99, data, ["other"])
+    assert cli.main(arguments) == 2
+    assert "has a vocabulary of 28 tokens" in capsys.readouterr().err
+    prepare("THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG. " * 60, data, ["other letters, as many"])
+    prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "lower", ["made up"])
+    (folder / "tokenizer.json").write_bytes((tmp_path / "lower" / "tokenizer.json").read_bytes())
+    assert cli.main(arguments) == 2
+    assert "have as many tokens, but not the same ones" in capsys.readouterr().err
+    assert cli.main([*arguments[:-1], f"--init={tmp_path}/nowhere"]) == 2
+    assert "holds no model that fastllm reads" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+def test_tensorboard_missing_is_said(data, tmp_path, capsys, monkeypatch):
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    assert train(data, tmp_path / "run", "--tensorboard", "--max_steps=1") == 2
+    assert "pip install 'fastllm[tensorboard]'" in capsys.readouterr().err
+
+
+def test_tensorboard_gets_every_line(data, tmp_path, monkeypatch):
+    class Writer:
+        scalars, closed = [], 0
+
+        def __init__(self, folder):
+            assert folder == str(tmp_path / "run" / "tensorboard")
+
+        def add_scalar(self, *scalar):
+            self.scalars.append(scalar)
+
+        def close(self):
+            Writer.closed += 1
+
+    module = type(sys)("torch.utils.tensorboard")
+    module.SummaryWriter = Writer
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    assert train(data, tmp_path / "run", "--tensorboard", "--max_steps=5") == 0
+    expected = [
+        (k, v, r["step"]) for r in rows(tmp_path / "run") for k, v in r.items() if k != "step" and v is not None
+    ]
+    assert [scalar for scalar in expected if scalar not in Writer.scalars] == []
+    assert Writer.closed == 1
