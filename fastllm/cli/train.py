@@ -70,7 +70,7 @@ def run(arguments: Namespace) -> int:
 def _size(trainer) -> str:
     count = trainer.parallel.world_size
     processes = f" in {count} processes ({trainer.config.parallel})" if count > 1 else ""
-    return f"{trainer.model.num_parameters():,} parameters{processes}"
+    return f"{trainer.model.num_parameters():,} parameters on {trainer.device.type}{processes}"
 
 
 def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:

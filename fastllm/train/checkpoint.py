@@ -16,6 +16,7 @@ from fastllm.tokenizers import Tokenizer, load_tokenizer
 LAST, BEST, EMA = "last", "best", "ema"
 PARTS = ".metadata"  # the file by which a checkpoint of several processes' parts is known (sharded.py)
 _STATE = "state.pt"
+_VERSION = 2  # of what is in state.pt
 _KEPT = re.compile(r"step-\d+")
 
 
@@ -66,7 +67,7 @@ def save(
     def fill(folder: Path) -> None:
         try:
             model.save_pretrained(folder)
-            torch.save(state, folder / _STATE)
+            torch.save({"version": _VERSION, **state}, folder / _STATE)
             add(folder)
         except (RuntimeError, OSError, ValueError) as error:
             raise _as_os_error(error) from error
@@ -140,5 +141,16 @@ def load_model(run: Path, name: str) -> tuple[GPT, Tokenizer]:
 
 
 def load_state(run: Path, name: str) -> dict[str, Any]:
-    """Return the trainer's state of a checkpoint; nothing but tensors and plain values is unpickled."""
-    return torch.load(find(run, name) / _STATE, weights_only=True)
+    """Return the trainer's state of a checkpoint; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        UserError: there is none, it is damaged, or it was written by another version.
+    """
+    folder = find(run, name)
+    state = torch.load(folder / _STATE, weights_only=True)
+    if state.get("version") != _VERSION:
+        raise UserError(
+            f"{folder} was written by another version of fastllm, which alone can continue it; its weights can start a "
+            f"new run: --init {folder}"
+        )
+    return state

@@ -51,7 +51,7 @@ def mean_loss(
                 targets = int((batch[1] != IGNORED).sum())
                 total, count = total + (value * targets if targets else 0.0), count + targets
     total, everyone = parallel.sum([total, count])
-    return total / everyone
+    return total / everyone if everyone else math.nan
 
 
 @contextmanager

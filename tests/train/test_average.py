@@ -18,15 +18,15 @@ from tests.train.tiny import rows, train, weights
 
 def test_moving_average_against_its_formula():
     model = torch.nn.Linear(3, 2)
-    average = MovingAverage(model, 0.5)
+    average = MovingAverage(model, 0.9)
     expected = model.weight.detach().double()
-    for step in range(1, 30):
+    for step in range(1, 100):
         with torch.no_grad():
             model.weight.add_(torch.randn(2, 3))
         average.update(step)
-        decay = min(0.5, (1 + step) / (10 + step))
+        decay = min(0.9, (1 + step) / (10 + step))
         expected = decay * expected + (1 - decay) * model.weight.detach().double()
-    torch.testing.assert_close(average.values["weight"].double(), expected, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(average.values["weight"].double(), expected, rtol=1e-5, atol=1e-6)
 
 
 def test_in_place_gives_the_weights_back():

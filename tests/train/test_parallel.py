@@ -3,6 +3,7 @@
 import json
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -14,7 +15,7 @@ import torch
 from fastllm import cli
 from fastllm.errors import UserError
 from fastllm.optim import AdamW
-from fastllm.train import sharded
+from fastllm.train import checkpoint, sharded
 from fastllm.train.evaluation import mean_loss
 from fastllm.train.parallel import Parallel
 from tests.train.processes import run_together, together
@@ -53,15 +54,28 @@ def test_two_processes_train_what_one_does(kind, data, tmp_path, alone):
             torch.testing.assert_close(weights(two, name)[key], value, rtol=1e-3, atol=2e-4)
     assert cli.main(["eval", str(two), "--checkpoint=last"]) == 0  # a plain checkpoint, whoever wrote it
     assert len((two / "samples" / "10.txt").read_text()) > 200
+    if kind == "fsdp":
+        every_damaged_file_is_named(checkpoint.folder_of(two, "last"))
+
+
+def every_damaged_file_is_named(folder):
+    parts = {".metadata", "__0_0.distcp", "__1_0.distcp"}
+    assert parts < {path.name for path in folder.iterdir()}
+    for name in parts:
+        content = (folder / name).read_bytes()
+        (folder / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+        with pytest.raises(UserError, match=f"{re.escape(str(folder / name))} is damaged"):
+            checkpoint.find(folder.parent.parent, folder.name)
+        (folder / name).write_bytes(content)
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_resume_in_as_many_and_other_numbers_of_processes(kind, data, tmp_path):
     straight, halfway = tmp_path / "straight", tmp_path / "halfway"
-    options = [*OPTIONS, f"--parallel={kind}", "--dropout=0.1", "--max_steps=60", "--eval_interval=20"]
+    options = [*OPTIONS, f"--parallel={kind}", "--dropout=0.1", "--max_steps=30", "--eval_interval=10"]
     run_together(command(data, straight, *options), 2)
     children = together(command(data, halfway, *options), 2)
-    wait_for_step(25, halfway, children)
+    wait_for_step(13, halfway, children)
     if kind == "ddp":
         os.kill(children[1].pid, signal.SIGINT)  # one gets it, all stop at one step
         assert [child.wait() for child in children] == [130, 130], [child.output() for child in children]
@@ -73,10 +87,10 @@ def test_resume_in_as_many_and_other_numbers_of_processes(kind, data, tmp_path):
     assert_same_weights(straight, halfway)  # bit for bit
     assert_same_weights(straight, halfway, "ema")
     assert rows(straight) == rows(halfway)
-    assert cli.main(["train", f"--resume={halfway}", "--max_steps=62"]) == 0  # alone
+    assert cli.main(["train", f"--resume={halfway}", "--max_steps=32"]) == 0  # alone
     other = "fsdp" if kind == "ddp" else "ddp"
-    run_together(["train", f"--resume={halfway}", "--max_steps=64", f"--parallel={other}"], 2)
-    assert [row["step"] for row in rows(halfway) if "loss" in row] == list(range(1, 65))
+    run_together(["train", f"--resume={halfway}", "--max_steps=34", f"--parallel={other}"], 2)
+    assert [row["step"] for row in rows(halfway) if "loss" in row] == list(range(1, 35))
 
 
 def wait_for_step(step, run, children):
@@ -87,23 +101,30 @@ def wait_for_step(step, run, children):
 
 
 @pytest.mark.slow
-def test_torchrun_and_ctrl_c(data, tmp_path):
+@pytest.mark.parametrize("processes", [1, 2])
+def test_torchrun_and_ctrl_c(processes, data, tmp_path):
     run = tmp_path / "run"
-    line = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node=2", "--master_port=0", "-m", "fastllm"]
+    line = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={processes}"]
     process = subprocess.Popen(
-        [*line, *command(data, run, "--max_steps=1000000", "--parallel=fsdp")],
+        [*line, "-m", "fastllm", *command(data, run, "--max_steps=1000000", "--parallel=fsdp")],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
     )  # fmt: skip
-    deadline = time.monotonic() + 120
-    while not any("loss" in row for row in rows(run)):
-        assert time.monotonic() < deadline
-        assert process.poll() is None, process.stdout.read()
-        time.sleep(0.05)
-    os.killpg(process.pid, signal.SIGINT)  # as a terminal does
-    output, _ = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 120
+        while not any("loss" in row for row in rows(run)):
+            assert time.monotonic() < deadline
+            assert process.poll() is None, process.stdout.read()
+            time.sleep(0.05)
+        os.killpg(process.pid, signal.SIGINT)  # as a terminal does: torchrun passes it on a second time
+        output, _ = process.communicate(timeout=60)
+    finally:
+        if process.poll() is None:
+            os.killpg(process.pid, signal.SIGKILL)
     assert f"continue with: fastllm train --resume {run}" in output
     assert process.returncode != 0
-    assert cli.main(["train", f"--resume={run}", "--max_steps=1"]) == 0
+    step = rows(run)[-1]["step"]
+    assert cli.main(["train", f"--resume={run}", f"--max_steps={step + 1}"]) == 0
+    assert rows(run)[-1]["step"] == step + 1
 
 
 def test_a_batch_that_cannot_be_shared(data, tmp_path):
