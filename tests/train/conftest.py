@@ -1,4 +1,4 @@
-"""A data folder that trains in a second, and signal handlers put back."""
+"""A data folder that trains in a second, runs that draw nothing, and signal handlers put back."""
 
 import signal
 
@@ -11,6 +11,18 @@ from fastllm.data import prepare
 def data(tmp_path):
     prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "data", ["made up"])
     return tmp_path / "data"
+
+
+@pytest.fixture(autouse=True)
+def no_pictures(request, monkeypatch):
+    """Spare the drawing of loss.png, which takes longer than these runs, where a test does not say that it looks."""
+    if "pictures" not in request.fixturenames:
+        monkeypatch.setattr("fastllm.train.trainer.plot_loss", lambda run: None)
+
+
+@pytest.fixture
+def pictures():
+    """Let runs draw."""
 
 
 @pytest.fixture(autouse=True)

@@ -15,7 +15,7 @@ CONTEXT.set_forkserver_preload(
         "fastllm.train.trainer",
         "torch.distributed.fsdp",
         "rich.progress",
-        "matplotlib.backends.backend_agg",
+        "matplotlib.figure",
     ]
 )
 

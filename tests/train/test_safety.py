@@ -92,7 +92,7 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(data, tmp_path, c
     run.mkdir()
     (run / ".config.yaml.tmp").write_text("n_l")  # killed before there was a setting
     assert train(data, run, "--max_steps=5") == 0
-    for name in ("checkpoints", "metrics.jsonl", "loss.png"):
+    for name in ("checkpoints", "metrics.jsonl"):
         os.rename(run / name, tmp_path / name)
     assert cli.main(["train", f"--resume={run}"]) == 0
     assert "the run had not saved anything yet" in capsys.readouterr().out

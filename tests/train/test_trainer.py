@@ -17,7 +17,7 @@ from fastllm.train.stepper import Stepper
 from tests.train.tiny import TINY, assert_same_weights, rows, train, train_until, weights
 
 
-def test_a_run_has_everything_in_its_folder(data, tmp_path, capsys):
+def test_a_run_has_everything_in_its_folder(data, tmp_path, capsys, pictures):
     run = tmp_path / "run"
     assert train(data, run, "--max_steps=40", "--eval_interval=20", "--sample_interval=20") == 0
     assert "done in" in capsys.readouterr().out
