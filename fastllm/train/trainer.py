@@ -343,7 +343,8 @@ class Trainer:
 
     def _sample(self) -> None:
         """Write what the model makes of the validation split's beginning to samples/<step>.txt."""
-        model = whole_model(self.model, self.parallel) if is_sharded(self.model) else self.model
+        elsewhere = self.device.type != "cpu" or is_sharded(self.model)
+        model = whole_model(self.model, self.parallel) if elsewhere else self.model
         if model is None or not self.parallel.is_main:
             return
         prompt = self._splits["val"][: min(_PROMPT_TOKENS, self.config.context_length)].astype("int64").tolist()
@@ -366,23 +367,21 @@ class Trainer:
         in_parts = is_sharded(self.model)
         tensors = state.tensors_of(self.stepper, self.average) if weights is None else {}
         model = whole_model(self.model, self.parallel, weights) if in_parts or weights is not None else self.model
-        if model is None or self._metrics is None:  # all but the main process
+        if not in_parts:
+            stored["tensors"] = whole_tensors(tensors, self.parallel)
+
+        def add_part(folder: Path) -> None:
             if in_parts and tensors:
-                self._save_part(tensors, files.unfinished(checkpoint.folder_of(self.run, name)))
+                from fastllm.train import sharded
+
+                self.parallel.barrier()  # the main process has made the folder
+                sharded.save(tensors, folder)
+
+        if model is None or self._metrics is None:  # all but the main process
+            add_part(files.unfinished(checkpoint.folder_of(self.run, name)))
             return
         self._metrics.flush()
-        if in_parts:
-            add = (lambda folder: self._save_part(tensors, folder)) if tensors else (lambda folder: None)
-            checkpoint.save(self.run, name, model, self.data.tokenizer, stored, add)
-        else:
-            stored["tensors"] = whole_tensors(tensors, self.parallel)
-            checkpoint.save(self.run, name, model, self.data.tokenizer, stored)
-
-    def _save_part(self, tensors: dict[str, Tensor], folder: Path) -> None:
-        from fastllm.train import sharded
-
-        self.parallel.barrier()  # the folder is there
-        sharded.save(tensors, folder)
+        checkpoint.save(self.run, name, model, self.data.tokenizer, stored, add_part)
 
     def _record(self, row: dict) -> None:
         if self._metrics is not None:

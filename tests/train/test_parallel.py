@@ -87,10 +87,11 @@ def test_resume_in_as_many_and_other_numbers_of_processes(kind, data, tmp_path):
     assert_same_weights(straight, halfway)  # bit for bit
     assert_same_weights(straight, halfway, "ema")
     assert rows(straight) == rows(halfway)
-    assert cli.main(["train", f"--resume={halfway}", "--max_steps=32"]) == 0  # alone
-    other = "fsdp" if kind == "ddp" else "ddp"
-    run_together(["train", f"--resume={halfway}", "--max_steps=34", f"--parallel={other}"], 2)
-    assert [row["step"] for row in rows(halfway) if "loss" in row] == list(range(1, 35))
+    if kind == "ddp":
+        run_together(["train", f"--resume={halfway}", "--max_steps=33", "--parallel=fsdp"], 2)
+    else:
+        assert cli.main(["train", f"--resume={halfway}", "--max_steps=33"]) == 0  # alone
+    assert [row["step"] for row in rows(halfway) if "loss" in row] == list(range(1, 34))
 
 
 def wait_for_step(step, run, children):
