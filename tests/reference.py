@@ -91,7 +91,7 @@ def attention_multipliers(shape, p, rng_state):
 
 def attention(
     query, key, value, mask=None, is_causal=False, shift=0, key_lengths=None, multipliers=None, window=(-1, -1),
-    alibi_slopes=None, softcap=None,
+    alibi_slopes=None, softcap=None, segment_ids=None,
 ):  # fmt: skip
     """All of it with T x T scores; query i stands at position i + shift."""
     group = query.shape[1] // key.shape[1]
@@ -117,6 +117,8 @@ def attention(
         visible = visible & (distance <= right)
     if key_lengths is not None:
         visible = visible & (torch.arange(tk) < key_lengths[:, None, None, None])
+    if segment_ids is not None:
+        visible = visible & (segment_ids[:, None, :, None] == segment_ids[:, None, None, :])
     scores = scores.masked_fill(~visible, -math.inf)
     sees_something = (scores > -math.inf).any(-1, keepdim=True)
     weights = torch.softmax(scores.masked_fill(~sees_something, 0.0), -1) * sees_something

@@ -19,6 +19,11 @@ struct Heads {
   P at(int64_t b, int64_t t, int64_t h) const { return data + b * batch + t * token + h * head; }
 };
 
+// Neighbours of one segment, [begin, end). Runs of one sequence follow each other, so both bounds only rise.
+struct Run {
+  int64_t begin, end;
+};
+
 // B batch, H heads of queries, Hkv of keys and values, Tq and Tk tokens, D head_dim, Dv of values
 //
 // A score is softcap(query . key * scale) - slope * distance + mask, with the terms that are not null.
@@ -31,6 +36,7 @@ struct Attention {
   int64_t shift;               // query i stands at position i + shift of the keys,
   int64_t left, right;         // and sees the keys from there - left to there + right
   const int64_t* key_lengths;  // (B) keys that count, or null
+  const Run* runs;             // (B, Tq): token i sees no keys outside its run; Tq = Tk, shift = 0; null: no bound
   const C* mask;               // added to the scores, by the strides below (0: broadcast); null: none
   int64_t mask_strides[4];     // of (B, H, Tq, Tk)
   const C* alibi_slopes;       // by the strides below; null: none

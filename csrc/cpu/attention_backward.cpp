@@ -92,10 +92,9 @@ void backward_tile(const Attention<T>& a, const AttentionGradients<T>& g, const 
                     dq + strip.row * w.sd, w.sd, true);
   });
   for (int64_t j = 0; j < at.keys; j += kStripRows) {
-    const int64_t keys = std::min(kStripRows, at.keys - j), position = at.key + j - a.shift - at.query;
-    const int64_t first = std::clamp<int64_t>(position - a.right, 0, at.queries);  // rows that see one of these keys
-    const int64_t rows = std::clamp<int64_t>(position + keys + a.left, first, at.queries) - first;
-    const int64_t corner = first * w.sk + j;
+    const int64_t keys = std::min(kStripRows, at.keys - j);
+    const auto [first, last] = seeing_rows(a, at, j, keys);
+    const int64_t rows = last - first, corner = first * w.sk + j;
     tile_product<C>(keys, w.sdv, rows, {w.p + corner, 1, w.sk}, w.go + first * w.sdv, w.sdv, w.dv + j * w.sdv, w.sdv,
                     true);
     tile_product<C>(keys, w.sd, rows, {w.ds + corner, 1, w.sk}, w.q + first * w.sd, w.sd, w.dk + j * w.sd, w.sd,
@@ -124,11 +123,10 @@ void backward_head(const Attention<T>& a, const AttentionGradients<T>& g, int64_
       load_transposed(a.key.at(b, key, kv_head), a.key.token, keys, a.d, w.kt, w.sk);
       load_transposed(a.value.at(b, key, kv_head), a.value.token, keys, a.dv, w.vt, w.sk);
     }
-    const int64_t first = std::clamp<int64_t>(key - a.shift - a.right, 0, a.tq);
-    const int64_t last = keys > 0 ? std::clamp<int64_t>(key + keys - a.shift + a.left, first, a.tq) : first;
+    const Rows seeing = keys > 0 ? seeing_rows(a, {b, kv_head * group, 0, a.tq, key, keys}, 0, keys) : Rows{0, 0};
     for (int64_t member = 0; member < group; ++member) {
-      for (int64_t query = first; query < last; query += kQueryTile) {
-        const TileAt at{b, kv_head * group + member, query, std::min(kQueryTile, last - query), key, keys};
+      for (int64_t query = seeing.begin; query < seeing.end; query += kQueryTile) {
+        const TileAt at{b, kv_head * group + member, query, std::min(kQueryTile, seeing.end - query), key, keys};
         backward_tile(a, g, at, w, w.delta + member * a.tq, w.dq + (member * a.tq + query) * w.sd);
       }
     }

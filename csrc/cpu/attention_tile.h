@@ -164,8 +164,33 @@ struct Columns {
 template <typename T>
 Columns visible_columns(const Attention<T>& a, const TileAt& at, int64_t row, int64_t rows) {
   const int64_t position = at.query + row + a.shift - at.key;
-  const int64_t begin = std::clamp<int64_t>(position - a.left, 0, at.keys);
-  return {begin, std::clamp<int64_t>(position + rows + a.right, begin, at.keys)};
+  int64_t begin = position - a.left, end = position + rows + a.right;
+  if (a.runs) {
+    const Run* runs = a.runs + at.b * a.tq + at.query + row;
+    begin = std::max(begin, runs[0].begin - at.key);
+    end = std::min(end, runs[rows - 1].end - at.key);
+  }
+  begin = std::clamp<int64_t>(begin, 0, at.keys);
+  return {begin, std::clamp<int64_t>(end, begin, at.keys)};
+}
+
+// Rows [begin, end) of a tile.
+struct Rows {
+  int64_t begin, end;
+};
+
+// Which rows of a tile see columns [column, column + columns): those that see at least one of them.
+template <typename T>
+Rows seeing_rows(const Attention<T>& a, const TileAt& at, int64_t column, int64_t columns) {
+  const int64_t position = at.key + column - a.shift - at.query;
+  int64_t begin = position - a.right, end = position + columns + a.left;
+  if (a.runs) {
+    const Run* runs = a.runs + at.b * a.tq + at.key + column;
+    begin = std::max(begin, runs[0].begin - at.query);
+    end = std::min(end, runs[columns - 1].end - at.query);
+  }
+  begin = std::clamp<int64_t>(begin, 0, at.queries);
+  return {begin, std::clamp<int64_t>(end, begin, at.queries)};
 }
 
 // Rows of a tile and the columns that they compute: whole vectors around those they see.

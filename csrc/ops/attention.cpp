@@ -6,6 +6,7 @@
 
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "ops/dropout.h"
 
@@ -20,6 +21,7 @@ struct Options {
   bool is_causal;
   std::optional<double> scale;
   const OptionalTensor& key_lengths;
+  const OptionalTensor& segment_ids;
   bool bottom_right;
   std::optional<int64_t> window_left, window_right;
   const OptionalTensor& alibi_slopes;
@@ -93,6 +95,31 @@ Tensor prepare_lengths(const char* op, const OptionalTensor& key_lengths, const 
   return key_lengths->to(at::kLong).contiguous();
 }
 
+// For each token the run of its neighbours with the same id; (B, T).
+std::vector<Run> prepare_runs(const char* op, const OptionalTensor& segment_ids, const Operands& o) {
+  if (!segment_ids) return {};
+  FASTLLM_CHECK_TYPE(segment_ids->scalar_type() == at::kLong || segment_ids->scalar_type() == at::kInt, op,
+                     "segment_ids", "be int64 or int32", segment_ids->scalar_type());
+  const int64_t b = o.query.size(0), t = o.query.size(1);
+  FASTLLM_CHECK(o.key.size(1) == t, op, "segment_ids", "be given for self-attention, with as many keys as queries",
+                c10::str(t, " queries and ", o.key.size(1), " keys"));
+  check_shape(op, "segment_ids", *segment_ids, {b, t});
+  check_same_device(op, "segment_ids", *segment_ids, "query", o.query);
+  const Tensor contiguous = segment_ids->to(at::kLong).contiguous();
+  const int64_t* ids = contiguous.const_data_ptr<int64_t>();
+  std::vector<Run> runs(b * t);
+  Run* row_runs = runs.data();
+  for (int64_t row = 0; row < b; ++row, ids += t, row_runs += t) {
+    for (int64_t begin = 0, end = 1; begin < t; begin = end++) {
+      while (end < t && ids[end] == ids[begin]) ++end;
+      FASTLLM_CHECK(end == t || ids[end] > ids[begin], op, "segment_ids", "not fall along a row",
+                    c10::str(ids[end - 1], " before ", ids[end], " at [", row, ", ", end, "]"));
+      std::fill(row_runs + begin, row_runs + end, Run{begin, end});
+    }
+  }
+  return runs;
+}
+
 Tensor prepare_slopes(const char* op, const OptionalTensor& alibi_slopes, const Operands& o) {
   if (!alibi_slopes) return Tensor();
   const int64_t b = o.query.size(0), h = o.query.size(2);
@@ -112,12 +139,14 @@ struct Prepared {
   std::optional<DropoutParams> dropout;
   Mask mask;
   Tensor lengths, slopes;
+  std::vector<Run> runs;
 
   Prepared(const char* op, const Operands& o, const Options& options)
       : dropout(dropout_params(op, options.dropout_p, options.rng_state, o.query, "dropout_p")),
         mask(prepare_mask(op, options.attn_mask, o)),
         lengths(prepare_lengths(op, options.key_lengths, o.query)),
-        slopes(prepare_slopes(op, options.alibi_slopes, o)) {
+        slopes(prepare_slopes(op, options.alibi_slopes, o)),
+        runs(prepare_runs(op, options.segment_ids, o)) {
     FASTLLM_CHECK(!options.softcap || *options.softcap > 0, op, "softcap", "be over 0", *options.softcap);
     const std::pair<const char*, std::optional<int64_t>> sides[] = {{"window_left", options.window_left},
                                                                     {"window_right", options.window_right}};
@@ -137,6 +166,7 @@ struct Prepared {
     a.left = std::min(options.window_left.value_or(everything), everything);
     a.right = options.is_causal ? 0 : std::min(options.window_right.value_or(everything), everything);
     a.key_lengths = lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr;
+    a.runs = options.segment_ids ? runs.data() : nullptr;
     a.mask = mask.values.defined() ? mask.values.const_data_ptr<C>() : nullptr;
     std::copy(mask.strides.begin(), mask.strides.end(), a.mask_strides);
     a.alibi_slopes = slopes.defined() ? slopes.const_data_ptr<C>() : nullptr;
@@ -211,13 +241,14 @@ Operands tokens_first(const Tensor& query, const Tensor& key, const Tensor& valu
 std::tuple<Tensor, Tensor> sdpa_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
                                     const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                     std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
-                                    bool bottom_right, std::optional<int64_t> window_left,
-                                    std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
-                                    std::optional<double> softcap, const OptionalTensor& rng_state) {
+                                    const OptionalTensor& segment_ids, bool bottom_right,
+                                    std::optional<int64_t> window_left, std::optional<int64_t> window_right,
+                                    const OptionalTensor& alibi_slopes, std::optional<double> softcap,
+                                    const OptionalTensor& rng_state) {
   const char* op = "scaled_dot_product_attention";
   check_operands(op, query, key, value, enable_gqa);
-  const Options options{attn_mask,   dropout_p,    is_causal,    scale,   key_lengths, bottom_right,
-                        window_left, window_right, alibi_slopes, softcap, rng_state};
+  const Options options{attn_mask,    dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
+                        bottom_right, window_left, window_right, alibi_slopes, softcap,     rng_state};
   const auto [output, logsumexp] = forward(op, tokens_first(query, key, value), options);
   return {output.transpose(1, 2), logsumexp};
 }
@@ -225,17 +256,18 @@ std::tuple<Tensor, Tensor> sdpa_cpu(const Tensor& query, const Tensor& key, cons
 std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_backward_cpu(
     const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& output,
     const Tensor& logsumexp, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
-    std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths, bool bottom_right,
-    std::optional<int64_t> window_left, std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
-    std::optional<double> softcap, const OptionalTensor& rng_state, bool need_mask) {
+    std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
+    bool bottom_right, std::optional<int64_t> window_left, std::optional<int64_t> window_right,
+    const OptionalTensor& alibi_slopes, std::optional<double> softcap, const OptionalTensor& rng_state,
+    bool need_mask) {
   const char* op = "scaled_dot_product_attention_backward";
   check_operands(op, query, key, value, enable_gqa);
   check_same_shape(op, "grad_output", grad_output, "output", output);
   const Operands o = tokens_first(query, key, value);
   const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
   const Operands grads{like(o.query), like(o.key), like(o.value)};
-  const Options options{attn_mask,   dropout_p,    is_causal,    scale,   key_lengths, bottom_right,
-                        window_left, window_right, alibi_slopes, softcap, rng_state};
+  const Options options{attn_mask,    dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
+                        bottom_right, window_left, window_right, alibi_slopes, softcap,     rng_state};
   const Tensor grad_mask =
       backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), logsumexp, options, need_mask, grads);
   return {grads.query.transpose(1, 2), grads.key.transpose(1, 2), grads.value.transpose(1, 2), grad_mask};
@@ -250,28 +282,28 @@ Operands unpack(const char* op, const Tensor& qkv) {
 
 std::tuple<Tensor, Tensor> packed_cpu(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
                                       bool is_causal, std::optional<double> scale, const OptionalTensor& key_lengths,
-                                      std::optional<int64_t> window_left, std::optional<int64_t> window_right,
-                                      const OptionalTensor& alibi_slopes, std::optional<double> softcap,
-                                      const OptionalTensor& rng_state) {
+                                      const OptionalTensor& segment_ids, std::optional<int64_t> window_left,
+                                      std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
+                                      std::optional<double> softcap, const OptionalTensor& rng_state) {
   const char* op = "attention_packed";
-  const Options options{attn_mask,   dropout_p,    is_causal,    scale,   key_lengths, false,
-                        window_left, window_right, alibi_slopes, softcap, rng_state};
+  const Options options{attn_mask, dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
+                        false,     window_left, window_right, alibi_slopes, softcap,     rng_state};
   return forward(op, unpack(op, qkv), options);
 }
 
 std::tuple<Tensor, Tensor> packed_backward_cpu(const Tensor& grad_output, const Tensor& qkv, const Tensor& output,
                                                const Tensor& logsumexp, const OptionalTensor& attn_mask,
                                                double dropout_p, bool is_causal, std::optional<double> scale,
-                                               const OptionalTensor& key_lengths, std::optional<int64_t> window_left,
-                                               std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
-                                               std::optional<double> softcap, const OptionalTensor& rng_state,
-                                               bool need_mask) {
+                                               const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
+                                               std::optional<int64_t> window_left, std::optional<int64_t> window_right,
+                                               const OptionalTensor& alibi_slopes, std::optional<double> softcap,
+                                               const OptionalTensor& rng_state, bool need_mask) {
   const char* op = "attention_packed_backward";
   const Operands o = unpack(op, qkv);
   check_same_shape(op, "grad_output", grad_output, "output", output);
   Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
-  const Options options{attn_mask,   dropout_p,    is_causal,    scale,   key_lengths, false,
-                        window_left, window_right, alibi_slopes, softcap, rng_state};
+  const Options options{attn_mask, dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
+                        false,     window_left, window_right, alibi_slopes, softcap,     rng_state};
   const Tensor grad_mask = backward(op, grad_output, o, output, logsumexp, options, need_mask, unpack(op, grad_qkv));
   return {grad_qkv, grad_mask};
 }
@@ -400,11 +432,11 @@ auto packed_autocast(Result (*)(const Tensor&, Rest...)) {
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   const std::string sdpa_options =
       "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, bool enable_gqa, Tensor? key_lengths, "
-      "bool bottom_right, int? window_left, int? window_right, Tensor? alibi_slopes, float? softcap, "
-      "Tensor? rng_state";
+      "Tensor? segment_ids, bool bottom_right, int? window_left, int? window_right, Tensor? alibi_slopes, "
+      "float? softcap, Tensor? rng_state";
   const std::string packed_options =
-      "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, Tensor? key_lengths, int? window_left, "
-      "int? window_right, Tensor? alibi_slopes, float? softcap, Tensor? rng_state";
+      "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, Tensor? key_lengths, Tensor? segment_ids, "
+      "int? window_left, int? window_right, Tensor? alibi_slopes, float? softcap, Tensor? rng_state";
   const std::string sdpa = "(Tensor query, Tensor key, Tensor value, " + sdpa_options + ") -> (Tensor, Tensor)";
   const std::string sdpa_backward =
       "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp, " + sdpa_options +

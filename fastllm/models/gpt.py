@@ -81,10 +81,12 @@ class Block(torch.nn.Module):
         self.norm_2 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
         self.feed_forward = nn.FeedForward(config.n_embd, approximate=ACTIVATIONS[config.activation], bias=config.bias)
 
-    def forward(self, branch: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
         """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
         normed, residual = self.norm_1(branch, residual)
-        normed, residual = self.norm_2(self.attention(normed), residual)
+        normed, residual = self.norm_2(self.attention(normed, segment_ids), residual)
         return self.feed_forward(normed), residual
 
 
@@ -138,14 +140,18 @@ class GPT(torch.nn.Module):
             else:
                 torch.nn.init.normal_(parameter, std=std)
 
-    def hidden(self, tokens: Tensor) -> Tensor:
-        """Return the last layer's normalised output: (B, T) int -> (B, T, C)."""
+    def hidden(self, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Return the last layer's normalised output: (B, T) int -> (B, T, C).
+
+        With segment_ids, (B, T) int that may not fall along a row, a token sees none of another segment: documents
+        packed into a row stay apart. Positions run on over the whole row, so each of them is trained as without.
+        """
         longest = self.config.context_length
         if tokens.size(-1) > longest:
             raise ValueError(f"GPT: 'tokens' must be at most context_length ({longest}) long, got {tokens.size(-1)}")
         branch, residual = self.embedding(tokens), None
         for block in self.blocks:
-            branch, residual = block(branch, residual)
+            branch, residual = block(branch, residual, segment_ids)
         normed, _ = self.norm(branch, residual)
         return normed
 
@@ -153,10 +159,13 @@ class GPT(torch.nn.Module):
         """Return logits: (B, T) int -> (B, T, V)."""
         return ops.linear(self.hidden(tokens), self.embedding.token.weight)
 
-    def loss(self, tokens: Tensor, targets: Tensor) -> Tensor:
-        """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing."""
+    def loss(self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing.
+
+        segment_ids, (B, T), keep packed documents apart: see :meth:`hidden`.
+        """
         weight = self.embedding.token.weight
-        hidden = self.hidden(tokens).flatten(0, -2)
+        hidden = self.hidden(tokens, segment_ids).flatten(0, -2)
         with torch.autocast(hidden.device.type, enabled=False):  # it would round the loss itself to 8 bits
             return ops.linear_cross_entropy(hidden.to(weight.dtype), weight, targets.flatten())
 

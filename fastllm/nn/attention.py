@@ -31,9 +31,9 @@ class CausalSelfAttention(torch.nn.Module):
         self.qkv = Linear(n_embd, 3 * n_embd, bias=bias)
         self.projection = Linear(n_embd, n_embd, bias=bias)
 
-    def forward(self, input: Tensor) -> Tensor:
-        """Attend: (B, T, C) -> (B, T, C)."""
+    def forward(self, input: Tensor, segment_ids: Tensor | None = None) -> Tensor:
+        """Attend: (B, T, C) -> (B, T, C); with segment_ids (B, T), which may not fall, only within a segment."""
         qkv = self.qkv(input).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, H, D)
         dropout = self.dropout if self.training else 0.0
-        attended = ops.attention_packed(qkv, dropout_p=dropout, is_causal=True)  # (B, T, H, D)
+        attended = ops.attention_packed(qkv, dropout_p=dropout, is_causal=True, segment_ids=segment_ids)  # (B, T, H, D)
         return self.projection(attended.flatten(-2))

@@ -1,8 +1,8 @@
 """Scaled dot-product attention, in torch's layout and on a packed projection.
 
 Tiles of keys pass under an online softmax (Dao et al., "FlashAttention", 2022), so memory grows with T, not T x T;
-backward makes the scores again. Causal masks and key lengths skip the tiles they can. A row that may see nothing gives
-zeros and zero gradients.
+backward makes the scores again. Causal masks, windows, key lengths and segments skip what they can. A row that may see
+nothing gives zeros and zero gradients.
 """
 
 import torch
@@ -24,6 +24,7 @@ def scaled_dot_product_attention(
     enable_gqa: bool = False,
     *,
     key_lengths: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     window: tuple[int, int] | None = None,
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
@@ -46,6 +47,9 @@ def scaled_dot_product_attention(
         scale: default 1 / sqrt(D).
         enable_gqa: Hkv may be a divisor of H.
         key_lengths: (B,) int64 or int32, how many keys of each batch element count.
+        segment_ids: (B, T) int64 or int32, for self-attention (Tq = Tk = T): token i sees token j only if their ids are
+            equal, as several documents packed into one row need. Ids may not fall along a row, so that a segment is a
+            run of neighbours: what lies outside it is not computed.
         window: (left, right): a query sees no more than that many keys before and after its own position; -1 is no
             bound (Beltagy et al., "Longformer", 2020). What lies outside is not computed.
         alibi_slopes: (H,) or (B, H): a score falls by slope * distance (Press et al., "Train short, test long", 2022);
@@ -59,7 +63,7 @@ def scaled_dot_product_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, or an argument is out of range.
+        ValueError: shapes do not fit, segment_ids fall, or an argument is out of range.
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -74,7 +78,7 @@ def scaled_dot_product_attention(
     state = rng_state_for(query, dropout_p, True, rng_state)
     left, right = _window("scaled_dot_product_attention", window)
     return torch.ops.fastllm.scaled_dot_product_attention.default(
-        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths,
+        query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, segment_ids,
         causal_align == "bottom-right", left, right, alibi_slopes, softcap, state,
     )[0]  # fmt: skip
 
@@ -87,6 +91,7 @@ def attention_packed(
     scale: float | None = None,
     *,
     key_lengths: Tensor | None = None,
+    segment_ids: Tensor | None = None,
     window: tuple[int, int] | None = None,
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
@@ -96,14 +101,14 @@ def attention_packed(
 
     Args:
         qkv: (B, T, 3, H, D), the last dimension contiguous; queries, keys and values in this order.
-        attn_mask, dropout_p, is_causal, scale, key_lengths, window, alibi_slopes, softcap, rng_state: as for
-            :func:`scaled_dot_product_attention`.
+        attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, window, alibi_slopes, softcap, rng_state: as
+            for :func:`scaled_dot_product_attention`.
 
     Returns:
         (B, T, H, D), contiguous.
 
     Raises:
-        ValueError: shapes do not fit, or an argument is out of range.
+        ValueError: shapes do not fit, segment_ids fall, or an argument is out of range.
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -113,7 +118,7 @@ def attention_packed(
     state = rng_state_for(qkv, dropout_p, True, rng_state)
     left, right = _window("attention_packed", window)
     return torch.ops.fastllm.attention_packed.default(
-        qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, left, right, alibi_slopes, softcap, state
+        qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, left, right, alibi_slopes, softcap, state
     )[0]
 
 

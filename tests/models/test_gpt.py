@@ -69,6 +69,30 @@ def test_loss_equals_cross_entropy_of_logits(bias):
     torch.testing.assert_close(model.loss(tokens, targets), expected, rtol=1e-5, atol=1e-6)
 
 
+def test_packed_documents_stay_apart():
+    """A packed row's loss is the mean over its documents' tokens, each document at the positions it has in the row."""
+    model = GPT(GPTConfig(**SIZES))
+    tokens, targets = torch.randint(67, (2, 24)), torch.randint(67, (2, 24))
+    segment_ids = torch.tensor([[0] * 9 + [1] * 15, [0] * 24])
+    loss = model.loss(tokens, targets, segment_ids)
+    changed = tokens.clone()
+    changed[0, :9] = (changed[0, :9] + 1) % 67  # the first document means nothing to the second
+    before, after = (model.hidden(ids, segment_ids)[:, 9:] for ids in (tokens, changed))
+    torch.testing.assert_close(after, before, rtol=0, atol=0)
+    parts = []
+    for row, own in ((0, slice(0, 9)), (0, slice(9, 24)), (1, slice(0, 24))):
+        counted = torch.full_like(targets, -100)
+        counted[row, own] = targets[row, own]
+        other = torch.randint(67, tokens.shape)  # what is elsewhere does not matter
+        other[row, own] = tokens[row, own]
+        parts.append(model.loss(other, counted, segment_ids) * (own.stop - own.start) / 48)
+    torch.testing.assert_close(loss, sum(parts), rtol=1e-6, atol=1e-6)
+    # At a row's start the positions are those that the document has alone.
+    alone = model.loss(tokens[:1, :9], targets[:1, :9])
+    torch.testing.assert_close(parts[0] * 48 / 9, alone, rtol=1e-6, atol=1e-6)
+    assert not torch.allclose(loss, model.loss(tokens, targets))
+
+
 def test_a_token_sees_only_those_before_it():
     model = GPT(GPTConfig(**SIZES))
     tokens = torch.randint(67, (1, 24))
