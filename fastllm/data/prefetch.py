@@ -1,0 +1,91 @@
+"""Batches made ahead of their use, by a thread."""
+
+import queue
+import threading
+
+from fastllm.data.batches import Batch, Batches
+
+
+class Prefetcher:
+    """Gives what Batches.next gives, in the same order, and has some of it ready.
+
+    Batches that were made but not handed out do not count: `position` is that of the batches, and can be saved and
+    set. The thread starts with the first batch and ends with close().
+
+    Args:
+        batches: what to read; while this is in use, nobody else may step through them.
+        rows: of each batch, as for Batches.next.
+        depth: batches that are kept ready.
+
+    Example:
+        >>> with Prefetcher(batches) as ahead:  # doctest: +SKIP
+        ...     tokens, targets, segment_ids = ahead.next()
+    """
+
+    def __init__(self, batches: Batches, rows: slice | None = None, depth: int = 2) -> None:
+        if depth < 1:
+            raise ValueError(f"Prefetcher: 'depth' must be at least 1, got {depth}")
+        self.batches, self.rows, self.depth = batches, rows, depth
+        self._thread: threading.Thread | None = None
+        self._stop = threading.Event()
+        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+
+    @property
+    def position(self) -> int:
+        """The number of batches handed out."""
+        return self.batches.position
+
+    @position.setter
+    def position(self, position: int) -> None:
+        self.close()
+        self.batches.position = position
+
+    @property
+    def epoch(self) -> int:
+        """How often every window has been handed out."""
+        return self.batches.epoch
+
+    def next(self) -> Batch:
+        """Return the next batch; an error that making it raised is raised here."""
+        if self._thread is None:
+            self._start()
+        batch = self._ready.get()
+        if isinstance(batch, BaseException):
+            self.close()
+            raise batch
+        self.batches.position += 1
+        return batch
+
+    def close(self) -> None:
+        """End the thread; next() would start another."""
+        if self._thread is None:
+            return
+        self._stop.set()
+        while self._thread.is_alive():
+            try:
+                self._ready.get(timeout=0.01)  # it may wait for room
+            except queue.Empty:
+                continue
+        self._thread.join()
+        self._thread = None
+
+    def __enter__(self) -> "Prefetcher":
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _start(self) -> None:
+        # Of its own each time: what an earlier thread left behind must not be taken for the next batch.
+        self._stop, self._ready = threading.Event(), queue.Queue(self.depth)
+        arguments = (self._stop, self._ready, self.batches.position)
+        self._thread = threading.Thread(target=self._work, args=arguments, name="fastllm-prefetch", daemon=True)
+        self._thread.start()
+
+    def _work(self, stop: threading.Event, ready: queue.Queue, position: int) -> None:
+        try:
+            while not stop.is_set():
+                ready.put(self.batches.batch(position, self.rows))
+                position += 1
+        except BaseException as error:  # for the thread that asks
+            ready.put(error)

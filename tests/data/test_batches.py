@@ -1,0 +1,166 @@
+"""Batches: each window once an epoch, every token once in an evaluation, documents kept apart, batches made ahead."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastllm.data import Batches, Prefetcher, Split, windows
+from fastllm.data.shuffle import Permutation
+
+# B batch, T tokens of context
+
+
+def counting(n, starts=None, shard=None):
+    """Return a split of the ids 0, 1, .., n - 1."""
+    ids = np.arange(n, dtype=np.uint16)
+    return Split([ids[i : i + (shard or n)] for i in range(0, n, shard or n)], starts)
+
+
+@given(st.integers(1, 5000), st.integers(0, 9))
+def test_permutation(n, key):
+    places = Permutation(n, (key, 1))(np.arange(n))
+    assert sorted(places.tolist()) == list(range(n))
+
+
+def test_permutations_look_random():
+    """Each of 24 orders of 4 comes up as often as chance has it, and a large one is far from any order."""
+    orders = [tuple(Permutation(4, (key,))(np.arange(4)).tolist()) for key in range(2400)]
+    counts = [orders.count(order) for order in set(orders)]
+    assert len(counts) == 24
+    assert sum((count - 100) ** 2 / 100 for count in counts) < 52  # chi-squared of 23, p = 0.0005
+    n = 10**9
+    places = Permutation(n, (1,))(np.arange(0, 20_000)).astype(float)
+    assert len(set(places)) == 20_000
+    assert abs(places.mean() / n - 0.5) < 4 * (1 / 12 / 20_000) ** 0.5
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 4 / 20_000**0.5
+
+
+@pytest.mark.parametrize("shard", [None, 64])
+def test_every_window_once_an_epoch(shard):
+    batches = Batches(counting(1001, shard=shard), batch_size=7, context_length=10, seed=3)
+    starts = []
+    for _ in range(14):
+        tokens, targets, segment_ids = batches.next()
+        assert tokens.dtype == targets.dtype == torch.int64
+        assert (tokens == tokens[:, :1] + torch.arange(10)).all()
+        assert (targets == tokens + 1).all()
+        assert segment_ids is None
+        starts += tokens[:, 0].tolist()
+    assert len({start % 10 for start in starts}) == 1
+    assert len(set(starts)) == 98  # of 99 windows
+    assert batches.epoch == 0
+    batches.next()  # the last window, and six of the next epoch
+    assert batches.epoch == 1
+    again = [start for _ in range(14) for start in batches.next().tokens[:, 0].tolist()]
+    assert again != starts
+
+
+def test_a_batch_is_a_function_of_seed_and_number():
+    straight, resumed = (Batches(counting(500), 4, 16, seed=1) for _ in range(2))
+    batches = [straight.next() for _ in range(40)]
+    resumed.position = 38
+    assert torch.equal(resumed.next().tokens, batches[38].tokens)
+    assert resumed.position == 39
+    for rows in (slice(0, 2), slice(1, None), slice(None, None, 2)):
+        assert torch.equal(straight.batch(7, rows).tokens, batches[7].tokens[rows])
+        assert torch.equal(straight.batch(7, rows).targets, batches[7].targets[rows])
+    assert straight.position == 40
+    assert not torch.equal(Batches(counting(500), 4, 16, seed=2).next().tokens, batches[0].tokens)
+
+
+def test_a_split_of_one_window():
+    tokens, targets, _ = Batches(counting(9), 3, 8, seed=0).next()
+    assert (tokens == torch.arange(8)).all()
+    assert (targets == torch.arange(1, 9)).all()
+
+
+def test_documents_are_kept_apart():
+    split = counting(300, starts=np.array([0, 5, 6, 150, 299]))
+    document_of = np.searchsorted(split.starts, np.arange(300), side="right")
+    batches = Batches(split, 4, 16, seed=0, document_mask=True)
+    for _ in range(10):
+        tokens, targets, segment_ids = batches.next()
+        for row, goals, segments in zip(tokens.tolist(), targets.tolist(), segment_ids.tolist(), strict=True):
+            documents = document_of[row]
+            assert segments == (documents - documents[0]).tolist()
+            # The last token of a document predicts nothing: what follows is of another.
+            expected = [t + 1 if document_of[t] == document_of[t + 1] else -100 for t in row]
+            assert goals == expected
+
+
+@given(
+    n=st.integers(2, 200), t=st.integers(1, 40), b=st.integers(1, 5), world_size=st.integers(1, 4),
+    document_mask=st.booleans(),
+)  # fmt: skip
+def test_evaluation_takes_every_token_once(n, t, b, world_size, document_mask):
+    split = counting(n, starts=np.arange(0, n, 7))
+    each = [list(windows(split, t, b, rank, world_size, document_mask=document_mask)) for rank in range(world_size)]
+    assert len({len(batches) for batches in each}) == 1
+    seen = []
+    for tokens, targets, segment_ids in sum(each, []):  # noqa: RUF017
+        assert tokens.shape[1] == t
+        assert tokens.shape[0] <= b
+        counted = targets != -100
+        assert (targets[counted] == tokens[counted] + 1).all()
+        seen += targets[counted].tolist()
+        assert (segment_ids is not None) == document_mask
+        if document_mask:
+            assert (segment_ids.diff() >= 0).all()
+    assert sorted(seen) == [i for i in range(1, n) if not document_mask or i % 7]
+
+
+def test_prefetched_batches_are_the_same():
+    plain, ahead = (Batches(counting(500), 4, 16, seed=1, document_mask=True) for _ in range(2))
+    with Prefetcher(ahead, rows=slice(1, 3), depth=3) as prefetcher:
+        for expected in (plain.next(slice(1, 3)) for _ in range(20)):
+            batch = prefetcher.next()
+            assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
+        assert prefetcher.position == plain.position == 20  # whatever was made ahead
+        prefetcher.position = 5
+        assert torch.equal(prefetcher.next().tokens, plain.batch(5, slice(1, 3)).tokens)
+        assert (prefetcher.position, prefetcher.epoch) == (6, ahead.epoch)
+
+
+def test_prefetching_is_ahead_by_its_depth_and_ends():
+    made = []
+
+    class Slow(Batches):
+        def batch(self, position, rows=None):
+            made.append(position)
+            return super().batch(position, rows)
+
+    prefetcher = Prefetcher(Slow(counting(500), 4, 16, seed=1), depth=3)
+    assert not made  # nothing runs before it is asked for
+    prefetcher.next()
+    deadline = time.monotonic() + 20
+    while len(made) < 5:
+        assert time.monotonic() < deadline
+        time.sleep(0.001)
+    time.sleep(0.02)
+    assert made == [0, 1, 2, 3, 4]  # one handed out, three ready, one waiting for room
+    prefetcher.close()
+    prefetcher.close()
+    assert not any(thread.name == "fastllm-prefetch" for thread in threading.enumerate())
+
+
+def test_an_error_in_the_thread_is_raised_where_it_is_asked_for():
+    class Broken(Batches):
+        def batch(self, position, rows=None):
+            if position == 2:
+                raise OSError("disk gone")
+            return super().batch(position, rows)
+
+    prefetcher = Prefetcher(Broken(counting(500), 4, 16, seed=1))
+    prefetcher.next()
+    prefetcher.next()
+    for _ in range(2):
+        with pytest.raises(OSError, match="disk gone"):
+            prefetcher.next()
+    assert prefetcher.position == 2
+    with pytest.raises(ValueError, match="'depth' must be at least 1, got 0"):
+        Prefetcher(prefetcher.batches, depth=0)
