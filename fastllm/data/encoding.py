@@ -77,7 +77,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> tuple[li
     for part in ids:  # what does not fit the dtype would come out as another token
         if len(part) and not 0 <= part.min() <= part.max() < tokenizer.vocab_size:
             raise UserError(f"prepare: ids must be in [0, {tokenizer.vocab_size}), got {part.min()} to {part.max()}")
-    return [part.astype(dtype) for part in ids], [len(text.encode()) for text in texts]
+    return [part.astype(dtype) for part in ids], [len(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 # ----------------------------------------------------------------------------------------------------------------------

@@ -2,8 +2,10 @@
 
 A document is tokenized in pieces, so that one larger than memory can be, and several processes can share it. Cuts are
 made only where they cannot change the ids: between any two characters for characters and bytes; for GPT-2's tokenizer
-after a newline between two characters that are not white space, where its pattern always ends a word. Other tokenizers
-get their documents whole, up to LONGEST characters; a longer one is cut after a newline, and there the ids may differ.
+after a newline between two characters that are not white space, where its pattern always ends a word; for sentencepiece
+models that lose nothing, in which newlines are tokens, after a newline (of spellings that a unigram model finds equally
+good it may then choose another). Other tokenizers get their documents whole, up to LONGEST characters; a longer one is
+cut after a newline, and there the ids may differ. For one text they are always the same, however many processes work.
 """
 
 import hashlib
@@ -11,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fastllm.data.sources import Chunk
+from fastllm.tokenizers import Tokenizer
 
 TRAIN, VAL = SPLITS = ("train", "val")
 PIECE = 1 << 18  # characters: a cut is looked for from there on
@@ -149,6 +152,11 @@ def after_lone_newline(text: str, start: int) -> int:
     return newline + 1
 
 
+def after_newline(text: str, start: int) -> int:
+    """Cut after a newline."""
+    return text.find("\n", start, len(text) - 1) + 1
+
+
 def nowhere(text: str, start: int) -> int:
     """Keep documents whole."""
     return 0
@@ -157,6 +165,8 @@ def nowhere(text: str, start: int) -> int:
 _CUTS: dict[str, FindCut] = {"characters": anywhere, "bytes": anywhere, "gpt2": after_lone_newline}
 
 
-def find_cut_for(kind: str) -> FindCut:
-    """Return where texts may be cut for a kind of tokenizer."""
-    return _CUTS.get(kind, nowhere)
+def find_cut_for(tokenizer: Tokenizer) -> FindCut:
+    """Return where texts may be cut for a tokenizer."""
+    if tokenizer.kind == "sentencepiece" and getattr(tokenizer, "lossless", False):
+        return after_newline
+    return _CUTS.get(tokenizer.kind, nowhere)

@@ -89,7 +89,7 @@ def prepare(
         source = TextSource(source, names or ["a text"])
     options = options or PrepareOptions(val_share)
     options.check()
-    out = out.absolute()
+    out = out.resolve()  # a link stays, and what it points to is replaced
     _refuse_other_folders(out)
     temporary = out.with_name(f".{out.name}.tmp")
     try:
@@ -190,7 +190,7 @@ def _encoded(
 ) -> Iterator[Encoded]:  # fmt: skip
     """Tokenize all pieces. Documents with neither a token nor a newline at their end get the latter."""
     chunks = source.read(lambda done: progress("tokenizing", done, source.size))
-    pieces = split_pieces(chunks, hold_out, find_cut_for(tokenizer.kind))
+    pieces = split_pieces(chunks, hold_out, find_cut_for(tokenizer))
     if tokenizer.end_of_text is None and hold_out.cut is None:
         pieces = map(_with_newline, pieces)
     return encode(pieces, folder, dtype, workers if source.size > _FEW else 1)

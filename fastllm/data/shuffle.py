@@ -1,13 +1,16 @@
-"""A random order of n things that is computed, not stored: element i of a permutation, for any i at any time.
+"""A random order of n things, as a function from index to place: a huge one takes no memory.
 
-A Feistel network mixes the two halves of a number's bits with keyed hashes; it is a bijection whatever the hash. What
-it sends beyond n goes through it again until it falls below (Black and Rogaway, "Ciphers with arbitrary finite
-domains", 2002): the domain has less than 4 n numbers, so that takes less than 4 turns on average.
+Up to STORED of them are shuffled and kept. More are permuted by a Feistel network, which mixes the two halves of a
+number's bits with keyed hashes, and is a bijection whatever the hash; four rounds with good hashes leave no pattern
+(Luby and Rackoff, 1988). What it sends beyond n goes through it again until it falls below (Black and Rogaway,
+"Ciphers with arbitrary finite domains", 2002): the domain has at most 4 n numbers, so that takes at most 4 turns on
+average. With few bits it would favour some orders, hence the table.
 """
 
 import numpy as np
 
-_ROUNDS = 6
+STORED = 1 << 16
+_ROUNDS = 4
 _U64 = np.uint64
 
 
@@ -25,11 +28,15 @@ class Permutation:
 
     def __init__(self, n: int, key: tuple[int, ...]) -> None:
         self.n = n
-        self._bits = _U64(max(1, (max(n - 1, 1).bit_length() + 1) // 2))  # of a half
-        self._keys = np.random.SeedSequence(key).generate_state(_ROUNDS, _U64)
+        seeds = np.random.SeedSequence(key)
+        self._table = np.random.Generator(np.random.PCG64(seeds)).permutation(n) if n <= STORED else None
+        self._bits = _U64(((n - 1).bit_length() + 1) // 2)  # of a half
+        self._keys = seeds.generate_state(_ROUNDS, _U64)
 
     def __call__(self, indices: np.ndarray) -> np.ndarray:
         """Return where indices in [0, n) go, int64."""
+        if self._table is not None:
+            return self._table[indices]
         places = self._mix(indices.astype(_U64))
         while (outside := places >= _U64(self.n)).any():
             places[outside] = self._mix(places[outside])

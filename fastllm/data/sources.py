@@ -14,7 +14,7 @@ import tempfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, NoReturn, Protocol
 
 from fastllm.errors import UserError
 
@@ -92,7 +92,7 @@ class FileSource:
         if separator == "":
             raise UserError("prepare text: 'document_separator' must not be empty")
         self.field, self.separator, self.format = field, separator, format
-        self.names = [str(path) for path in paths]
+        self.names = [os.fsencode(path).decode("utf-8", "replace") for path in paths]
         self.files = [file for path in paths for file in _files(path)]
         self.size = sum(_size(file) for file in self.files if file != STDIN)
         self._stdin: BinaryIO | None = None
@@ -117,14 +117,17 @@ class FileSource:
         before = 0
         for file in self.files:
             name = "the standard input" if file == STDIN else str(file)
-            empty = True
+            empty, told = True, 0
             try:
                 with self._open(file) as raw:
                     for chunk in _without_blank(self._documents(raw, file, name)):
                         empty = False
                         yield chunk
-                        done(before + raw.tell())
+                        if raw.tell() >= told + _BLOCK:  # not for each of many short documents
+                            told = raw.tell()
+                            done(before + told)
                     before += raw.tell()
+                    done(before)
             except gzip.BadGzipFile as error:
                 raise UserError(f"prepare text: {name} is no sound .gz: {error}") from error
             except (EOFError, zlib.error) as error:
@@ -162,7 +165,7 @@ def _files(path: Path) -> list[Path]:
             raise UserError(f"prepare text: {path} is not a file or folder; send it to the standard input, as -")
         raise UserError(f"prepare text: cannot read {path}: No such file or directory")
     found = []
-    for folder, folders, names in os.walk(path):
+    for folder, folders, names in os.walk(path, onerror=_cannot_read):
         folders[:] = [name for name in folders if not name.startswith(".")]
         found += [Path(folder, name) for name in names if name.endswith(ENDINGS) and not name.startswith(".")]
     if not found:
@@ -174,7 +177,11 @@ def _size(file: Path) -> int:
     try:
         return file.stat().st_size
     except OSError as error:
-        raise UserError(f"prepare text: cannot read {file}: {error.strerror}") from error
+        _cannot_read(error)
+
+
+def _cannot_read(error: OSError) -> NoReturn:
+    raise UserError(f"prepare text: cannot read {error.filename}: {error.strerror}") from error
 
 
 # ----------------------------------------------------------------------------------------------------------------------

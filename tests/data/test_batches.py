@@ -1,5 +1,7 @@
 """Batches: each window once an epoch, every token once in an evaluation, documents kept apart, batches made ahead."""
 
+import doctest
+import importlib
 import threading
 import time
 
@@ -10,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.data import Batches, Prefetcher, Split, windows
-from fastllm.data.shuffle import Permutation
+from fastllm.data.shuffle import STORED, Permutation
 
 # B batch, T tokens of context
 
@@ -21,23 +23,34 @@ def counting(n, starts=None, shard=None):
     return Split([ids[i : i + (shard or n)] for i in range(0, n, shard or n)], starts)
 
 
-@given(st.integers(1, 5000), st.integers(0, 9))
-def test_permutation(n, key):
-    places = Permutation(n, (key, 1))(np.arange(n))
-    assert sorted(places.tolist()) == list(range(n))
+@pytest.mark.parametrize("n", [1, 2, 1000, STORED, STORED + 1, 2**18, 2**18 + 1])
+def test_permutation(n):
+    for key in ((0, 1), (1, 1)):
+        places = Permutation(n, key)(np.arange(n))
+        assert (np.sort(places) == np.arange(n)).all()
+    assert n < 3 or (places != Permutation(n, (0, 1))(np.arange(n))).mean() > 0.9
 
 
-def test_permutations_look_random():
-    """Each of 24 orders of 4 comes up as often as chance has it, and a large one is far from any order."""
-    orders = [tuple(Permutation(4, (key,))(np.arange(4)).tolist()) for key in range(2400)]
-    counts = [orders.count(order) for order in set(orders)]
-    assert len(counts) == 24
-    assert sum((count - 100) ** 2 / 100 for count in counts) < 52  # chi-squared of 23, p = 0.0005
-    n = 10**9
-    places = Permutation(n, (1,))(np.arange(0, 20_000)).astype(float)
-    assert len(set(places)) == 20_000
+@pytest.mark.parametrize("n", [STORED, STORED + 1, 10**6 + 3])
+@pytest.mark.parametrize("key", [0, 1, 2])
+def test_permutations_look_random(n, key):
+    """Each sixteenth of the indices is spread over all sixteenths of the places, and neighbours part."""
+    places = Permutation(n, (key,))(np.arange(n))
+    table = np.histogram2d(np.arange(n), places, bins=16)[0]
+    expected = n / 256
+    chi_squared = ((table - expected) ** 2 / expected).sum()  # of 225 degrees of freedom, less for want of replacement
+    assert chi_squared < 225 + 4 * (2 * 225) ** 0.5
+    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 4 / n**0.5
+    steps = np.abs(np.diff(places))
+    assert abs(steps.mean() / n - 1 / 3) < 4 * (1 / 18 / n) ** 0.5 * 2  # neighbouring steps share a place
+
+
+def test_a_huge_permutation_takes_no_memory():
+    n = 10**12
+    places = Permutation(n, (1,))(np.arange(n - 20_000, n))
+    assert len(set(places.tolist())) == 20_000
+    assert 0 <= places.min() < places.max() < n
     assert abs(places.mean() / n - 0.5) < 4 * (1 / 12 / 20_000) ** 0.5
-    assert abs(np.corrcoef(places[:-1], places[1:])[0, 1]) < 4 / 20_000**0.5
 
 
 @pytest.mark.parametrize("shard", [None, 64])
@@ -164,3 +177,10 @@ def test_an_error_in_the_thread_is_raised_where_it_is_asked_for():
     assert prefetcher.position == 2
     with pytest.raises(ValueError, match="'depth' must be at least 1, got 0"):
         Prefetcher(prefetcher.batches, depth=0)
+
+
+@pytest.mark.parametrize("name", ["dataset", "shuffle"])
+def test_docstring_examples(name):
+    results = doctest.testmod(importlib.import_module(f"fastllm.data.{name}"))
+    assert results.attempted > 0
+    assert results.failed == 0

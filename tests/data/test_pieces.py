@@ -1,11 +1,25 @@
 """Cutting documents into pieces: nothing is lost, the hold-out is what it says, and cuts do not change ids."""
 
+from types import SimpleNamespace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.data import pieces
-from fastllm.data.pieces import TRAIN, VAL, HoldOut, Survey, after_lone_newline, anywhere, draw, nowhere, split_pieces
+from fastllm.data.pieces import (
+    TRAIN,
+    VAL,
+    HoldOut,
+    Survey,
+    after_lone_newline,
+    after_newline,
+    anywhere,
+    draw,
+    find_cut_for,
+    nowhere,
+    split_pieces,
+)
 from fastllm.data.sources import Chunk
 
 # GPT-2's pattern, from "Language models are unsupervised multitask learners" (Radford et al., 2019).
@@ -40,7 +54,7 @@ def small(monkeypatch):
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
 @pytest.mark.parametrize("share", [0.1, 0.5, 0.97])
-@pytest.mark.parametrize("find_cut", [anywhere, after_lone_newline, nowhere])
+@pytest.mark.parametrize("find_cut", [anywhere, after_newline, after_lone_newline, nowhere])
 def test_a_single_text_is_held_out_at_its_end(small, size, share, find_cut):
     text = "some words\nof a text\n\nthat has\nlines " * 9
     chunks = [Chunk(text[i : i + size], i + size >= len(text)) for i in range(0, len(text), size)]
@@ -88,6 +102,21 @@ def test_a_document_that_may_not_be_cut_is_cut_when_it_is_too_long(small):
     assert parts[0] == "0123456789\n" * 2  # after a newline, within LONGEST
     (parts,) = cut([Chunk("x" * 100, True)], HoldOut(0.5, 0, cut=99), nowhere)[TRAIN]
     assert [len(part) for part in parts] == [30, 30, 30, 9]
+
+
+@pytest.mark.parametrize(
+    ("kind", "lossless", "expected"),
+    [
+        ("characters", None, anywhere),
+        ("bytes", None, anywhere),
+        ("gpt2", None, after_lone_newline),
+        ("sentencepiece", True, after_newline),
+        ("sentencepiece", False, nowhere),
+        ("another", None, nowhere),
+    ],
+)
+def test_cuts_follow_the_tokenizer(kind, lossless, expected):
+    assert find_cut_for(SimpleNamespace(kind=kind, lossless=lossless)) == expected
 
 
 @given(st.text(alphabet="ab1' .\n\r\t\u00a0é", max_size=60))

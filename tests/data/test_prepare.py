@@ -178,6 +178,10 @@ def test_what_prepare_did_not_write_is_not_replaced(tmp_path, folder):
     assert (folder / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
     prepare(TEXT, tmp_path / "empty", ["x"])
+    (tmp_path / "link").symlink_to("empty")
+    prepare(TEXT * 2, tmp_path / "link", ["x"])
+    assert (tmp_path / "link").is_symlink()
+    assert len(TokenData(tmp_path / "empty").split("val", 8)) == 200
 
 
 def test_killed(tmp_path):
@@ -231,7 +235,7 @@ def test_damage_is_seen_and_named(folder):
         ({"val_share": float("nan")}, "'val_share' must be between 0 and 1, got nan"),
         ({"workers": 0}, "'workers' must be at least 1, got 0"),
         ({"shard_tokens": 0}, "'shard_tokens' must be at least 1, got 0"),
-        ({"tokenizer": "words"}, "'tokenizer' must be one of"),
+        ({"tokenizer": "words"}, "must be one of characters"),
         ({"tokenizer_options": {"vocab_size": 9}}, "vocab_size"),
     ],
 )
@@ -256,6 +260,8 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     capsys.readouterr()
     assert cli.main([*command, f"--tokenizer_from={out}", "--vocab_size=5"]) == 2
     assert "leave out --vocab_size" in capsys.readouterr().err
+    assert cli.main([*command, "--model-type=bpe"]) == 2
+    assert "--model_type is of sentencepiece" in capsys.readouterr().err
 
 
 def test_only_reading_batches_needs_torch(tmp_path):

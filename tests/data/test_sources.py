@@ -158,10 +158,19 @@ def test_bad_paths_and_options(tmp_path):
         FileSource([path], format="xml")
     with pytest.raises(UserError, match="'document_separator' must not be empty"):
         FileSource([path], separator="")
+    (tmp_path / "odd").mkdir()
+    (tmp_path / "odd" / "link.txt").symlink_to("nowhere")
+    with pytest.raises(UserError, match=r"cannot read .*link.txt: No such file"):
+        FileSource([tmp_path / "odd"])
     source = FileSource([path])
     path.unlink()
     with pytest.raises(UserError, match=r"cannot read .*x.txt: No such file"):
         documents(source)
+
+
+def test_file_names_may_be_anything(tmp_path):
+    (tmp_path / "\udcff.txt").write_text("text")  # the byte 0xff, which is not UTF-8
+    assert FileSource([tmp_path / "\udcff.txt"]).names == [f"{tmp_path}/\ufffd.txt"]
 
 
 def test_json_escapes_are_text(tmp_path):
