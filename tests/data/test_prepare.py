@@ -8,10 +8,11 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import pytest
 
 from fastllm import cli, tokenizers
-from fastllm.data import FileSource, PrepareOptions, TokenData, pieces, preparation, prepare, shards
+from fastllm.data import FileSource, PrepareOptions, TokenData, encoding, pieces, preparation, prepare, shards
 from fastllm.errors import UserError
 from fastllm.tokenizers import CharacterTokenizer
 
@@ -112,6 +113,12 @@ def test_ids_fit_their_dtype(tmp_path, with_end, monkeypatch, size, dtype):
     assert data.split("val", 1).read(0, 3)[-1] == data.split("train", 1).read(0, 3)[-1] == size - 1
 
 
+def test_ids_outside_the_vocabulary_are_never_written(tmp_path, with_end, monkeypatch):
+    monkeypatch.setattr(WithEnd, "encode", lambda self, text: np.array([65536]))  # 0 as uint16
+    with pytest.raises(UserError, match=r"ids must be in \[0, 4\), got 65536 to 65536"):
+        prepare("abcabc", tmp_path / "data", ["x"])
+
+
 def test_shards_are_one_sequence(tmp_path, folder):
     prepare(TEXT, tmp_path / "shards", ["made up"], options=PrepareOptions(shard_tokens=300))
     whole, cut = TokenData(folder).split("train", 8), TokenData(tmp_path / "shards").split("train", 8)
@@ -125,6 +132,7 @@ def test_shards_are_one_sequence(tmp_path, folder):
 def test_the_same_bytes_for_any_number_of_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "_FEW", 0)
     monkeypatch.setattr(pieces, "PIECE", 50)
+    monkeypatch.setattr(encoding, "PIECE", 50)  # many batches, so that they could get out of order
     source = FileSource([jsonl(tmp_path / "x.jsonl", [f"{i} " * (i % 90 + 1) for i in range(300)])])
     made = []
     for workers in (1, 2, 3):
