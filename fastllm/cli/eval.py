@@ -35,7 +35,7 @@ def run(arguments: Namespace) -> int:
 
     import torch
 
-    from fastllm.data import TokenData
+    from fastllm.data import TokenData, windows
     from fastllm.train import evaluation
     from fastllm.train.config import TrainConfig
     from fastllm.train.parallel import LossModule, Parallel
@@ -43,17 +43,20 @@ def run(arguments: Namespace) -> int:
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, tokenizer, which = _model(arguments)
-    folder = arguments.data or TrainConfig.load(arguments.run / "config.yaml").data or arguments.run
+    config = TrainConfig.load(arguments.run / "config.yaml")
+    folder = arguments.data or config.data or arguments.run
     data = TokenData(folder)
     if data.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
     parallel, device = Parallel(), torch.device("cpu")
-    batches = evaluation.windows(data, arguments.split, model.config.context_length, arguments.batch_size, parallel)
+    length = model.config.context_length
+    split = data.split(arguments.split, length)
+    batches = windows(split, length, arguments.batch_size, document_mask=config.document_mask)
     loss = evaluation.mean_loss(LossModule(model), batches, parallel, device, torch.autocast("cpu", enabled=False))
-    perplexity, bits = evaluation.perplexity_and_bits(loss, data.manifest["splits"][arguments.split])
+    perplexity, bits = evaluation.perplexity_and_bits(loss, split)
     print(
         f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
-        f"bits a byte {'n/a' if bits is None else f'{bits:.4f}'}"
+        f"bits a byte {bits:.4f}"
     )
     return 0
 

@@ -10,6 +10,7 @@ from fastllm.files import write_text
 from fastllm.train.schedule import SCHEDULES
 
 CHOICES = {
+    "activation": ("gelu_tanh", "gelu"),
     "schedule": tuple(SCHEDULES),
     "precision": ("float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
@@ -30,13 +31,15 @@ class TrainConfig:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
         init: start from the weights in this folder (a checkpoint's or Hugging Face GPT-2's) and take the sizes of the
-            model, dropout and bias from it.
+            model, dropout, bias and activation from it.
         n_layer: blocks.
         n_head: attention heads a block; must divide n_embd.
         n_embd: channels.
         context_length: tokens the model sees at once.
         dropout: probability of a value to be zeroed while training, in [0, 1).
         bias: whether linear and norm layers have biases.
+        activation: gelu_tanh (GPT-2's form) or gelu (the exact one, nanoGPT's).
+        document_mask: attention stays within a document where several share a window.
         batch_size: sequences a step, over all processes.
         micro_batch_size: sequences a process takes at once, to save memory; the step and its result stay those of
             batch_size. The default takes all.
@@ -78,6 +81,8 @@ class TrainConfig:
     context_length: int = 64
     dropout: float = 0.0
     bias: bool = False
+    activation: str = "gelu_tanh"
+    document_mask: bool = False
     batch_size: int = 12
     micro_batch_size: int | None = None
     max_steps: int = 2000

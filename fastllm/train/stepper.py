@@ -5,13 +5,13 @@ import math
 import torch
 from torch import Tensor
 
+from fastllm.data.batches import IGNORED, Batch
 from fastllm.errors import UserError
 from fastllm.models import GPT
 from fastllm.optim import AdamW
 from fastllm.train import parallel as processes
 from fastllm.train.config import TrainConfig
 from fastllm.train.device import autocast
-from fastllm.train.evaluation import IGNORED, Batch
 from fastllm.train.parallel import Parallel
 
 
@@ -58,8 +58,9 @@ class Stepper:
         """
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
-        size = self.config.micro_batch_size or len(batch[0])
-        micro_batches = list(zip(*(part.split(size) for part in batch), strict=True))
+        size = self.config.micro_batch_size or len(batch.tokens)
+        parts = [part for part in batch if part is not None]
+        micro_batches = list(zip(*(part.split(size) for part in parts), strict=True))
         counts = [int((targets != IGNORED).sum()) for _, targets, *_ in micro_batches]
         total = self.parallel.sum([sum(counts)])[0]
         if not total:
@@ -72,7 +73,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(shares).sum() if len(shares) > 1 else shares[0]
 
-    def _accumulate(self, micro_batch: Batch, share: float, last: bool) -> Tensor:
+    def _accumulate(self, micro_batch: tuple[Tensor, ...], share: float, last: bool) -> Tensor:
         tokens, targets, *others = (part.to(self.device, non_blocking=True) for part in micro_batch)
         if not share:  # the mean over nothing is NaN; any target will do for a gradient of zero
             targets = tokens

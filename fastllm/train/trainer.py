@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from fastllm import files
-from fastllm.data import Batches, TokenData
+from fastllm.data import Batches, TokenData, windows
+from fastllm.data.batches import Batch
 from fastllm.errors import UserError
 from fastllm.generation import generate
 from fastllm.models import GPT, GPTConfig
@@ -19,7 +20,6 @@ from fastllm.train import checkpoint, device, evaluation, state
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.estimate import flops_per_token
-from fastllm.train.evaluation import Batch
 from fastllm.train.metrics import Metrics
 from fastllm.train.parallel import LossModule, Parallel, is_sharded, whole_model, whole_tensors
 from fastllm.train.plot import plot_loss
@@ -92,7 +92,7 @@ class Trainer:
         self.loss = parallel.wrap(LossModule(self.model), self.device, config.parallel)
         self.stepper = Stepper(config, self.model, self.loss, parallel, self.device)
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.batches = Batches(self._splits["train"], config.batch_size, config.context_length, config.seed)
+        self.batches = self._batches("train", config.seed)
         self._pending: list[Tensor] = []  # losses since the last look at them
         if parallel.rank:  # rank 0 alone draws what a run of one process draws
             torch.manual_seed(config.seed + parallel.rank)
@@ -111,7 +111,7 @@ class Trainer:
             return self._load_initial(config.init)
         return GPT(
             GPTConfig(self.data.tokenizer.vocab_size, config.context_length, config.n_layer, config.n_head,
-                      config.n_embd, config.dropout, config.bias)
+                      config.n_embd, config.dropout, config.bias, config.activation)
         )  # fmt: skip
 
     def _load_initial(self, folder: Path) -> GPT:
@@ -131,7 +131,7 @@ class Trainer:
                 f"train: the tokenizers of {folder} and {config.data} have as many tokens, but not the same ones: "
                 "prepare the data with the model's tokenizer"
             )
-        sizes = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias")
+        sizes = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias", "activation")
         for name in sizes:
             if name in config.changed_from_defaults() and getattr(config, name) != getattr(model.config, name):
                 raise UserError(f"train: 'init' sets the model's {name} ({getattr(model.config, name)}); leave it out")
@@ -237,14 +237,16 @@ class Trainer:
         return self._finish(time.perf_counter() - started)
 
     def _train_step(self) -> None:
-        self._pending.append(self.stepper.step(self._next_batch(), learning_rate(self.config, self.step)))
+        self._pending.append(self.stepper.step(self.batches.next(self._rows), learning_rate(self.config, self.step)))
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
 
-    def _next_batch(self) -> Batch:
-        """Return this process's rows of the next global batch."""
-        return tuple(part[self._rows] for part in self.batches.next())
+    def _batches(self, split: str, seed: int) -> Batches:
+        config = self.config
+        return Batches(
+            self._splits[split], config.batch_size, config.context_length, seed, document_mask=config.document_mask
+        )
 
     def _patience_is_over(self) -> bool:
         return 0 < self.config.patience <= self.evaluations_since_best
@@ -317,14 +319,17 @@ class Trainer:
         if not config.eval_batches and split == "val":
             yield from self._windows(split)
             return
-        batches = Batches(self._splits[split], config.batch_size, config.context_length, seed=0)
+        batches = self._batches(split, seed=0)
         for _ in range(config.eval_batches or 1):
-            yield tuple(part[self._rows] for part in batches.next())
+            yield batches.next(self._rows)
 
     def _windows(self, split: str) -> Iterator[Batch]:
         config = self.config
         size = config.micro_batch_size or config.batch_size
-        return evaluation.windows(self.data, split, config.context_length, size, self.parallel)
+        return windows(
+            self._splits[split], config.context_length, size, self.parallel.rank, self.parallel.world_size,
+            document_mask=config.document_mask,
+        )  # fmt: skip
 
     def _mean_loss(self, batches: Iterator[Batch]) -> float:
         precision = device.autocast(self.device, self.config.precision)
@@ -332,7 +337,7 @@ class Trainer:
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         loss = self._mean_loss(self._windows("val"))
-        perplexity, bits = evaluation.perplexity_and_bits(loss, self.data.manifest["splits"]["val"])
+        perplexity, bits = evaluation.perplexity_and_bits(loss, self._splits["val"])
         summary = {"seconds": seconds, "val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
         if self.average is not None:
             with self.average.in_place():
@@ -347,7 +352,7 @@ class Trainer:
         model = whole_model(self.model, self.parallel) if elsewhere else self.model
         if model is None or not self.parallel.is_main:
             return
-        prompt = self._splits["val"][: min(_PROMPT_TOKENS, self.config.context_length)].astype("int64").tolist()
+        prompt = self._splits["val"].read(0, min(_PROMPT_TOKENS, self.config.context_length)).tolist()
         ids = list(generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed))
         text = self.data.tokenizer.decode(prompt + ids)
         files.write_text(self.run / "samples" / f"{self.step}.txt", text + "\n")

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from fastllm import cli
+from fastllm.data.batches import IGNORED, Batch
 from fastllm.errors import UserError
 from fastllm.optim import AdamW
 from fastllm.train import checkpoint, sharded
@@ -133,25 +134,17 @@ def test_a_batch_that_cannot_be_shared(data, tmp_path):
     assert "'batch_size' must be a multiple of the 2 processes, got 5" in children[0].output()
 
 
-def test_a_process_without_batches_left_repeats_its_last_for_nothing(monkeypatch):
-    """FSDP's forward is a meeting of all processes: each must come equally often."""
-    calls = []
+def test_a_batch_without_targets_counts_for_nothing_in_an_evaluation():
+    """A process that has no batch left gets one of these: FSDP's processes must all come equally often."""
 
     class Loss(torch.nn.Module):
         def forward(self, tokens, targets):
-            calls.append(tokens)
-            return targets.float().mean()
+            return targets[targets != IGNORED].float().mean()
 
-    class Two(Parallel):
-        rounds = iter([True, True, True, False])  # the other process has three batches
-
-        def any(self, flag):
-            return next(self.rounds) or flag
-
-    batches = [(torch.zeros(1, 2, dtype=torch.int64), torch.full((1, 2), value)) for value in (3, 5)]
-    precision = torch.autocast("cpu", enabled=False)
-    assert mean_loss(Loss(), batches, Two(), torch.device("cpu"), precision) == 4.0
-    assert len(calls) == 3
+    tokens = torch.zeros(1, 2, dtype=torch.int64)
+    batches = [Batch(tokens, torch.tensor([targets]), None) for targets in ([3, 3], [6, IGNORED], [IGNORED, IGNORED])]
+    loss = mean_loss(Loss(), batches, Parallel(), torch.device("cpu"), torch.autocast("cpu", enabled=False))
+    assert loss == 4.0
 
 
 def test_adamw_on_the_parts_of_a_mesh_of_one():

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from fastllm import ops
+from fastllm.data import Batch
 from fastllm.errors import UserError
 from fastllm.models import GPT, GPTConfig
 from fastllm.optim import AdamW
@@ -31,7 +32,7 @@ def batch():
     torch.manual_seed(2)
     tokens, targets = torch.randint(17, (6, 8)), torch.randint(17, (6, 8))
     targets[0, 1:] = targets[1] = targets[2, :3] = -100  # a row of 1, of 0, of 5 targets that count
-    return tokens, targets
+    return Batch(tokens, targets, None)
 
 
 def gradients(stepper, batch, monkeypatch):
@@ -53,6 +54,17 @@ def test_micro_batches_give_the_whole_batchs_loss_and_gradient(size, batch, monk
         torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-7)
 
 
+def test_documents_reach_the_model_in_micro_batches_too(batch, monkeypatch):
+    segment_ids = (torch.arange(8) // 3).expand(6, 8)
+    apart = batch._replace(segment_ids=segment_ids)
+    whole, loss = gradients(stepper(), apart, monkeypatch)
+    parts, sum_of_shares = gradients(stepper(micro_batch_size=4), apart, monkeypatch)
+    assert sum_of_shares.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert loss.item() != gradients(stepper(), batch, monkeypatch)[1].item()
+    for name, value in whole.items():
+        torch.testing.assert_close(parts[name], value, rtol=1e-5, atol=1e-7)
+
+
 def test_the_whole_batchs_gradient_is_the_models(batch, monkeypatch):
     ours = stepper()
     found, loss = gradients(ours, batch, monkeypatch)
@@ -65,7 +77,7 @@ def test_the_whole_batchs_gradient_is_the_models(batch, monkeypatch):
 
 def test_a_batch_without_targets(batch):
     with pytest.raises(UserError, match="no target to learn from"):
-        stepper().step((batch[0], torch.full_like(batch[1], -100)), 1e-3)
+        stepper().step(batch._replace(targets=torch.full_like(batch.targets, -100)), 1e-3)
 
 
 def test_the_norm_is_reported_with_and_without_clipping(batch):
