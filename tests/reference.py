@@ -125,3 +125,15 @@ def attention(
     if multipliers is not None:
         weights = weights * multipliers.to(weights)
     return weights @ value
+
+
+def decode_attention(query, k_cache, v_cache, lengths, **options):
+    """Each sequence alone over its own part of the caches, its queries at the end of it."""
+    tq = query.shape[2]
+    outputs = [
+        attention(query[[b]], k_cache[[b], :, :n], v_cache[[b], :, :n], is_causal=True, shift=n - tq, **options)
+        if n
+        else query.new_zeros(1, *query.shape[1:3], v_cache.shape[3])
+        for b, n in enumerate(lengths.tolist())
+    ]
+    return torch.cat(outputs)

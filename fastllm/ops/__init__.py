@@ -9,6 +9,7 @@ from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* bef
 from fastllm.ops._report import build_info, report
 from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
 from fastllm.ops.cross_entropy import cross_entropy
+from fastllm.ops.decode_attention import decode_attention
 from fastllm.ops.dropout import dropout, dropout_add
 from fastllm.ops.embedding import embedding
 from fastllm.ops.gelu import bias_gelu, gelu
@@ -22,6 +23,7 @@ __all__ = [
     "bias_gelu",
     "build_info",
     "cross_entropy",
+    "decode_attention",
     "dropout",
     "dropout_add",
     "dropout_add_layer_norm",

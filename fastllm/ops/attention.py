@@ -76,7 +76,7 @@ def scaled_dot_product_attention(
             f"scaled_dot_product_attention: 'causal_align' must be one of {_ALIGNMENTS}, got '{causal_align}'"
         )
     state = rng_state_for(query, dropout_p, True, rng_state)
-    left, right = _window("scaled_dot_product_attention", window)
+    left, right = split_window("scaled_dot_product_attention", window)
     return torch.ops.fastllm.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, segment_ids,
         causal_align == "bottom-right", left, right, alibi_slopes, softcap, state,
@@ -116,13 +116,14 @@ def attention_packed(
         torch.Size([2, 5, 4, 8])
     """
     state = rng_state_for(qkv, dropout_p, True, rng_state)
-    left, right = _window("attention_packed", window)
+    left, right = split_window("attention_packed", window)
     return torch.ops.fastllm.attention_packed.default(
         qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, left, right, alibi_slopes, softcap, state
     )[0]
 
 
-def _window(op: str, window: tuple[int, int] | None) -> tuple[int | None, int | None]:
+def split_window(op: str, window: tuple[int, int] | None) -> tuple[int | None, int | None]:
+    """Return (left, right) as the ops take them, None for no bound; anything else is a ValueError."""
     if window is None:
         return None, None
     pair = isinstance(window, tuple | list) and len(window) == 2

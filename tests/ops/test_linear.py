@@ -115,6 +115,15 @@ def test_deterministic(threads):
     harness.assert_deterministic(ops.linear, args, threads)
 
 
+# Around a register tile of rows, and where panels of the weight are no longer packed one by one (32 rows).
+@pytest.mark.parametrize("rows", [2, 7, 13, 32, 33, 100])
+def test_a_row_has_the_same_bits_alone_and_in_a_batch(rows):
+    x, weight, bias = (t.detach().float() for t in inputs(rows, 600, 70))
+    together = ops.linear(x, weight, bias)
+    for row in (0, rows - 1):
+        assert torch.equal(ops.linear(x[row], weight, bias), together[row])
+
+
 def test_autocast_uses_the_lower_precision():
     x, weight, bias = (t.detach().float() for t in inputs(4, 5, 6))
     with torch.autocast("cpu", torch.bfloat16):
