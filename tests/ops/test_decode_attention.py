@@ -40,8 +40,9 @@ def test_head_dims(d, dtype):
 @settings(max_examples=60, deadline=None)
 @given(
     lengths=st.lists(st.integers(0, 200), min_size=1, max_size=3), tq=st.integers(1, 5), hkv=st.sampled_from([1, 2, 4]),
-    d=st.sampled_from([3, 8, 24]), extra=st.integers(0, 70), left=st.integers(-1, 90), slopes=st.sampled_from([0, 1, 2]),
-    softcap=st.sampled_from([None, 2.0]), dtype=st.sampled_from([torch.float32, torch.float64]),
+    d=st.sampled_from([3, 8, 24]), extra=st.integers(0, 70), left=st.integers(-1, 90),
+    slopes=st.sampled_from([0, 1, 2]), softcap=st.sampled_from([None, 2.0]),
+    dtype=st.sampled_from([torch.float32, torch.float64]),
 )  # fmt: skip
 def test_any_combination(lengths, tq, hkv, d, extra, left, slopes, softcap, dtype):
     batch = inputs(lengths, tq, h=4, hkv=hkv, d=d, capacity=max(lengths) + extra + 1)
