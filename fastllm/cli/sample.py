@@ -1,44 +1,143 @@
-"""fastllm sample: text from a run."""
+"""fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 
+_RULE = "-" * 40
+
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Generate text from a run; it streams as it comes.")
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser = Parser(description="Generate text from a run; one text streams as it comes, several are made together.")
+    parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
     parser.add_argument("--prompt", default="\n", help="the text to continue")
+    parser.add_argument("--prompt_file", type=Path | None, default=None, help="a file with a prompt a line")
+    parser.add_argument("--interactive", action="store_true", help="ask for prompts; Ctrl-D ends")
     parser.add_argument("--max_new_tokens", type=int, default=500, help="how many tokens to add")
-    parser.add_argument("--num_samples", type=int, default=1, help="how many texts")
+    parser.add_argument("--num_samples", type=int, default=1, help="how many texts for each prompt")
     parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
     parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
+    parser.add_argument(
+        "--top_p", type=float | None, default=None, help="draw among the likeliest tokens that have this probability"
+    )
+    parser.add_argument(
+        "--min_p", type=float | None, default=None, help="draw among tokens with this share of the likeliest one's"
+    )
+    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="over 1: tokens seen are less likely")
+    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="texts that end a sample")
+    parser.add_argument("--num_beams", type=int, default=1, help="over 1: the likeliest texts by beam search")
+    parser.add_argument("--length_penalty", default="gnmt", help="of beam search: gnmt or power")
+    parser.add_argument("--alpha", type=float, default=0.6, help="of the length penalty; 0 is none")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
-    parser.add_argument("--checkpoint", default="best", help="best or last")
+    parser.add_argument("--checkpoint", default="best", help="of a run: best or last")
     commands.add_subcommand("sample", parser, help="generate text from a run")
 
 
 def run(arguments: Namespace) -> int:
     """Print generated text as it comes."""
-    from fastllm.generation import generate
+    if arguments.num_samples < 1:
+        raise UserError(f"sample: 'num_samples' must be at least 1, got {arguments.num_samples}")
+    if arguments.interactive and arguments.prompt_file:
+        raise UserError("sample: 'interactive' and 'prompt_file' do not go together")
+    model, tokenizer = _load(arguments.run, arguments.checkpoint)
+    if arguments.interactive:
+        for prompt in _asked():
+            _answer(model, tokenizer, [prompt], arguments)
+        return 0
+    _answer(model, tokenizer, _prompts(arguments), arguments)
+    return 0
+
+
+def _load(folder: Path, name: str):
+    from fastllm.models import GPT
+    from fastllm.tokenizers import load_tokenizer
     from fastllm.train import checkpoint
 
-    if arguments.checkpoint not in ("last", "best"):
-        raise UserError(f"sample: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
-    model, tokenizer = checkpoint.load_model(arguments.run, arguments.checkpoint)
-    if not arguments.prompt:
-        raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
-    ids = tokenizer.encode(arguments.prompt).tolist()
-    for index in range(arguments.num_samples):
+    if name not in (checkpoint.LAST, checkpoint.BEST):
+        raise UserError(f"sample: 'checkpoint' must be last or best, got '{name}'")
+    if (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
+        return checkpoint.load_model(folder, name)
+    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
+    if tokenizer.vocab_size > model.config.vocab_size:
+        raise UserError(
+            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, more than the model's "
+            f"{model.config.vocab_size}: they are not of one model"
+        )
+    return model, tokenizer
+
+
+def _prompts(arguments: Namespace) -> list[str]:
+    if arguments.prompt_file is None:
+        if not arguments.prompt:
+            raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
+        return [arguments.prompt]
+    try:
+        lines = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"sample: cannot read the prompts in {arguments.prompt_file}: {error}") from error
+    prompts = [line for line in lines if line.strip()]
+    if not prompts:
+        raise UserError(f"sample: {arguments.prompt_file} has no prompt: it is one a line, and empty lines don't count")
+    return prompts
+
+
+def _asked() -> Iterator[str]:
+    while True:
+        try:
+            prompt = input("> ")
+        except EOFError:
+            print()
+            return
+        if prompt:
+            yield prompt
+
+
+def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
+    """Print num_samples texts for each prompt: one alone as it comes, several when all are made."""
+    from fastllm.generation import generate_text, stream_text
+
+    if arguments.num_beams > 1:
+        texts = [(prompt, text) for prompt in prompts for text in _beams(model, tokenizer, prompt, arguments)]
+        _print_all(texts)
+        return
+    options: dict[str, Any] = {
+        name: arguments[name]
+        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+    }
+    everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
+    if len(everything) > 1:
+        results = generate_text(model, tokenizer, everything, arguments.max_new_tokens, **options)
+        _print_all([(prompt, result.text or "") for prompt, result in zip(everything, results, strict=True)])
+        return
+    pieces = stream_text(model, tokenizer, everything[0], arguments.max_new_tokens, **options)
+    print(everything[0], end="", flush=True)
+    for piece in pieces:
+        print(piece, end="", flush=True)
+    print()
+
+
+def _beams(model, tokenizer, prompt: str, arguments: Namespace) -> list[str]:
+    from fastllm.generation import beam_search
+
+    if arguments.stop:
+        raise UserError("sample: 'stop' does not go with beam search: leave out --stop or --num_beams")
+    if arguments.num_samples > arguments.num_beams:
+        raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
+    beams = beam_search(
+        model, tokenizer.encode(prompt), arguments.max_new_tokens, num_beams=arguments.num_beams,
+        length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+    )  # fmt: skip
+    return [tokenizer.decode(beam.ids) for beam in beams[: arguments.num_samples]]
+
+
+def _print_all(texts: list[tuple[str, str]]) -> None:
+    for index, (prompt, text) in enumerate(texts):
         if index:
-            print("\n" + "-" * 40)
-        print(arguments.prompt, end="", flush=True)
-        options = {"temperature": arguments.temperature, "top_k": arguments.top_k, "seed": arguments.seed + index}
-        for token in generate(model, ids, arguments.max_new_tokens, **options):
-            print(tokenizer.decode([token]), end="", flush=True)
-        print()
-    return 0
+            print("\n" + _RULE)
+        print(prompt + text)

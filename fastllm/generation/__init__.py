@@ -1,5 +1,22 @@
-"""Text from a model, token by token."""
+"""Text from a model: sampling, one sequence streamed or many in a batch, and beam search.
 
-from fastllm.generation.sampling import generate
+`generate` and `generate_batch` take and give ids, `stream_text` and `generate_text` text; `beam_search` finds the
+likeliest sequences.
+"""
 
-__all__ = ["generate"]
+from fastllm.generation.beam import Beam, beam_search
+from fastllm.generation.decoding import Generation, generate, generate_batch
+from fastllm.generation.sampling import Sampling
+from fastllm.generation.text import TextDecoder, generate_text, stream_text
+
+__all__ = [
+    "Beam",
+    "Generation",
+    "Sampling",
+    "TextDecoder",
+    "beam_search",
+    "generate",
+    "generate_batch",
+    "generate_text",
+    "stream_text",
+]

@@ -1,85 +1,106 @@
-"""Sampling from a language model. Knows nothing of tokenizers or text: ids in, ids out."""
+"""From a model's logits to the next token: penalties, filters and the draw."""
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from fastllm.errors import UserError
-from fastllm.models import GPT
 
-# T tokens, V vocabulary
+# V vocabulary
 
 
-def generate(
-    model: GPT,
-    prompt: Sequence[int] | Tensor,
-    max_new_tokens: int,
-    *,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    seed: int | None = None,
-) -> Iterator[int]:
-    """Yield new token ids one at a time, each as soon as it is drawn.
-
-    Past the model's context_length, only the last context_length tokens are seen.
+@dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn. What is not None applies in the order of the fields.
 
     Args:
-        model: a GPT; it is put into eval mode while it runs and back afterwards.
-        prompt: (T,) ids, at least one.
-        max_new_tokens: how many to yield.
+        repetition_penalty: positive logits of tokens that stand in the prompt or were generated are divided by it,
+            negative ones multiplied (Keskar et al., "CTRL", 2019); 1 changes nothing.
         temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw among exactly the k likeliest tokens; None draws among all.
-        seed: makes the draws repeatable; None takes torch's global generator.
+        top_k: draw among exactly the k likeliest tokens.
+        top_p: of these, among the fewest likeliest ones that together have this probability (Holtzman et al., "The
+            curious case of neural text degeneration", 2019).
+        min_p: of these, among those with at least this share of the likeliest one's probability.
 
     Raises:
-        UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
+        UserError: one is out of its range.
     """
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
-    _check(model, ids, max_new_tokens, temperature, top_k)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
-    return _generate(model, ids, max_new_tokens, temperature, top_k, generator)
+
+    temperature: float = 1.0
+    top_k: int | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    repetition_penalty: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check("temperature", self.temperature, "at least 0 and finite", 0 <= self.temperature < math.inf)
+        if self.top_k is not None:
+            _check("top_k", self.top_k, "at least 1", self.top_k >= 1)
+        if self.top_p is not None:
+            _check("top_p", self.top_p, "in (0, 1]", 0 < self.top_p <= 1)
+        if self.min_p is not None:
+            _check("min_p", self.min_p, "in [0, 1]", 0 <= self.min_p <= 1)
+        penalty = self.repetition_penalty
+        _check("repetition_penalty", penalty, "over 0 and finite", 0 < penalty < math.inf)
+
+    def draw(self, logits: Tensor, generator: torch.Generator, seen: Iterable[int] = ()) -> tuple[int, float]:
+        """Draw a token from logits (V,), on the CPU; one random number is taken unless the choice is certain.
+
+        Args:
+            logits: of every token.
+            generator: gives the random number.
+            seen: the tokens that repetition_penalty is for.
+
+        Returns:
+            The token, and its log-probability in nats as the model gave it: before penalty, temperature and filters.
+
+        Raises:
+            UserError: the logits have NaN or +inf, or none is finite.
+        """
+        logits = logits.double()
+        if not math.isfinite(logits.max()):
+            raise UserError("generate: the model's logits are not finite: its weights are damaged or diverged")
+        token = self._choose(self._penalised(logits, seen), generator)
+        return token, float(logits[token] - logits.logsumexp(0))
+
+    def _penalised(self, logits: Tensor, seen: Iterable[int]) -> Tensor:
+        if self.repetition_penalty == 1:
+            return logits
+        ids = torch.tensor(sorted(set(seen)), dtype=torch.int64)
+        values = logits[ids]
+        factor = torch.where(values > 0, 1 / self.repetition_penalty, self.repetition_penalty).to(values)
+        return logits.index_copy(0, ids, values * factor)
+
+    def _choose(self, logits: Tensor, generator: torch.Generator) -> int:
+        if self.temperature == 0 or self.top_k == 1:
+            return int(logits.argmax())
+        probabilities, ids = self.distribution(logits)
+        total = probabilities.cumsum(0)
+        # Of what lies below the sum of all, the first token whose cumulated probability is over it: one with
+        # probability 0 never is.
+        number = float(torch.rand((), dtype=torch.float64, generator=generator)) * float(total[-1])
+        number = min(number, math.nextafter(float(total[-1]), 0))
+        return int(ids[int(torch.searchsorted(total, number, right=True))])
+
+    def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Return what is drawn from: probabilities, which need not sum to 1, and the tokens they are of."""
+        if self.top_k is None and self.top_p is None:
+            values, ids = logits, torch.arange(logits.numel())
+        else:
+            values, ids = logits.topk(min(self.top_k or logits.numel(), logits.numel()))  # falling; exactly k
+        probabilities = torch.softmax((values - values.max()) / self.temperature, 0)
+        if self.top_p is not None:
+            before = probabilities.cumsum(0) - probabilities  # what the likelier tokens have together
+            count = max(1, int((before < self.top_p).sum()))
+            probabilities, ids = probabilities[:count], ids[:count]
+        if self.min_p is not None:
+            probabilities = probabilities * (probabilities >= self.min_p * probabilities.max())
+        return probabilities, ids
 
 
-def _check(model: GPT, ids: Tensor, max_new_tokens: int, temperature: float, top_k: int | None) -> None:
-    vocabulary = model.config.vocab_size
-    if ids.numel() == 0:
-        raise UserError("generate: 'prompt' must have at least one token, got none")
-    if ids.min() < 0 or ids.max() >= vocabulary:
-        raise UserError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
-    if max_new_tokens < 0:
-        raise UserError(f"generate: 'max_new_tokens' must be at least 0, got {max_new_tokens}")
-    if not temperature >= 0:
-        raise UserError(f"generate: 'temperature' must be at least 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise UserError(f"generate: 'top_k' must be at least 1, got {top_k}")
-
-
-def _generate(
-    model: GPT,
-    ids: Tensor,
-    max_new_tokens: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator | None,
-) -> Iterator[int]:
-    was_training = model.training
-    model.eval()
-    try:
-        for _ in range(max_new_tokens):
-            with torch.no_grad():
-                logits = model(ids[-model.config.context_length :].unsqueeze(0))[0, -1]
-                token = draw(logits, temperature, top_k, generator)
-            yield token
-            ids = torch.cat([ids, ids.new_tensor([token])])[-model.config.context_length :]
-    finally:
-        model.train(was_training)
-
-
-def draw(logits: Tensor, temperature: float, top_k: int | None, generator: torch.Generator | None) -> int:
-    """Return one id drawn from logits (V,). Of equal logits at the edge of the top k, just enough are kept."""
-    if temperature == 0 or top_k == 1:
-        return int(logits.argmax())
-    values, ids = logits.float().topk(min(top_k or logits.numel(), logits.numel()))
-    chosen = torch.multinomial(torch.softmax(values / temperature, -1), 1, generator=generator)
-    return int(ids[chosen])
+def _check(name: str, value: float, expectation: str, right: bool) -> None:
+    if not right:
+        raise UserError(f"generate: '{name}' must be {expectation}, got {value}")

@@ -82,11 +82,12 @@ class Block(torch.nn.Module):
         self.feed_forward = nn.FeedForward(config.n_embd, approximate=ACTIVATIONS[config.activation], bias=config.bias)
 
     def forward(
-        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
+        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None,
+        cache: nn.CacheLayer | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
         """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
         normed, residual = self.norm_1(branch, residual)
-        normed, residual = self.norm_2(self.attention(normed, segment_ids), residual)
+        normed, residual = self.norm_2(self.attention(normed, segment_ids, cache), residual)
         return self.feed_forward(normed), residual
 
 
@@ -146,18 +147,75 @@ class GPT(torch.nn.Module):
         With segment_ids, (B, T) int that may not fall along a row, a token sees none of another segment: documents
         packed into a row stay apart. Positions run on over the whole row, so each of them is trained as without.
         """
+        self._check_length(tokens)
+        return self._through_blocks(self.embedding(tokens), segment_ids)
+
+    def _check_length(self, tokens: Tensor) -> None:
         longest = self.config.context_length
         if tokens.size(-1) > longest:
             raise ValueError(f"GPT: 'tokens' must be at most context_length ({longest}) long, got {tokens.size(-1)}")
-        branch, residual = self.embedding(tokens), None
-        for block in self.blocks:
-            branch, residual = block(branch, residual, segment_ids)
+
+    def _through_blocks(
+        self, branch: Tensor, segment_ids: Tensor | None = None, cache: nn.KVCache | None = None, **cache_options
+    ) -> Tensor:
+        residual = None
+        for i, block in enumerate(self.blocks):
+            layer = None if cache is None else nn.CacheLayer(cache, i, **cache_options)
+            branch, residual = block(branch, residual, segment_ids, layer)
         normed, _ = self.norm(branch, residual)
         return normed
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return logits: (B, T) int -> (B, T, V)."""
-        return ops.linear(self.hidden(tokens), self.embedding.token.weight)
+    def forward(self, tokens: Tensor, cache: nn.KVCache | None = None) -> Tensor:
+        """Return logits: (B, T) int -> (B, T, V).
+
+        With a cache, for inference: tokens are the next T of every sequence in it, see what it holds and join it.
+
+        Raises:
+            ValueError: there are more tokens than context_length, or than the cache has room for.
+        """
+        if cache is None:
+            return self.logits(self.hidden(tokens))
+        if tokens.size(0) != cache.batch:
+            raise ValueError(f"GPT: 'tokens' must have the cache's {cache.batch} sequences, got {tokens.size(0)}")
+        cache.check_room(tokens.size(1))
+        hidden = self._through_blocks(self.embedding(tokens, cache.lengths), cache=cache)
+        cache.advance(tokens.size(1))
+        return self.logits(hidden)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """Return the output layer's logits: (*, C) -> (*, V)."""
+        return ops.linear(hidden, self.embedding.token.weight)
+
+    def new_cache(self, batch: int) -> nn.KVCache:
+        """Return an empty cache for `batch` sequences of up to context_length tokens."""
+        config, weight = self.config, self.embedding.token.weight
+        return nn.KVCache(
+            config.n_layer, batch, config.n_head, config.context_length, config.n_embd // config.n_head,
+            dtype=weight.dtype, device=weight.device,
+        )  # fmt: skip
+
+    @torch.no_grad()
+    def prefill(self, tokens: Tensor, lengths: Tensor, cache: nn.KVCache, rows: Tensor | None = None) -> Tensor:
+        """Put the first tokens of some sequences into a cache; return the logits after each one's last: (b, V).
+
+        What a sequence gets is the same bit for bit whatever the others are.
+
+        Args:
+            tokens: (b, T) int; sequences shorter than T are filled up on the right with any tokens.
+            lengths: (b,) int64, the tokens of each sequence that count, 1 .. T.
+            cache: what these sequences held in it is replaced.
+            rows: (b,) int64, which sequences of the cache; None is all.
+
+        Raises:
+            ValueError: T is over context_length, or lengths are out of range.
+        """
+        if lengths.shape != tokens.shape[:1] or not bool(((lengths >= 1) & (lengths <= tokens.size(1))).all()):
+            raise ValueError(f"GPT: 'lengths' must be (b,) numbers in [1, {tokens.size(1)}], got {lengths.tolist()}")
+        self._check_length(tokens)
+        hidden = self._through_blocks(self.embedding(tokens), cache=cache, prefill=True, rows=rows)
+        cache.set_lengths(lengths, rows)
+        last = torch.arange(tokens.size(0), device=tokens.device)
+        return self.logits(hidden[last, lengths - 1])
 
     def loss(self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing.

@@ -5,12 +5,14 @@ from fastllm.nn.attention import CausalSelfAttention
 from fastllm.nn.dropout import Dropout, DropoutAdd, DropoutAddLayerNorm
 from fastllm.nn.embedding import Embedding, PositionalEmbedding
 from fastllm.nn.feed_forward import FeedForward
+from fastllm.nn.kv_cache import CacheLayer, KVCache
 from fastllm.nn.linear import Linear
 from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
 from fastllm.nn.norm import LayerNorm, RMSNorm
 
 __all__ = [
     "GELU",
+    "CacheLayer",
     "CausalSelfAttention",
     "CrossEntropyLoss",
     "Dropout",
@@ -18,6 +20,7 @@ __all__ = [
     "DropoutAddLayerNorm",
     "Embedding",
     "FeedForward",
+    "KVCache",
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn.kv_cache import CacheLayer
 from fastllm.nn.linear import Linear
 
 # B batch, T tokens, H heads, D head_dim, C = H D channels
@@ -31,9 +32,18 @@ class CausalSelfAttention(torch.nn.Module):
         self.qkv = Linear(n_embd, 3 * n_embd, bias=bias)
         self.projection = Linear(n_embd, n_embd, bias=bias)
 
-    def forward(self, input: Tensor, segment_ids: Tensor | None = None) -> Tensor:
-        """Attend: (B, T, C) -> (B, T, C); with segment_ids (B, T), which may not fall, only within a segment."""
+    def forward(self, input: Tensor, segment_ids: Tensor | None = None, cache: CacheLayer | None = None) -> Tensor:
+        """Attend: (B, T, C) -> (B, T, C).
+
+        Args:
+            input: (B, T, C).
+            segment_ids: (B, T) int that may not fall along a row: tokens attend within their segment.
+            cache: for inference: the tokens join those in it, and segment_ids are not looked at.
+        """
         qkv = self.qkv(input).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, H, D)
-        dropout = self.dropout if self.training else 0.0
-        attended = ops.attention_packed(qkv, dropout_p=dropout, is_causal=True, segment_ids=segment_ids)  # (B, T, H, D)
-        return self.projection(attended.flatten(-2))
+        if cache is not None:
+            attended = cache.attend(qkv)
+        else:
+            dropout = self.dropout if self.training else 0.0
+            attended = ops.attention_packed(qkv, dropout_p=dropout, is_causal=True, segment_ids=segment_ids)
+        return self.projection(attended.flatten(-2))  # from (B, T, H, D)

@@ -37,8 +37,14 @@ class PositionalEmbedding(torch.nn.Module):
         self.token = Embedding(vocab_size, embedding_dim)
         self.position = Embedding(context_length, embedding_dim)
 
-    def forward(self, tokens: Tensor, position_offset: int = 0) -> Tensor:
-        """Return token + position embeddings: (B, T) int -> (B, T, C); the first token is at position_offset."""
+    def forward(self, tokens: Tensor, position_offset: int | Tensor = 0) -> Tensor:
+        """Return token + position embeddings: (B, T) int -> (B, T, C).
+
+        The first token of a sequence is at position_offset: one number, or (B,) int64 with a number a sequence.
+        """
+        if isinstance(position_offset, Tensor):
+            positions = position_offset[:, None] + torch.arange(tokens.size(1), device=tokens.device)
+            return self.token(tokens) + self.position(positions)
         return ops.embedding(
             tokens, self.token.weight, position_weight=self.position.weight, position_offset=position_offset
         )

@@ -1,0 +1,130 @@
+"""Beam search: the likeliest sequences, as far as a beam of them can tell."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastllm.errors import UserError
+from fastllm.generation.context import Context, check_count, checked_prompt, in_eval_mode
+from fastllm.generation.decoding import stop_ids
+from fastllm.models import GPT
+
+# K beams, V vocabulary, l new tokens of a sequence
+
+LENGTH_PENALTIES: dict[str, Callable[[int, float], float]] = {
+    "gnmt": lambda length, alpha: ((5 + length) / 6) ** alpha,
+    "power": lambda length, alpha: length**alpha,
+}
+
+
+@dataclass
+class Beam:
+    """One found sequence.
+
+    Args:
+        ids: the new tokens, without the one that stopped it.
+        logprob: the sum of the log-probabilities of all new tokens, of the stopping one too.
+        score: logprob over the length penalty; the length counts the stopping token too.
+        finish: why it ended: "stop" or "length".
+    """
+
+    ids: list[int] = field(default_factory=list)
+    logprob: float = 0.0
+    score: float = 0.0
+    finish: str = "length"
+
+
+def beam_search(
+    model: GPT,
+    prompt: Sequence[int] | Tensor,
+    max_new_tokens: int,
+    *,
+    num_beams: int = 4,
+    stop: Sequence[int] = (),
+    length_penalty: str = "gnmt",
+    alpha: float = 0.0,
+) -> list[Beam]:
+    """Return the best sequences that continue a prompt, the best first.
+
+    With as many beams as there are sequences the search is exhaustive, and what it finds is the best there is.
+
+    Args:
+        model, prompt, max_new_tokens: as of :func:`fastllm.generation.generate`; at least one token.
+        num_beams: K, how many unfinished sequences are followed, and the most that are returned.
+        stop: tokens that end a sequence.
+        length_penalty: what a sequence's log-probability is divided by, with l its number of new tokens: "gnmt",
+            ((5 + l) / 6)^alpha (Wu et al., "Google's neural machine translation system", 2016), or "power", l^alpha;
+            both go by this name elsewhere.
+        alpha: 0 is no penalty; more favours longer sequences.
+
+    Raises:
+        UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
+    """
+    ids = checked_prompt(model, prompt)
+    check_count(max_new_tokens, least=1)
+    if num_beams < 1:
+        raise UserError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
+    if length_penalty not in LENGTH_PENALTIES:
+        raise UserError(
+            f"beam_search: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"
+        )
+    stops = {token for (token,) in stop_ids(model, list(stop))}
+    penalty = LENGTH_PENALTIES[length_penalty]
+    with in_eval_mode(model):
+        search = _Search(num_beams, stops, lambda length: penalty(length, alpha), max_new_tokens)
+        context = Context(model, [ids], room=num_beams)
+        for length in range(1, max_new_tokens + 1):
+            search.extend(context.logits, length)
+            if search.settled(length):
+                break
+            context.keep(search.parents)
+            context.push([beam.ids[-1] for beam in search.alive])
+        return search.best()
+
+
+class _Search:
+    """The unfinished sequences, and the best finished ones."""
+
+    def __init__(self, num_beams: int, stops: set[int], penalty: Callable[[int], float], longest: int) -> None:
+        self.num_beams, self.stops, self.penalty, self.longest = num_beams, stops, penalty, longest
+        self.alive = [Beam()]
+        self.finished: list[Beam] = []
+        self.parents: list[int] = []  # of the alive ones, in the step before
+
+    def extend(self, logits: Tensor, length: int) -> None:
+        """Give every unfinished sequence its next tokens; logits (K, V)."""
+        totals = logits.double().log_softmax(-1).cpu() + torch.tensor([[beam.logprob] for beam in self.alive])
+        if not totals.max().isfinite():
+            raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
+        # As many that K unfinished ones are among them, even if every stop of every beam comes first.
+        count = min(self.num_beams + len(self.alive) * len(self.stops), totals.numel())
+        values, places = totals.flatten().topk(count)
+        vocabulary, before = totals.size(1), self.alive
+        self.alive, self.parents = [], []
+        for logprob, place in zip(values.tolist(), places.tolist(), strict=True):
+            parent, token = divmod(place, vocabulary)
+            score = logprob / self.penalty(length)
+            if token in self.stops:
+                self.finished.append(Beam(before[parent].ids, logprob, score, "stop"))
+            elif len(self.alive) < self.num_beams:
+                self.alive.append(Beam([*before[parent].ids, token], logprob, score))
+                self.parents.append(parent)
+        if length == self.longest:
+            self.finished += self.alive
+        self.finished = sorted(self.finished, key=lambda beam: -beam.score)[: self.num_beams]
+
+    def settled(self, length: int) -> bool:
+        """Whether no unfinished sequence can still come among the best."""
+        if length == self.longest or not self.alive:
+            return True
+        if len(self.finished) < self.num_beams:
+            return False
+        # A log-probability only falls, so none can do better than keep it to where the penalty is kindest.
+        kindest = max(self.penalty(length + 1), self.penalty(self.longest))
+        return self.alive[0].logprob / kindest <= self.finished[-1].score
+
+    def best(self) -> list[Beam]:
+        """Return the finished sequences, the best first."""
+        return self.finished

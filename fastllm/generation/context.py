@@ -1,0 +1,104 @@
+"""The sequences that are being continued, and the model's logits after each. Knows nothing of how tokens are chosen."""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+
+import torch
+from torch import Tensor
+
+from fastllm.errors import UserError
+from fastllm.models import GPT
+
+# B sequences, V vocabulary
+
+
+class Context:
+    """B sequences over one KV cache. Each has the same logits bit for bit whatever the others are (in float32).
+
+    The model sees at most context_length tokens. A sequence that has so many is cut before it gets its next one: the
+    last context_length // 2 stay, and stand from position 0 on again. A longer prompt starts with its last
+    context_length tokens.
+
+    Args:
+        model: a GPT in eval mode.
+        prompts: B sequences of ids, none of them empty.
+        room: the most sequences that `keep` will make; default B.
+
+    Attributes:
+        logits: (B, V) of the next token of each sequence.
+    """
+
+    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], room: int | None = None) -> None:
+        self.model = model
+        self._longest = model.config.context_length
+        self._cache = model.new_cache(room or len(prompts))
+        self._cache.reorder(range(len(prompts)))
+        self._visible = [list(prompt[-self._longest :]) for prompt in prompts]
+        self.logits = self._prefill(self._visible)
+
+    def push(self, tokens: Sequence[int]) -> None:
+        """Give every sequence its next token."""
+        self._cut([i for i, ids in enumerate(self._visible) if len(ids) == self._longest])
+        for ids, token in zip(self._visible, tokens, strict=True):
+            ids.append(token)
+        with torch.no_grad():
+            column = torch.tensor(tokens, device=self.logits.device)[:, None]
+            self.logits = self.model(column, self._cache)[:, -1]
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make sequence i a copy of what sequence rows[i] was, for as many as there are rows."""
+        self._cache.reorder(rows)
+        self._visible = [list(self._visible[row]) for row in rows]
+        self.logits = self.logits[torch.as_tensor(rows, dtype=torch.int64, device=self.logits.device)]
+
+    def _cut(self, rows: list[int]) -> None:
+        if not rows:
+            return
+        kept = self._longest // 2
+        for row in rows:
+            self._visible[row] = self._visible[row][self._longest - kept :]
+        if kept:
+            self._prefill([self._visible[row] for row in rows], rows)
+        else:
+            self._cache.reset(torch.tensor(rows))
+
+    def _prefill(self, sequences: list[list[int]], rows: list[int] | None = None) -> Tensor:
+        device = self._cache.lengths.device
+        lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+        padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
+        for row, ids in zip(padded, sequences, strict=True):
+            row[: len(ids)] = torch.tensor(ids)
+        chosen = None if rows is None else torch.tensor(rows, device=device)
+        return self.model.prefill(padded.to(device), lengths, self._cache, chosen)
+
+
+@contextmanager
+def in_eval_mode(model: GPT) -> Iterator[None]:
+    """Put a model into eval mode, and back afterwards."""
+    was_training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(was_training)
+
+
+def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
+    """Return a prompt's ids.
+
+    Raises:
+        UserError: there are none, or some are outside the vocabulary.
+    """
+    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    vocabulary = model.config.vocab_size
+    if ids.numel() == 0:
+        raise UserError("generate: 'prompt' must have at least one token, got none")
+    if ids.min() < 0 or ids.max() >= vocabulary:
+        raise UserError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
+    return ids.tolist()
+
+
+def check_count(max_new_tokens: int, least: int = 0) -> None:
+    """Raise UserError if max_new_tokens is under least."""
+    if max_new_tokens < least:
+        raise UserError(f"generate: 'max_new_tokens' must be at least {least}, got {max_new_tokens}")

@@ -1,0 +1,207 @@
+"""Sampling from a language model, one sequence or many. Knows nothing of tokenizers or text: ids in, ids out."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from fastllm.errors import UserError
+from fastllm.generation.context import Context, check_count, checked_prompt, in_eval_mode
+from fastllm.generation.sampling import Sampling
+from fastllm.generation.stopping import StopMatcher
+from fastllm.models import GPT
+
+# B sequences, V vocabulary
+
+
+@dataclass
+class Generation:
+    """What was generated after one prompt.
+
+    Args:
+        ids: the new tokens, without the stop sequence.
+        logprobs: the log-probability of each, in nats, as the model gave it (before temperature and filters).
+        finish: why it ended: "stop" or "length".
+        text: the new text, where there was a tokenizer; a stop string and what follows it is cut off.
+    """
+
+    ids: list[int]
+    logprobs: list[float] = field(repr=False)
+    finish: str
+    text: str | None = None
+
+
+class Track:
+    """One sequence on its way.
+
+    Args:
+        prompt: its ids.
+        sampling: how its tokens are drawn.
+        seed: of its own generator.
+        stop: sequences of ids that end it.
+        vocabulary: draw among the first so many tokens only.
+        watch: is told every token that is known not to belong to a stop sequence; True ends the sequence.
+    """
+
+    def __init__(
+        self,
+        prompt: list[int],
+        sampling: Sampling,
+        seed: int,
+        stop: Sequence[Sequence[int]] = (),
+        vocabulary: int | None = None,
+        watch: Callable[[int], bool] = lambda token: False,
+    ) -> None:
+        self.prompt, self.sampling, self.vocabulary, self.watch = prompt, sampling, vocabulary, watch
+        self.generator = torch.Generator().manual_seed(seed)
+        self.drawn: list[int] = []
+        self.ids: list[int] = []
+        self.logprobs: list[float] = []
+        self.finish: str | None = None
+        self._stops = StopMatcher([list(ids) for ids in stop], [])
+
+    def take(self, logits: Tensor) -> None:
+        """Draw the next token from logits (V,)."""
+        token, logprob = self.sampling.draw(logits[: self.vocabulary], self.generator, self.prompt + self.drawn)
+        self.drawn.append(token)
+        self.logprobs.append(logprob)
+        self._release(self._stops.push([token]))
+        if self._stops.stopped:
+            self.finish = "stop"
+
+    def end(self) -> None:
+        """Let go of what was held back: no more tokens are wanted."""
+        if self.finish is None:
+            self._release(self._stops.finish())
+            self.finish = self.finish or "length"
+
+    def _release(self, tokens: list[int]) -> None:
+        for token in tokens:
+            self.ids.append(token)
+            if self.watch(token):
+                self.finish = "stop"
+                return
+
+    def result(self, text: str | None = None) -> Generation:
+        """Return what was generated."""
+        return Generation(self.ids, self.logprobs[: len(self.ids)], self.finish or "length", text)
+
+
+def run(model: GPT, tracks: Sequence[Track], max_new_tokens: int) -> Iterator[None]:
+    """Continue sequences together, a token each a step; yields after every step. Those that ended leave the batch."""
+    with in_eval_mode(model):
+        active = list(tracks)
+        context = Context(model, [track.prompt for track in active]) if active and max_new_tokens else None
+        for step in range(max_new_tokens):
+            if context is None or not active:
+                break
+            for track, logits in zip(active, context.logits.float().cpu(), strict=True):
+                track.take(logits)
+                if step == max_new_tokens - 1:
+                    track.end()
+            yield
+            going = [row for row, track in enumerate(active) if track.finish is None]
+            if not going:
+                return
+            if len(going) < len(active):
+                context.keep(going)
+                active = [active[row] for row in going]
+            context.push([track.drawn[-1] for track in active])
+
+
+def generate(
+    model: GPT,
+    prompt: Sequence[int] | Tensor,
+    max_new_tokens: int,
+    *,
+    stop: Sequence[int | Sequence[int]] = (),
+    seed: int | None = None,
+    **sampling,
+) -> Iterator[int]:
+    """Yield new token ids of one sequence, each as soon as it is known.
+
+    Keys and values are cached. When a sequence has context_length tokens, its last context_length // 2 stay and the
+    others are forgotten; of a prompt longer than context_length the last context_length tokens are seen.
+
+    Args:
+        model: a GPT; it is put into eval mode while it runs and back afterwards.
+        prompt: (T,) ids, at least one.
+        max_new_tokens: how many to yield at most.
+        stop: tokens, or sequences of tokens, that end it; they are not yielded.
+        seed: makes the draws repeatable; None draws one from torch's global generator.
+        sampling: temperature, top_k, top_p, min_p, repetition_penalty, as of :class:`Sampling`.
+
+    Raises:
+        UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
+
+    Example:
+        >>> from fastllm.models import GPTConfig
+        >>> model = GPT(GPTConfig.preset("shakespeare"))
+        >>> len(list(generate(model, [1, 2, 3], 5, top_k=10, seed=0)))
+        5
+    """
+    check_count(max_new_tokens)
+    track = Track(checked_prompt(model, prompt), Sampling(**sampling), seeds_of(seed, 1)[0], stop_ids(model, stop))
+    return _stream(model, track, max_new_tokens)
+
+
+def _stream(model: GPT, track: Track, max_new_tokens: int) -> Iterator[int]:
+    given = 0
+    for _ in run(model, [track], max_new_tokens):
+        yield from track.ids[given:]
+        given = len(track.ids)
+
+
+def generate_batch(
+    model: GPT,
+    prompts: Sequence[Sequence[int] | Tensor],
+    max_new_tokens: int,
+    *,
+    stop: Sequence[int | Sequence[int]] = (),
+    seed: int | Sequence[int] | None = None,
+    **sampling,
+) -> list[Generation]:
+    """Continue many prompts, of any lengths, together. Each result is the one its prompt and seed give alone.
+
+    Equal bit for bit in float32: every kernel gives a row the same bits in any batch, and every sequence draws from a
+    generator of its own.
+
+    Args:
+        model, max_new_tokens, stop, sampling: as of :func:`generate`.
+        prompts: sequences of ids; the same one several times gives several samples.
+        seed: one a prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
+
+    Returns:
+        A :class:`Generation` a prompt, in their order.
+
+    Raises:
+        UserError: as generate does, or there are not as many seeds as prompts.
+    """
+    check_count(max_new_tokens)
+    how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(prompts))
+    tracks = [Track(checked_prompt(model, p), how, s, stops) for p, s in zip(prompts, seeds, strict=True)]
+    for _ in run(model, tracks, max_new_tokens):
+        pass
+    return [track.result() for track in tracks]
+
+
+def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]:
+    """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
+    stops = [[ids] if isinstance(ids, int) else list(ids) for ids in stop]
+    vocabulary = model.config.vocab_size
+    wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
+    if wrong:
+        raise UserError(f"generate: 'stop' must have ids in [0, {vocabulary}), got {wrong[0]}")
+    return stops
+
+
+def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
+    """Return a seed a sequence."""
+    if seed is None:
+        return torch.randint(2**62, (count,)).tolist()
+    if isinstance(seed, int):
+        return [seed + i for i in range(count)]
+    if len(seed) != count:
+        raise UserError(f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seed)}")
+    return list(seed)

@@ -1,0 +1,155 @@
+"""Generation at the level of text: prompts and stops are strings, and what comes out is text."""
+
+from collections.abc import Iterator, Sequence
+
+from fastllm.errors import UserError
+from fastllm.generation.context import check_count, checked_prompt
+from fastllm.generation.decoding import Generation, Track, run, seeds_of, stop_ids
+from fastllm.generation.sampling import Sampling
+from fastllm.generation.stopping import StopMatcher
+from fastllm.models import GPT
+from fastllm.tokenizers import Tokenizer
+
+Stop = str | int | Sequence[int]
+
+_INCOMPLETE = "\ufffd"  # what a tokenizer of bytes makes of a character whose last bytes are still to come
+_CONTEXT = 16  # tokens of the prompt that a decoder is shown, so that a first space is not taken for the text's start
+
+
+class TextDecoder:
+    """Turns ids into text as they come; a character that is spread over several tokens comes when it is whole.
+
+    Works with every tokenizer: what a token adds is the difference between the text with and without it, over the few
+    tokens before it.
+
+    Args:
+        tokenizer: decodes ids.
+        prompt: the ids before the first one.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt[-_CONTEXT:])
+        self._given = len(self._ids)  # the text of so many of the ids is given out
+
+    def push(self, token: int) -> str:
+        """Return the text that is whole with this token."""
+        self._ids.append(token)
+        new = self._new_text()
+        if new.endswith(_INCOMPLETE):
+            return ""
+        self._ids = self._ids[self._given :]
+        self._given = len(self._ids)
+        return new
+
+    def finish(self) -> str:
+        """Return what is left, whole or not."""
+        new = self._new_text()
+        self._given = len(self._ids)
+        return new
+
+    def _new_text(self) -> str:
+        before = self._tokenizer.decode(self._ids[: self._given])
+        return self._tokenizer.decode(self._ids)[len(before) :]
+
+
+class _TextTrack:
+    """One text on its way: a Track whose tokens become text up to a stop string."""
+
+    def __init__(
+        self, model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, seed: int, stop: Sequence[Stop]
+    ) -> None:
+        if not prompt:
+            raise UserError("generate: 'prompt' must not be empty")
+        ids = checked_prompt(model, tokenizer.encode(prompt).tolist())
+        tokens = stop_ids(model, [s for s in stop if not isinstance(s, str)])
+        self._decoder = TextDecoder(tokenizer, ids)
+        self._stops = StopMatcher([s for s in stop if isinstance(s, str)], "")
+        self.text = ""
+        self.track = Track(ids, sampling, seed, tokens, tokenizer.vocab_size, self._watch)
+
+    def _watch(self, token: int) -> bool:
+        self.text += self._stops.push(self._decoder.push(token))
+        return self._stops.stopped
+
+    def finish(self) -> None:
+        if not self._stops.stopped:
+            self.text += self._stops.push(self._decoder.finish())
+        self.text += self._stops.finish()
+
+
+def _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling) -> list[_TextTrack]:
+    check_count(max_new_tokens)
+    stops = [stop] if isinstance(stop, str) else stop
+    how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
+    return [_TextTrack(model, tokenizer, p, how, s, stops) for p, s in zip(prompts, seeds, strict=True)]
+
+
+def stream_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompt: str,
+    max_new_tokens: int,
+    *,
+    stop: str | Sequence[Stop] = (),
+    seed: int | None = None,
+    **sampling,
+) -> Iterator[str]:
+    """Yield the text that continues a prompt, piece by piece, each as soon as it is known.
+
+    Args:
+        model, max_new_tokens, seed, sampling: as of :func:`generate`.
+        tokenizer: the model's.
+        prompt: not empty.
+        stop: strings, tokens or sequences of tokens that end the text; they are not yielded.
+
+    Raises:
+        UserError: as generate does, or the tokenizer does not know a character of the prompt.
+    """
+    (track,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
+    return _stream(model, track, max_new_tokens)
+
+
+def _stream(model: GPT, track: _TextTrack, max_new_tokens: int) -> Iterator[str]:
+    given = 0
+    for _ in run(model, [track.track], max_new_tokens):
+        if len(track.text) > given:
+            yield track.text[given:]
+            given = len(track.text)
+    track.finish()
+    if len(track.text) > given:
+        yield track.text[given:]
+
+
+def generate_text(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    stop: str | Sequence[Stop] = (),
+    seed: int | Sequence[int] | None = None,
+    **sampling,
+) -> list[Generation]:
+    """Continue many texts together; each result is the one its prompt and seed give alone.
+
+    Args:
+        model, max_new_tokens, seed, sampling: as of :func:`generate_batch`.
+        tokenizer: the model's.
+        prompts: texts, none empty.
+        stop: strings, tokens or sequences of tokens that end a text; they are cut off.
+
+    Returns:
+        A :class:`Generation` a prompt, with its text; where a stop string ended it, ids go to the token it ended in.
+
+    Raises:
+        UserError: as stream_text does.
+    """
+    if isinstance(prompts, str):
+        raise UserError("generate: 'prompts' must be a list of texts, got one text")
+    tracks = _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling)
+    for _ in run(model, [track.track for track in tracks], max_new_tokens):
+        pass
+    for track in tracks:
+        track.finish()
+    return [track.track.result(track.text) for track in tracks]

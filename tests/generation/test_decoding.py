@@ -1,0 +1,119 @@
+"""Sampling one sequence and many."""
+
+import pytest
+import torch
+
+import fastllm
+from fastllm.errors import UserError
+from fastllm.generation import generate, generate_batch
+from tests.generation.models import small_gpt
+
+PROMPTS = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16, [1]]
+OPTIONS = {"temperature": 1.2, "top_k": 9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1}
+
+
+def test_a_sequence_is_the_same_alone_in_a_batch_and_streamed():
+    model = small_gpt()
+    together = generate_batch(model, PROMPTS, 50, seed=[3, 1, 4, 1, 5], **OPTIONS)
+    assert together[0].ids != together[4].ids  # the same prompt with another seed
+    for prompt, seed, result in zip(PROMPTS, [3, 1, 4, 1, 5], together, strict=True):
+        (alone,) = generate_batch(model, [prompt], 50, seed=seed, **OPTIONS)
+        assert alone == result  # ids and log-probabilities, bit for bit
+        assert list(generate(model, prompt, 50, seed=seed, **OPTIONS)) == result.ids
+        assert len(result.ids) == 50
+        assert result.finish == "length"
+
+
+def test_a_sequence_is_the_same_when_others_end_before_it():
+    model = small_gpt()
+    free = generate_batch(model, PROMPTS, 40, seed=0)
+    stop = free[0].ids[2]
+    results = generate_batch(model, PROMPTS, 40, seed=0, stop=[stop])
+    assert any(result.finish == "stop" for result in results)
+    for result, before in zip(results, free, strict=True):
+        cut = before.ids.index(stop) if stop in before.ids else len(before.ids)
+        assert result.ids == before.ids[:cut]
+        assert result.logprobs == before.logprobs[:cut]
+        assert result.finish == ("stop" if stop in before.ids else "length")
+
+
+def test_same_for_any_number_of_threads(threads):
+    model, results = small_gpt(), []
+    for count in (1, 2, 3):
+        threads(count)
+        results.append(generate_batch(model, PROMPTS, 30, seed=0))
+    assert results[0] == results[1] == results[2]
+
+
+def test_logprobs_are_the_models():
+    model = small_gpt()
+    (result,) = generate_batch(model, [[4, 5, 6]], 10, seed=0, temperature=2.0)
+    with torch.no_grad():
+        logprobs = model(torch.tensor([[4, 5, 6, *result.ids]]))[0].log_softmax(-1)
+    expected = [float(logprobs[2 + i, token]) for i, token in enumerate(result.ids)]
+    assert result.logprobs == pytest.approx(expected, abs=1e-4)
+
+
+def test_a_single_seed_counts_up_and_none_follows_torch():
+    model = small_gpt()
+    assert generate_batch(model, [[1], [1]], 20, seed=7) == generate_batch(model, [[1], [1]], 20, seed=[7, 8])
+    results = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        results.append(generate_batch(model, [[1], [1]], 20))
+    assert results[0] == results[1]
+    assert results[0][0] != results[0][1]
+
+
+def test_stop_sequences_are_held_back():
+    model = small_gpt()
+    free = list(generate(model, [1], 30, seed=0))
+    whole = [free[4:7], [free[4], free[5], (free[6] + 1) % 23]]  # the second begins as the first does
+    assert list(generate(model, [1], 30, seed=0, stop=whole)) == free[:4]
+    # A stop that only begins is given out when the end comes.
+    never = [[*free[28:30], 0]]
+    assert list(generate(model, [1], 30, seed=0, stop=never)) == free
+
+
+def test_model_is_left_as_it_was():
+    model = small_gpt().train()
+    stream = generate(model, [1], 5, seed=0)
+    next(stream)
+    assert not model.training
+    stream.close()
+    assert model.training
+    generate_batch(model, [[1]], 2)
+    assert model.training
+    assert all(p.grad is None for p in model.parameters())
+
+
+def test_nothing_to_do():
+    assert generate_batch(small_gpt(), [], 5) == []
+    assert list(fastllm.generate(small_gpt(), [1], 0)) == []
+    assert generate_batch(small_gpt(), [[1]], 0)[0].finish == "length"
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1], []], {}, "'prompt' must have at least one token, got none"),
+        ([[1], [23]], {}, r"'prompt' must have ids in \[0, 23\), got 23 to 23"),
+        ([[1, -1]], {}, r"'prompt' must have ids in \[0, 23\), got -1 to 1"),
+        ([[1]], {"max_new_tokens": -1}, "'max_new_tokens' must be at least 0, got -1"),
+        ([[1]], {"top_p": 2.0}, "'top_p' must be in"),
+        ([[1]], {"stop": [23]}, r"'stop' must have ids in \[0, 23\), got 23"),
+        ([[1]], {"stop": [[]]}, "'stop' must not have an empty string or sequence"),
+        ([[1], [2]], {"seed": [1]}, "'seed' must be a number, or one for each of the 2 prompts, got 1"),
+    ],
+)
+def test_refuses(prompts, options, message):
+    with pytest.raises(UserError, match=message):
+        generate_batch(small_gpt(), prompts, **{"max_new_tokens": 3, **options})
+
+
+def test_diverged_weights_are_told():
+    model = small_gpt()
+    with torch.no_grad():
+        model.norm.weight[0] = float("nan")
+    with pytest.raises(UserError, match="logits are not finite"):
+        list(generate(model, [1], 3))

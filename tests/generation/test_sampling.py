@@ -1,0 +1,115 @@
+"""From logits to a token."""
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastllm.errors import UserError
+from fastllm.generation import Sampling
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def counts(logits, draws=4000, **options):
+    """How often each token is drawn."""
+    sampling, source = Sampling(**options), generator()
+    return torch.bincount(torch.tensor([sampling.draw(logits, source)[0] for _ in range(draws)]), minlength=len(logits))
+
+
+LOGITS = torch.tensor([0.5, 0.1, 0.25, 0.05, 0.1]).log()
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({}, [0.5, 0.1, 0.25, 0.05, 0.1]),
+        ({"temperature": 0.5}, [0.25, 0.01, 0.0625, 0.0025, 0.01]),
+        ({"top_k": 2}, [2, 0, 1, 0, 0]),
+        ({"top_p": 0.74}, [2, 0, 1, 0, 0]),  # the fewest that have it have a little more
+        ({"top_p": 0.4}, [1, 0, 0, 0, 0]),  # the likeliest alone has more
+        ({"top_k": 3, "top_p": 0.5}, [1, 0, 0, 0, 0]),  # of the three the likeliest has 10 / 17
+        ({"min_p": 0.19}, [0.5, 0.1, 0.25, 0, 0.1]),
+        ({"min_p": 1.0}, [1, 0, 0, 0, 0]),
+        ({"top_k": 99}, [0.5, 0.1, 0.25, 0.05, 0.1]),
+    ],
+)
+def test_draws_from_the_distribution(options, expected):
+    expected = torch.tensor(expected, dtype=torch.float64)
+    expected /= expected.sum()
+    drawn = counts(LOGITS, **options) / 4000
+    assert not drawn[expected == 0].any()
+    deviation = (expected * (1 - expected) / 4000).sqrt()
+    assert ((drawn - expected).abs() <= 4.5 * deviation).all()
+
+
+def test_top_k_is_exact_among_equals():
+    assert (counts(torch.zeros(9), draws=300, top_k=3) > 0).sum() == 3
+
+
+def test_greedy_takes_the_likeliest_and_no_random_number():
+    source = generator()
+    before = source.get_state()
+    for options in ({"temperature": 0.0}, {"top_k": 1}):
+        assert Sampling(**options).draw(LOGITS, source)[0] == 0
+    assert torch.equal(source.get_state(), before)
+
+
+def test_logprob_is_the_models_own():
+    for options in ({}, {"temperature": 0.3, "top_k": 2}, {"repetition_penalty": 5.0}):
+        token, logprob = Sampling(**options).draw(LOGITS, generator(), seen=[0])
+        assert logprob == pytest.approx(float(LOGITS[token]), abs=1e-6)
+
+
+def test_repetition_penalty():
+    logits = torch.tensor([4.0, 3.0, -1.0])
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0, 0])[0] == 1
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0, 1])[0] == 0  # 2, 1.5, -1
+    # A negative one is multiplied: -2 is under -1.5.
+    logits = torch.tensor([-1.0, -1.5])
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0])[0] == 1
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    logits=st.lists(st.floats(-50, 50) | st.just(-math.inf), min_size=1, max_size=12),
+    temperature=st.floats(1e-300, 100) | st.just(0.0), top_k=st.none() | st.integers(1, 15),
+    top_p=st.none() | st.floats(1e-9, 1), min_p=st.none() | st.floats(0, 1), seed=st.integers(0, 99),
+)  # fmt: skip
+def test_never_draws_what_is_excluded(logits, temperature, top_k, top_p, min_p, seed):
+    logits = torch.tensor([*logits, 0.0], dtype=torch.float64)
+    token, logprob = Sampling(temperature, top_k, top_p, min_p).draw(logits, generator(seed))
+    assert math.isfinite(logprob)
+    assert top_k is None or (logits > logits[token]).sum() < top_k
+    if temperature:
+        probabilities = ((logits - logits.max()) / temperature).softmax(0)
+        assert min_p is None or probabilities[token] >= min_p * probabilities.max() * (1 - 1e-9)
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_refuses_logits_that_are_not_finite(value):
+    with pytest.raises(UserError, match="logits are not finite: its weights are damaged or diverged"):
+        Sampling(temperature=0).draw(torch.tensor([1.0, value, 2.0]), generator())
+    with pytest.raises(UserError, match="logits are not finite"):
+        Sampling().draw(torch.full((3,), -math.inf), generator())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"temperature": -1.0}, "'temperature' must be at least 0 and finite, got -1.0"),
+        ({"temperature": math.nan}, "'temperature' must be at least 0 and finite, got nan"),
+        ({"top_k": 0}, "'top_k' must be at least 1, got 0"),
+        ({"top_p": 0.0}, r"'top_p' must be in \(0, 1\], got 0.0"),
+        ({"top_p": 1.5}, r"'top_p' must be in \(0, 1\], got 1.5"),
+        ({"min_p": -0.1}, r"'min_p' must be in \[0, 1\], got -0.1"),
+        ({"repetition_penalty": 0.0}, "'repetition_penalty' must be over 0 and finite, got 0.0"),
+    ],
+)
+def test_refuses(options, message):
+    with pytest.raises(UserError, match=message):
+        Sampling(**options)
