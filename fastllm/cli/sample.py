@@ -43,6 +43,8 @@ def run(arguments: Namespace) -> int:
     """Print generated text as it comes."""
     if arguments.num_samples < 1:
         raise UserError(f"sample: 'num_samples' must be at least 1, got {arguments.num_samples}")
+    if arguments.num_beams < 1:
+        raise UserError(f"sample: 'num_beams' must be at least 1, got {arguments.num_beams}")
     if arguments.interactive and arguments.prompt_file:
         raise UserError("sample: 'interactive' and 'prompt_file' do not go together")
     model, tokenizer = _load(arguments.run, arguments.checkpoint)

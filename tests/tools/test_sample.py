@@ -1,0 +1,127 @@
+"""fastllm sample on a folder with a model that was never trained."""
+
+import io
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from fastllm import cli
+from fastllm.generation import beam_search, generate_text
+from fastllm.models import GPT, GPTConfig
+from fastllm.tokenizers import CharacterTokenizer
+
+TOKENIZER = CharacterTokenizer("\nabcdefghijklmnopqrstuvwxyz")
+
+
+@pytest.fixture
+def folder(tmp_path):
+    torch.manual_seed(0)
+    model = GPT(GPTConfig(TOKENIZER.vocab_size, 16, 1, 2, 16))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.normal_(std=0.4)
+    model.save_pretrained(tmp_path / "model")
+    TOKENIZER.save(tmp_path / "model")
+    return tmp_path / "model"
+
+
+def sample(capsys, folder, *options):
+    assert cli.main(["sample", str(folder), "--max_new_tokens=25", *options]) == 0
+    return capsys.readouterr().out
+
+
+def expected(folder, prompts, **options):
+    results = generate_text(
+        GPT.from_pretrained(folder), TOKENIZER, prompts, 25, seed=1337, **{"temperature": 0.8, **options}
+    )
+    return [prompt + result.text for prompt, result in zip(prompts, results, strict=True)]
+
+
+def test_one_sample_from_a_model_folder(folder, capsys):
+    assert sample(capsys, folder, "--prompt=ab") == expected(folder, ["ab"])[0] + "\n"
+
+
+def test_every_option_reaches_the_sampler(folder, capsys):
+    options = ["--temperature=1.5", "--top-k=9", "--top-p=0.9", "--min-p=0.02", "--repetition-penalty=1.3"]
+    values = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3}
+    plain = expected(folder, ["ab"])[0]
+    for option, (name, value) in zip(options, values.items(), strict=True):
+        output = sample(capsys, folder, "--prompt=ab", option)
+        assert output == expected(folder, ["ab"], **{name: value})[0] + "\n"
+    assert sample(capsys, folder, "--prompt=ab", *options) == expected(folder, ["ab"], **values)[0] + "\n"
+    stop = plain[10:12]
+    assert sample(capsys, folder, "--prompt=ab", "--stop", "0", stop) == plain[: plain.index(stop, 2)] + "\n"
+
+
+def test_several_samples_are_those_of_their_seeds(folder, capsys):
+    output = sample(capsys, folder, "--prompt=ab", "--num-samples=3")
+    texts = expected(folder, ["ab"] * 3)
+    assert output == ("\n\n" + "-" * 40 + "\n").join(texts) + "\n"
+    assert output.startswith(sample(capsys, folder, "--prompt=ab")[:-1])
+
+
+def test_prompts_from_a_file(folder, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("ab\n\nthe cat\n".replace(" ", ""))
+    output = sample(capsys, folder, "--prompt_file", str(tmp_path / "prompts.txt"))
+    assert output == ("\n\n" + "-" * 40 + "\n").join(expected(folder, ["ab", "thecat"])) + "\n"
+
+
+def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\nxyz\n"))
+    output = sample(capsys, folder, "--interactive")
+    ab, xyz = expected(folder, ["ab"])[0], expected(folder, ["xyz"])[0]
+    assert output == f"> {ab}\n> > {xyz}\n> \n"
+
+
+def test_beams(folder, capsys):
+    beams = beam_search(GPT.from_pretrained(folder), TOKENIZER.encode("ab"), 25, num_beams=3, alpha=0.6)
+    output = sample(capsys, folder, "--prompt=ab", "--num_beams=3")
+    assert output == "ab" + TOKENIZER.decode(beams[0].ids) + "\n"
+    output = sample(capsys, folder, "--prompt=ab", "--num_beams=3", "--num_samples=2", "--length_penalty=power")
+    assert output.count("-" * 40) == 1
+
+
+def test_streams_as_it_comes(folder):
+    """The first piece is there while the command still runs."""
+    command = [sys.executable, "-m", "fastllm", "sample", str(folder), "--prompt=ab", "--max_new_tokens=100000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL) as process:
+        assert process.stdout.read(20).startswith(b"ab")
+        assert process.poll() is None
+        process.terminate()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--prompt="], "'prompt' must not be empty; leave it out to start from a new line"),
+        (["--prompt=A"], "characters that the vocabulary of 27 has not: 'A'"),
+        (["--num_samples=0"], "'num_samples' must be at least 1, got 0"),
+        (["--top_p=1.5"], "'top_p' must be in (0, 1], got 1.5"),
+        (["--temperature=-1"], "'temperature' must be at least 0 and finite, got -1.0"),
+        (["--max_new_tokens=-1"], "'max_new_tokens' must be at least 0, got -1"),
+        (["--prompt_file=nowhere"], "cannot read the prompts in nowhere"),
+        (["--interactive", "--prompt_file=x"], "'interactive' and 'prompt_file' do not go together"),
+        (["--num_beams=2", "--stop", "x"], "'stop' does not go with beam search"),
+        (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
+        (["--num_beams=0"], "'num_beams' must be at least 1, got 0"),
+        (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
+        (["--checkpoint=x"], "'checkpoint' must be last or best, got 'x'"),
+    ],
+)
+def test_wrong_options(folder, capsys, options, message):
+    assert cli.main(["sample", str(folder), *options]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_an_empty_prompt_file(folder, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("\n  \n")
+    assert cli.main(["sample", str(folder), "--prompt_file", str(tmp_path / "prompts.txt")]) == 2
+    assert "prompts.txt has no prompt: it is one a line, and empty lines don't count" in capsys.readouterr().err
+
+
+def test_a_tokenizer_of_another_model(folder, capsys):
+    CharacterTokenizer("".join(map(chr, range(200)))).save(folder)
+    assert cli.main(["sample", str(folder)]) == 2
+    assert "the tokenizer has 200 tokens, more than the model's 27" in capsys.readouterr().err
