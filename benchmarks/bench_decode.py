@@ -13,11 +13,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 from benchmarks import harness
 from benchmarks.harness import OURS, Case
+from fastllm import ops
 from fastllm.generation import generate_batch
-from fastllm.models import GPT, GPTConfig
+from fastllm.models import GPT
 
 OUTPUT = Path(__file__).parent / "results" / "decode" / "cpu.json"
 NEW_TOKENS = 16  # of which the first comes with the prompt's pass
@@ -35,7 +37,6 @@ def models():
     with tempfile.TemporaryDirectory() as folder:
         theirs.save_pretrained(folder)
         ours = GPT.from_pretrained(folder).eval()
-    assert ours.config == GPTConfig.preset("gpt2")
     return ours, theirs
 
 
@@ -61,6 +62,19 @@ def decode_case(ours, theirs, batch: int, uncached: bool) -> Case:
         peers["transformers, no cache"] = transformers_with(False)
     setup = lambda: (torch.randint(50257, (batch, PROMPT)),)  # noqa: E731
     return Case(f"generate {NEW_TOKENS}", f"B{batch} after {PROMPT}", setup, peers, tolerance=0.0)
+
+
+def op_case(batch: int, length: int) -> Case:
+    """Return attention of one new token of each sequence over a full cache."""
+
+    def make():
+        shape = (batch, 12, length, 64)
+        return torch.randn(batch, 12, 1, 64), torch.randn(shape), torch.randn(shape), torch.full((batch,), length)
+
+    return Case("decode_attention", f"B{batch} H12 T{length} D64", make, {
+        OURS: lambda *inputs: [ops.decode_attention(*inputs)],
+        "torch": lambda q, k, v, lengths: [F.scaled_dot_product_attention(q, k, v)],
+    }, bytes=2 * 4 * batch * 12 * length * 64)  # fmt: skip
 
 
 def step_case(ours, theirs, batch: int) -> Case:
@@ -105,6 +119,8 @@ def prefill_case(ours, theirs) -> Case:
 
 def cases() -> Iterator[tuple[Case, int]]:
     """Yield (case, tokens that one call of it makes or reads)."""
+    for batch in (1, 8):
+        yield op_case(batch, 1024), batch
     ours, theirs = models()
     for batch in (1, 8):
         yield step_case(ours, theirs, batch), batch

@@ -13,7 +13,7 @@ Parts are imported when first used, so that `import fastllm` itself costs nothin
 import importlib
 from typing import Any
 
-_MODULES = ("data", "models", "nn", "ops", "optim", "tokenizers", "train")
+_MODULES = ("data", "generation", "models", "nn", "ops", "optim", "tokenizers", "train")
 
 __all__ = [*_MODULES, "generate"]
 

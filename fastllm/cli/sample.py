@@ -1,5 +1,6 @@
 """fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -50,7 +51,10 @@ def run(arguments: Namespace) -> int:
     model, tokenizer = _load(arguments.run, arguments.checkpoint)
     if arguments.interactive:
         for prompt in _asked():
-            _answer(model, tokenizer, [prompt], arguments)
+            try:
+                _answer(model, tokenizer, [prompt], arguments)
+            except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
+                print(f"fastllm: {error}", file=sys.stderr)
         return 0
     _answer(model, tokenizer, _prompts(arguments), arguments)
     return 0
@@ -65,7 +69,11 @@ def _load(folder: Path, name: str):
         raise UserError(f"sample: 'checkpoint' must be last or best, got '{name}'")
     if (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
         return checkpoint.load_model(folder, name)
-    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
+    try:
+        model = GPT.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} has no model that can be read: {error}") from error
+    tokenizer = load_tokenizer(folder)
     if tokenizer.vocab_size > model.config.vocab_size:
         raise UserError(
             f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, more than the model's "

@@ -70,10 +70,12 @@ def beam_search(
         raise UserError(
             f"beam_search: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"
         )
-    stops = {token for (token,) in stop_ids(model, list(stop))}
+    stops = stop_ids(model, stop)
+    if any(len(ids) != 1 for ids in stops):
+        raise UserError(f"beam_search: 'stop' must be single tokens, got {stops}")
     penalty = LENGTH_PENALTIES[length_penalty]
     with in_eval_mode(model):
-        search = _Search(num_beams, stops, lambda length: penalty(length, alpha), max_new_tokens)
+        search = _Search(num_beams, {ids[0] for ids in stops}, lambda length: penalty(length, alpha), max_new_tokens)
         context = Context(model, [ids], room=num_beams)
         for length in range(1, max_new_tokens + 1):
             search.extend(context.logits, length)

@@ -87,8 +87,10 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
     """Return a prompt's ids.
 
     Raises:
-        UserError: there are none, or some are outside the vocabulary.
+        UserError: there are none, or some are outside the vocabulary, or it is a text.
     """
+    if isinstance(prompt, str):
+        raise UserError("generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those")
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
     vocabulary = model.config.vocab_size
     if ids.numel() == 0:

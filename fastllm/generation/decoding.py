@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -56,6 +57,7 @@ class Track:
         self.prompt, self.sampling, self.vocabulary, self.watch = prompt, sampling, vocabulary, watch
         self.generator = torch.Generator().manual_seed(seed)
         self.drawn: list[int] = []
+        self._seen = set(prompt)
         self.ids: list[int] = []
         self.logprobs: list[float] = []
         self.finish: str | None = None
@@ -63,8 +65,9 @@ class Track:
 
     def take(self, logits: Tensor) -> None:
         """Draw the next token from logits (V,)."""
-        token, logprob = self.sampling.draw(logits[: self.vocabulary], self.generator, self.prompt + self.drawn)
+        token, logprob = self.sampling.draw(logits[: self.vocabulary], self.generator, self._seen)
         self.drawn.append(token)
+        self._seen.add(token)
         self.logprobs.append(logprob)
         self._release(self._stops.push([token]))
         if self._stops.stopped:
@@ -188,7 +191,7 @@ def generate_batch(
 
 def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]:
     """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
-    stops = [[ids] if isinstance(ids, int) else list(ids) for ids in stop]
+    stops = [[int(ids)] if isinstance(ids, int | Integral) else [int(token) for token in ids] for ids in stop]
     vocabulary = model.config.vocab_size
     wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
     if wrong:
@@ -200,8 +203,8 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """Return a seed a sequence."""
     if seed is None:
         return torch.randint(2**62, (count,)).tolist()
-    if isinstance(seed, int):
-        return [seed + i for i in range(count)]
+    if isinstance(seed, int | Integral):
+        return [int(seed) + i for i in range(count)]
     if len(seed) != count:
         raise UserError(f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seed)}")
     return list(seed)

@@ -1,7 +1,7 @@
 """From a model's logits to the next token: penalties, filters and the draw."""
 
 import math
-from collections.abc import Iterable
+from collections.abc import Set
 from dataclasses import dataclass
 
 import torch
@@ -46,7 +46,7 @@ class Sampling:
         penalty = self.repetition_penalty
         _check("repetition_penalty", penalty, "over 0 and finite", 0 < penalty < math.inf)
 
-    def draw(self, logits: Tensor, generator: torch.Generator, seen: Iterable[int] = ()) -> tuple[int, float]:
+    def draw(self, logits: Tensor, generator: torch.Generator, seen: Set[int] = frozenset()) -> tuple[int, float]:
         """Draw a token from logits (V,), on the CPU; one random number is taken unless the choice is certain.
 
         Args:
@@ -66,10 +66,10 @@ class Sampling:
         token = self._choose(self._penalised(logits, seen), generator)
         return token, float(logits[token] - logits.logsumexp(0))
 
-    def _penalised(self, logits: Tensor, seen: Iterable[int]) -> Tensor:
+    def _penalised(self, logits: Tensor, seen: Set[int]) -> Tensor:
         if self.repetition_penalty == 1:
             return logits
-        ids = torch.tensor(sorted(set(seen)), dtype=torch.int64)
+        ids = torch.tensor(sorted(seen), dtype=torch.int64)
         values = logits[ids]
         factor = torch.where(values > 0, 1 / self.repetition_penalty, self.repetition_penalty).to(values)
         return logits.index_copy(0, ids, values * factor)

@@ -74,6 +74,7 @@ def test_scores_fall_and_reasons_are_told():
         ({"num_beams": 0}, "'num_beams' must be at least 1, got 0"),
         ({"length_penalty": "x"}, "'length_penalty' must be one of gnmt, power, got 'x'"),
         ({"stop": [99]}, r"'stop' must have ids in \[0, 23\), got 99"),
+        ({"stop": [[1, 2]]}, r"'stop' must be single tokens, got \[\[1, 2\]\]"),
         ({"prompt": []}, "'prompt' must have at least one token"),
         ({"max_new_tokens": 0}, "'max_new_tokens' must be at least 1, got 0"),
     ],

@@ -98,6 +98,7 @@ def test_nothing_to_do():
     [
         ([[1], []], {}, "'prompt' must have at least one token, got none"),
         ([[1], [23]], {}, r"'prompt' must have ids in \[0, 23\), got 23 to 23"),
+        (["text"], {}, "'prompt' must be token ids, got a text: generate_text and stream_text take those"),
         ([[1, -1]], {}, r"'prompt' must have ids in \[0, 23\), got -1 to 1"),
         ([[1]], {"max_new_tokens": -1}, "'max_new_tokens' must be at least 0, got -1"),
         ([[1]], {"top_p": 2.0}, "'top_p' must be in"),

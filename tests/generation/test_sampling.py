@@ -61,17 +61,17 @@ def test_greedy_takes_the_likeliest_and_no_random_number():
 
 def test_logprob_is_the_models_own():
     for options in ({}, {"temperature": 0.3, "top_k": 2}, {"repetition_penalty": 5.0}):
-        token, logprob = Sampling(**options).draw(LOGITS, generator(), seen=[0])
+        token, logprob = Sampling(**options).draw(LOGITS, generator(), seen={0})
         assert logprob == pytest.approx(float(LOGITS[token]), abs=1e-6)
 
 
 def test_repetition_penalty():
     logits = torch.tensor([4.0, 3.0, -1.0])
-    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0, 0])[0] == 1
-    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0, 1])[0] == 0  # 2, 1.5, -1
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen={0})[0] == 1
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen={0, 1})[0] == 0  # 2, 1.5, -1
     # A negative one is multiplied: -2 is under -1.5.
     logits = torch.tensor([-1.0, -1.5])
-    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen=[0])[0] == 1
+    assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen={0})[0] == 1
 
 
 @settings(max_examples=60, deadline=None)

@@ -103,6 +103,14 @@ def test_keeps_its_own_dtype():
     torch.testing.assert_close(attended, qkv[:, :, 2], rtol=1e-2, atol=1e-2)  # one key: its value
 
 
+def test_positions_of_each_sequence_own():
+    embedding = nn.PositionalEmbedding(11, 20, 8)
+    tokens = torch.randint(11, (3, 4))
+    together = embedding(tokens, torch.tensor([0, 7, 16]))
+    for row, offset in enumerate((0, 7, 16)):
+        assert torch.equal(together[row], embedding(tokens[[row]], offset)[0])
+
+
 @pytest.mark.parametrize("chunks", [[4, 1, 1, 3], [1] * 9, [9]])
 def test_attention_over_a_cache_equals_attention_over_everything(chunks):
     qkv = torch.randn(2, 9, 3, 2, 8)

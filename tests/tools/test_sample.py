@@ -69,10 +69,12 @@ def test_prompts_from_a_file(folder, capsys, tmp_path):
 
 
 def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
-    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\nxyz\n"))
-    output = sample(capsys, folder, "--interactive")
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\nA\nxyz\n"))
+    assert cli.main(["sample", str(folder), "--max_new_tokens=25", "--interactive"]) == 0
+    output, errors = capsys.readouterr()
     ab, xyz = expected(folder, ["ab"])[0], expected(folder, ["xyz"])[0]
-    assert output == f"> {ab}\n> > {xyz}\n> \n"
+    assert output == f"> {ab}\n> > > {xyz}\n> \n"
+    assert "the vocabulary of 27 has not: 'A'" in errors
 
 
 def test_beams(folder, capsys):
@@ -119,6 +121,12 @@ def test_an_empty_prompt_file(folder, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n  \n")
     assert cli.main(["sample", str(folder), "--prompt_file", str(tmp_path / "prompts.txt")]) == 2
     assert "prompts.txt has no prompt: it is one a line, and empty lines don't count" in capsys.readouterr().err
+
+
+def test_a_folder_whose_model_is_not_one(folder, capsys):
+    (folder / "config.json").write_text('{"model_type": "bert"}')
+    assert cli.main(["sample", str(folder)]) == 2
+    assert "has no model that can be read" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model(folder, capsys):
