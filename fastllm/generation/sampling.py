@@ -79,10 +79,9 @@ class Sampling:
             return int(logits.argmax())
         probabilities, ids = self.distribution(logits)
         total = probabilities.cumsum(0)
-        # Of what lies below the sum of all, the first token whose cumulated probability is over it: one with
-        # probability 0 never is.
+        # The first token whose cumulated probability is over a number below the sum of all (a double under 1 times the
+        # sum never rounds up to it): one with probability 0 never is.
         number = float(torch.rand((), dtype=torch.float64, generator=generator)) * float(total[-1])
-        number = min(number, math.nextafter(float(total[-1]), 0))
         return int(ids[int(torch.searchsorted(total, number, right=True))])
 
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor]:

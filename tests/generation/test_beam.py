@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastllm.errors import UserError
-from fastllm.generation import beam_search, generate
+from fastllm.generation import beam, beam_search, generate
 from tests.generation.models import small_gpt
 
 VOCABULARY, LONGEST, PROMPT = 4, 4, [1, 2]
@@ -36,10 +36,37 @@ def test_finds_the_best_of_all(seed, stops, penalty, alpha):
         model, PROMPT, LONGEST, num_beams=VOCABULARY**LONGEST, stop=stops, length_penalty=penalty, alpha=alpha
     )
     assert len(beams) == len(expected)
-    for beam, (ids, (logprob, score)) in zip(beams[:5], expected, strict=False):
-        assert tuple(beam.ids) == tuple(token for token in ids if token not in stops)
-        assert beam.logprob == pytest.approx(logprob, abs=1e-4)
-        assert beam.score == pytest.approx(score, abs=1e-4)
+    for found, (ids, (logprob, score)) in zip(beams[:5], expected, strict=False):
+        assert tuple(found.ids) == tuple(token for token in ids if token not in stops)
+        assert found.logprob == pytest.approx(logprob, abs=1e-4)
+        assert found.score == pytest.approx(score, abs=1e-4)
+
+
+@pytest.mark.parametrize("penalty", ["gnmt", "power"])
+@pytest.mark.parametrize("alpha", [0.0, 2.0, -0.5])
+def test_ends_early_only_where_nothing_better_can_come(monkeypatch, penalty, alpha):
+    options = {"num_beams": 2, "stop": [0, 3], "length_penalty": penalty, "alpha": alpha}
+    models = [small_gpt(vocabulary=VOCABULARY, seed=seed) for seed in range(8)]
+    early = [beam_search(model, PROMPT, 12, **options) for model in models]
+    monkeypatch.setattr(beam._Search, "settled", lambda self, length: length == self.longest or not self.alive)
+    assert early == [beam_search(model, PROMPT, 12, **options) for model in models]
+
+
+# Kept up to 10 tokens, a log-probability of -1 scores -0.1 at the best; with a penalty that falls, -1.41 at the next.
+@pytest.mark.parametrize(
+    ("alpha", "finished", "settled"), [(1.0, -0.5, False), (1.0, -0.05, True), (-0.5, -2.0, False), (-0.5, -1.0, True)]
+)
+def test_settled_weighs_what_can_still_come(alpha, finished, settled):
+    search = beam._Search(1, set(), lambda length: length**alpha, longest=10)
+    search.alive, search.finished = [beam.Beam(logprob=-1.0)], [beam.Beam(score=finished)]
+    assert search.settled(1) == settled
+
+
+def test_stops_do_not_crowd_out_unfinished_sequences():
+    search = beam._Search(2, {0, 1}, lambda length: 1.0, longest=10)
+    search.extend(torch.tensor([[9.0, 8.0, 1.0, 2.0, 0.0]]), 1)
+    assert [found.ids for found in search.alive] == [[3], [2]]
+    assert [found.finish for found in search.finished] == ["stop", "stop"]
 
 
 def test_length_penalties_differ():
@@ -62,10 +89,11 @@ def test_one_beam_is_greedy_and_more_are_no_worse():
 def test_scores_fall_and_reasons_are_told():
     model = small_gpt()
     beams = beam_search(model, PROMPT, 6, num_beams=5, stop=[3, 7])
-    assert [beam.score for beam in beams] == sorted((beam.score for beam in beams), reverse=True)
-    assert all(not {3, 7} & set(beam.ids) for beam in beams)
-    for beam in beams:
-        assert (beam.finish == "length") == (len(beam.ids) == 6)
+    scores = [found.score for found in beams]
+    assert scores == sorted(scores, reverse=True)
+    for found in beams:
+        assert not {3, 7} & set(found.ids)
+        assert (found.finish == "length") == (len(found.ids) == 6)
 
 
 @pytest.mark.parametrize(

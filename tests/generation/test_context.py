@@ -60,7 +60,9 @@ def test_logits_have_the_same_bits_in_any_batch():
 def test_keep_follows_the_rows():
     model = small_gpt()
     context = Context(model, [[1, 2, 3], [4, 5]], room=3)
+    before = context.logits
     context.keep([1, 0, 1])
+    assert torch.equal(context.logits, before[[1, 0, 1]])
     context.push([7, 8, 9])
     expected = Context(model, [[4, 5, 7], [1, 2, 3, 8], [4, 5, 9]])
     torch.testing.assert_close(context.logits, expected.logits, rtol=0, atol=1e-5)

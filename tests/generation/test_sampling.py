@@ -74,6 +74,13 @@ def test_repetition_penalty():
     assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen={0})[0] == 1
 
 
+@pytest.mark.parametrize(("number", "expected"), [(0.0, 1), (1 - 2**-53, 2)])
+def test_the_ends_of_the_random_number_draw_nothing_impossible(monkeypatch, number, expected):
+    monkeypatch.setattr(torch, "rand", lambda *size, **options: torch.tensor(number, dtype=torch.float64))
+    never = -math.inf
+    assert Sampling().draw(torch.tensor([never, 0.0, 0.0, never]), generator())[0] == expected
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     logits=st.lists(st.floats(-50, 50) | st.just(-math.inf), min_size=1, max_size=12),

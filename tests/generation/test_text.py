@@ -113,6 +113,16 @@ def test_stop_strings_across_tokens():
     assert result.ids == free.ids[: free.ids.index(token)]
 
 
+def test_characters_of_several_tokens_and_one_cut_short():
+    model, cut_short = small_gpt(vocabulary=256), 0
+    for seed in range(10):
+        (result,) = generate_text(model, Bytes(), ["a"], 20, seed=seed, temperature=3.0)
+        assert result.text == Bytes().decode(result.ids)
+        assert "".join(stream_text(model, Bytes(), "a", 20, seed=seed, temperature=3.0)) == result.text
+        cut_short += result.text.endswith("\ufffd")
+    assert cut_short
+
+
 def test_tokens_that_the_tokenizer_has_not_are_not_drawn():
     model = small_gpt(vocabulary=64)  # padded, as models are
     (result,) = generate_text(model, LETTERS, ["a"], 100, seed=0, temperature=5.0)
