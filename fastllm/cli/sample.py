@@ -141,7 +141,7 @@ def _beams(model, tokenizer, prompt: str, arguments: Namespace) -> list[str]:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
     beams = beam_search(
         model, tokenizer.encode(prompt), arguments.max_new_tokens, num_beams=arguments.num_beams,
-        length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+        length_penalty=arguments.length_penalty, alpha=arguments.alpha, vocabulary=tokenizer.vocab_size,
     )  # fmt: skip
     return [tokenizer.decode(beam.ids) for beam in beams[: arguments.num_samples]]
 

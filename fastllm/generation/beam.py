@@ -45,6 +45,7 @@ def beam_search(
     stop: Sequence[int] = (),
     length_penalty: str = "gnmt",
     alpha: float = 0.0,
+    vocabulary: int | None = None,
 ) -> list[Beam]:
     """Return the best sequences that continue a prompt, the best first.
 
@@ -58,6 +59,7 @@ def beam_search(
             ((5 + l) / 6)^alpha (Wu et al., "Google's neural machine translation system", 2016), or "power", l^alpha;
             both go by this name elsewhere.
         alpha: 0 is no penalty; more favours longer sequences.
+        vocabulary: search among the first so many tokens only: those that a tokenizer has, of a model with more.
 
     Raises:
         UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
@@ -78,7 +80,7 @@ def beam_search(
         search = _Search(num_beams, {ids[0] for ids in stops}, lambda length: penalty(length, alpha), max_new_tokens)
         context = Context(model, [ids], room=num_beams)
         for length in range(1, max_new_tokens + 1):
-            search.extend(context.logits, length)
+            search.extend(context.logits[:, :vocabulary], length)
             if search.settled(length):
                 break
             context.keep(search.parents)

@@ -1,6 +1,7 @@
 """Generation at the level of text: prompts and stops are strings, and what comes out is text."""
 
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from fastllm.errors import UserError
 from fastllm.generation.context import check_count, checked_prompt
@@ -78,7 +79,15 @@ class _TextTrack:
         self.text += self._stops.finish()
 
 
-def _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling) -> list[_TextTrack]:
+def _text_tracks(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    stop: str | Sequence[Stop],
+    seed: int | Sequence[int] | None,
+    sampling: dict[str, Any],
+) -> list[_TextTrack]:
     check_count(max_new_tokens)
     stops = [stop] if isinstance(stop, str) else stop
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))

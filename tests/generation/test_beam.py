@@ -86,6 +86,12 @@ def test_one_beam_is_greedy_and_more_are_no_worse():
     assert beam_search(model, PROMPT, 40, num_beams=8)[0].logprob >= one.logprob
 
 
+def test_tokens_past_the_vocabulary_are_left_out():
+    model = small_gpt(vocabulary=64)
+    assert max(token for found in beam_search(model, PROMPT, 9) for token in found.ids) >= 5
+    assert max(token for found in beam_search(model, PROMPT, 9, vocabulary=5) for token in found.ids) < 5
+
+
 def test_scores_fall_and_reasons_are_told():
     model = small_gpt()
     beams = beam_search(model, PROMPT, 6, num_beams=5, stop=[3, 7])
