@@ -7,7 +7,14 @@ from pathlib import Path
 
 import pytest
 
-MODULES = ["attention", "cross_entropy", "dropout", "embedding", "gelu", "linear", "norm", "softmax"]
+MODULES = [
+    "attention", "cross_entropy", "decode_attention", "dropout", "embedding", "gelu", "linear",
+    "linear_cross_entropy", "norm", "softmax",
+]  # fmt: skip
+OTHERS = [
+    "generation.decoding", "models.gpt", "nn.kv_cache", "optim", "tokenizers.base", "tokenizers.byte",
+    "tokenizers.character", "tokenizers.sentencepiece",
+]  # fmt: skip
 
 
 def test_readme_example_runs():
@@ -18,15 +25,7 @@ def test_readme_example_runs():
         exec(compile(block, "README.md", "exec"), {})
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        *(f"ops.{m}" for m in MODULES),
-        "models.gpt",
-        "optim",
-        *(f"tokenizers.{m}" for m in ("base", "byte", "character", "sentencepiece")),
-    ],
-)
+@pytest.mark.parametrize("name", [*(f"ops.{m}" for m in MODULES), *OTHERS])
 def test_docstring_examples(name):
     results = doctest.testmod(importlib.import_module(f"fastllm.{name}"))
     assert results.attempted > 0
