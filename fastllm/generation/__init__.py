@@ -7,13 +7,12 @@ likeliest sequences.
 from fastllm.generation.beam import Beam, beam_search
 from fastllm.generation.decoding import Generation, generate, generate_batch
 from fastllm.generation.sampling import Sampling
-from fastllm.generation.text import TextDecoder, generate_text, stream_text
+from fastllm.generation.text import generate_text, stream_text
 
 __all__ = [
     "Beam",
     "Generation",
     "Sampling",
-    "TextDecoder",
     "beam_search",
     "generate",
     "generate_batch",

@@ -13,46 +13,6 @@ from fastllm.tokenizers import Tokenizer
 
 Stop = str | int | Sequence[int]
 
-_INCOMPLETE = "\ufffd"  # what a tokenizer of bytes makes of a character whose last bytes are still to come
-_CONTEXT = 16  # tokens of the prompt that a decoder is shown, so that a first space is not taken for the text's start
-
-
-class TextDecoder:
-    """Turns ids into text as they come; a character that is spread over several tokens comes when it is whole.
-
-    Works with every tokenizer: what a token adds is the difference between the text with and without it, over the few
-    tokens before it.
-
-    Args:
-        tokenizer: decodes ids.
-        prompt: the ids before the first one.
-    """
-
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        self._tokenizer = tokenizer
-        self._ids = list(prompt[-_CONTEXT:])
-        self._given = len(self._ids)  # the text of so many of the ids is given out
-
-    def push(self, token: int) -> str:
-        """Return the text that is whole with this token."""
-        self._ids.append(token)
-        new = self._new_text()
-        if new.endswith(_INCOMPLETE):
-            return ""
-        self._ids = self._ids[self._given :]
-        self._given = len(self._ids)
-        return new
-
-    def finish(self) -> str:
-        """Return what is left, whole or not."""
-        new = self._new_text()
-        self._given = len(self._ids)
-        return new
-
-    def _new_text(self) -> str:
-        before = self._tokenizer.decode(self._ids[: self._given])
-        return self._tokenizer.decode(self._ids)[len(before) :]
-
 
 class _TextTrack:
     """One text on its way: a Track whose tokens become text up to a stop string."""
@@ -64,7 +24,9 @@ class _TextTrack:
             raise UserError("generate: 'prompt' must not be empty")
         ids = checked_prompt(model, tokenizer.encode(prompt).tolist())
         tokens = stop_ids(model, [s for s in stop if not isinstance(s, str)])
-        self._decoder = TextDecoder(tokenizer, ids)
+        self._decoder = tokenizer.streaming_decoder()
+        for token in ids:  # what follows is a continuation: its first space is no text's start
+            self._decoder.push(token)
         self._stops = StopMatcher([s for s in stop if isinstance(s, str)], "")
         self.text = ""
         self.track = Track(ids, sampling, seed, tokens, tokenizer.vocab_size, self._watch)

@@ -127,9 +127,9 @@ def test_attention_layer_with_a_cache():
     x = torch.randn(2, 6, 16)
     cache = nn.KVCache(1, 2, 2, 6, 8)
     with torch.no_grad():
-        first = layer(x[:, :4], nn.CacheLayer(cache, 0, prefill=True))
+        first = layer(x[:, :4], cache=nn.CacheLayer(cache, 0, prefill=True))
         cache.set_lengths(4)
-        rest = layer(x[:, 4:], nn.CacheLayer(cache, 0))
+        rest = layer(x[:, 4:], cache=nn.CacheLayer(cache, 0))
         torch.testing.assert_close(torch.cat([first, rest], 1), layer(x), rtol=1e-5, atol=1e-5)
     with pytest.raises(ValueError, match="'query' must not require a gradient"):
-        layer(x[:, 4:5], nn.CacheLayer(filled([4, 4]), 0))
+        layer(x[:, 4:5], cache=nn.CacheLayer(filled([4, 4]), 0))
