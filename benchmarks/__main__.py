@@ -77,9 +77,11 @@ def plot(results: dict, path: Path) -> None:
         axes.barh([i + index * height for i, _ in have], middle, height, xerr=[low, high], label=peer, capsize=2)
     axes.axvline(1.0, color="black", linewidth=1)
     axes.set_yticks(
-        [i + 0.4 - height / 2 for i in range(len(rows))], [f"{r['name']}  {r['shape']}" for r in rows], fontsize=8
+        [i + height * (len(row["ratio"]) - 1) / 2 for i, row in enumerate(rows)],
+        [f"{row['name']}  {row['shape']}" for row in rows],
+        fontsize=8,
     )
-    axes.invert_yaxis()
+    axes.set_ylim(len(rows), -height / 2 - 0.2)  # the first row on top
     axes.set_xscale("log")
     ticks = [0.5, 1, 2, 5, 10, 20]
     axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
