@@ -66,6 +66,17 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
         raise UserError(f"cannot write {folder}: {reason}; the one before it is intact") from error
 
 
+def new_folder(command: str, folder: Path) -> Path:
+    """Return folder, if there is nothing of the user's in it.
+
+    Raises:
+        UserError: it is a file, or not empty.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise UserError(f"{command}: {folder} exists and is not empty; name a new folder")
+    return folder
+
+
 def put_in_place(temporary: Path, folder: Path) -> None:
     """Flush a finished folder to the disk and give it the name `folder`; what had it before goes."""
     old = previous(folder)

@@ -6,6 +6,7 @@ from jsonargparse import Namespace
 
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
+from fastllm.files import new_folder, replace_folder
 
 
 def add_to(commands) -> None:
@@ -32,6 +33,8 @@ def run(arguments: Namespace) -> int:
         raise UserError(f"eval: 'split' must be train or val, got '{arguments.split}'")
     if arguments.out is not None and not arguments.average:
         raise UserError("eval: 'out' is where --average writes its model; give --average too")
+    if arguments.out is not None:
+        new_folder("eval", arguments.out)
 
     import torch
 
@@ -46,6 +49,7 @@ def run(arguments: Namespace) -> int:
     config = TrainConfig.load(arguments.run / "config.yaml")
     folder = arguments.data or config.data or arguments.run
     data = TokenData(folder)
+    data.verify()
     if data.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
     parallel, device = Parallel(), torch.device("cpu")
@@ -53,10 +57,10 @@ def run(arguments: Namespace) -> int:
     split = data.split(arguments.split, length)
     batches = windows(split, length, arguments.batch_size, document_mask=config.document_mask)
     loss = evaluation.mean_loss(LossModule(model), batches, parallel, device, torch.autocast("cpu", enabled=False))
-    perplexity, bits = evaluation.perplexity_and_bits(loss, split)
+    perplexity, bits = evaluation.perplexity_and_bits(loss, split, config.document_mask)
     print(
         f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
-        f"bits a byte {bits:.4f}"
+        f"bits a byte {'n/a' if bits is None else f'{bits:.4f}'}"
     )
     return 0
 
@@ -77,6 +81,10 @@ def _model(arguments: Namespace):
     _, tokenizer = checkpoint.load_model(arguments.run, folders[-1].name)
     model = average_weights([checkpoint.find(arguments.run, folder.name) for folder in folders])
     if arguments.out is not None:
-        model.save_pretrained(arguments.out)
-        tokenizer.save(arguments.out)
+
+        def fill(folder: Path) -> None:
+            model.save_pretrained(folder)
+            tokenizer.save(folder)
+
+        replace_folder(arguments.out, fill)
     return model, tokenizer, f"mean of {folders[0].name} to {folders[-1].name}"

@@ -26,13 +26,11 @@ def add_to(commands) -> None:
 
 def run(arguments: Namespace) -> int:
     """Write the folder."""
-    from fastllm.files import replace_folder
+    from fastllm.files import new_folder, replace_folder
 
     if arguments.format not in FORMATS:
         raise UserError(f"export: 'format' must be {' or '.join(FORMATS)}, got '{arguments.format}'")
-    out = arguments.out
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise UserError(f"export: {out} exists and is not empty; name a new folder")
+    out = new_folder("export", arguments.out)
     model, tokenizer = load(arguments)
 
     def fill(folder: Path) -> None:
@@ -63,8 +61,6 @@ def load(arguments: Namespace) -> tuple:
     if not source.exists():
         raise UserError(f"export: {source} does not exist")
     if (source / "checkpoints").is_dir():
-        if arguments.checkpoint not in (checkpoint.LAST, checkpoint.BEST):
-            raise UserError(f"export: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
         source = checkpoint.find(source, arguments.checkpoint)
     try:
         model = GPT.from_pretrained(source) if source.is_dir() else GPT.from_nanogpt(source)

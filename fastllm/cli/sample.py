@@ -36,7 +36,7 @@ def add_to(commands) -> None:
     parser.add_argument("--length_penalty", default="gnmt", help="of beam search: gnmt or power")
     parser.add_argument("--alpha", type=float, default=0.6, help="of the length penalty; 0 is none")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
-    parser.add_argument("--checkpoint", default="best", help="of a run: best or last")
+    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, ema or a kept one")
     commands.add_subcommand("sample", parser, help="generate text from a run")
 
 
@@ -65,8 +65,6 @@ def _load(folder: Path, name: str):
     from fastllm.tokenizers import load_tokenizer
     from fastllm.train import checkpoint
 
-    if name not in (checkpoint.LAST, checkpoint.BEST):
-        raise UserError(f"sample: 'checkpoint' must be last or best, got '{name}'")
     if (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
         return checkpoint.load_model(folder, name)
     try:
@@ -117,9 +115,9 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
         _print_all(texts)
         return
     options: dict[str, Any] = {
-        name: arguments[name]
-        for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "stop", "seed")
+        name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
+    options["stop"] = [*arguments.stop, *_end_of_text(tokenizer)]
     everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     if len(everything) > 1:
         results = generate_text(model, tokenizer, everything, arguments.max_new_tokens, **options)
@@ -135,15 +133,25 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
 def _beams(model, tokenizer, prompt: str, arguments: Namespace) -> list[str]:
     from fastllm.generation import beam_search
 
-    if arguments.stop:
-        raise UserError("sample: 'stop' does not go with beam search: leave out --stop or --num_beams")
+    stops = [tokenizer.encode(stop).tolist() for stop in arguments.stop]
+    if any(len(stop) != 1 for stop in stops):
+        raise UserError("sample: with beam search 'stop' must be texts of one token each, such as a newline")
     if arguments.num_samples > arguments.num_beams:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
+    ids = tokenizer.encode(prompt).tolist()
     beams = beam_search(
-        model, tokenizer.encode(prompt), arguments.max_new_tokens, num_beams=arguments.num_beams,
-        length_penalty=arguments.length_penalty, alpha=arguments.alpha, vocabulary=tokenizer.vocab_size,
+        model, ids, arguments.max_new_tokens, num_beams=arguments.num_beams,
+        stop=[*stops, *_end_of_text(tokenizer)], length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+        vocabulary=tokenizer.vocab_size,
     )  # fmt: skip
-    return [tokenizer.decode(beam.ids) for beam in beams[: arguments.num_samples]]
+    # Decoded with the prompt: a first word's space belongs to it, but not to a text's beginning.
+    start = len(tokenizer.decode(ids))
+    return [tokenizer.decode([*ids, *beam.ids])[start:] for beam in beams[: arguments.num_samples]]
+
+
+def _end_of_text(tokenizer) -> list[int]:
+    """Return what ends a text beside what the user names: the token between documents, where there is one."""
+    return [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
 
 def _print_all(texts: list[tuple[str, str]]) -> None:

@@ -96,6 +96,7 @@ class Piece(NamedTuple):
     text: str
     split: str
     ends: bool  # its document ends here
+    added: int = 0  # characters at its end that the source has not
 
 
 FindCut = Callable[[str, int], int]

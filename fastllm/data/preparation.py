@@ -197,4 +197,6 @@ def _encoded(
 
 
 def _with_newline(piece: Piece) -> Piece:
-    return piece._replace(text=piece.text + "\n") if piece.ends and not piece.text.endswith("\n") else piece
+    if not piece.ends or piece.text.endswith("\n"):
+        return piece
+    return piece._replace(text=piece.text + "\n", added=1)

@@ -53,9 +53,9 @@ class SplitWriter:
         self._inside = False
 
     def add(self, encoded: Encoded) -> None:
-        """Append a piece."""
-        self.characters += len(encoded.piece.text)
-        self.bytes += encoded.bytes
+        """Append a piece. Only what the source has is counted: so bits a byte compare tokenizers."""
+        self.characters += len(encoded.piece.text) - encoded.piece.added
+        self.bytes += encoded.bytes - encoded.piece.added
         self._append(encoded.ids)
         if encoded.piece.ends:
             self._append(self._end)

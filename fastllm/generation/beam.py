@@ -42,7 +42,7 @@ def beam_search(
     max_new_tokens: int,
     *,
     num_beams: int = 4,
-    stop: Sequence[int] = (),
+    stop: Sequence[int | Sequence[int]] = (),
     length_penalty: str = "gnmt",
     alpha: float = 0.0,
     vocabulary: int | None = None,
@@ -54,7 +54,7 @@ def beam_search(
     Args:
         model, prompt, max_new_tokens: as of :func:`fastllm.generation.generate`; at least one token.
         num_beams: K, how many unfinished sequences are followed, and the most that are returned.
-        stop: tokens that end a sequence.
+        stop: single tokens that end a sequence.
         length_penalty: what a sequence's log-probability is divided by, with l its number of new tokens: "gnmt",
             ((5 + l) / 6)^alpha (Wu et al., "Google's neural machine translation system", 2016), or "power", l^alpha;
             both go by this name elsewhere.
@@ -99,7 +99,8 @@ class _Search:
 
     def extend(self, logits: Tensor, length: int) -> None:
         """Give every unfinished sequence its next tokens; logits (K, V)."""
-        totals = logits.double().log_softmax(-1).cpu() + torch.tensor([[beam.logprob] for beam in self.alive])
+        so_far = torch.tensor([[beam.logprob] for beam in self.alive], dtype=torch.float64)
+        totals = so_far + logits.double().log_softmax(-1).cpu()
         if not totals.max().isfinite():
             raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
         # As many that K unfinished ones are among them, even if every stop of every beam comes first.

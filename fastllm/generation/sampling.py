@@ -14,7 +14,7 @@ from fastllm.errors import UserError
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. What is not None applies in the order of the fields.
+    """How tokens are drawn. What is not None applies in this order.
 
     Args:
         repetition_penalty: positive logits of tokens that stand in the prompt or were generated are divided by it,

@@ -46,12 +46,12 @@ def _text_tracks(
     tokenizer: Tokenizer,
     prompts: Sequence[str],
     max_new_tokens: int,
-    stop: str | Sequence[Stop],
+    stop: Stop | Sequence[Stop],
     seed: int | Sequence[int] | None,
     sampling: dict[str, Any],
 ) -> list[_TextTrack]:
     check_count(max_new_tokens)
-    stops = [stop] if isinstance(stop, str) else stop
+    stops = [stop] if isinstance(stop, str | int) else stop
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
     return [_TextTrack(model, tokenizer, p, how, s, stops) for p, s in zip(prompts, seeds, strict=True)]
 
@@ -62,7 +62,7 @@ def stream_text(
     prompt: str,
     max_new_tokens: int,
     *,
-    stop: str | Sequence[Stop] = (),
+    stop: Stop | Sequence[Stop] = (),
     seed: int | None = None,
     **sampling,
 ) -> Iterator[str]:
@@ -98,7 +98,7 @@ def generate_text(
     prompts: Sequence[str],
     max_new_tokens: int,
     *,
-    stop: str | Sequence[Stop] = (),
+    stop: Stop | Sequence[Stop] = (),
     seed: int | Sequence[int] | None = None,
     **sampling,
 ) -> list[Generation]:

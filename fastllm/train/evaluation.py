@@ -39,6 +39,10 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
         module.train(was_training)
 
 
-def perplexity_and_bits(loss: float, split: Split) -> tuple[float, float]:
-    """Return perplexity, and bits a byte of the text, by which models with different tokenizers compare."""
-    return math.exp(min(loss, 700.0)), loss * len(split) / split.bytes / math.log(2)  # e^710 is past float64
+def perplexity_and_bits(loss: float, split: Split, document_mask: bool = False) -> tuple[float, float | None]:
+    """Return perplexity, and bits a byte of the text, by which models with different tokenizers compare.
+
+    With document_mask the first token of a document is never predicted, and no bits are given: they would be too few.
+    """
+    bits = None if document_mask else loss * len(split) / split.bytes / math.log(2)
+    return math.exp(min(loss, 700.0)), bits  # e^710 is past float64

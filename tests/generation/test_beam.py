@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from fastllm.errors import UserError
-from fastllm.generation import beam, beam_search, generate
+from fastllm.generation import beam, beam_search, generate, generate_batch
 from tests.generation.models import small_gpt
 
 VOCABULARY, LONGEST, PROMPT = 4, 4, [1, 2]
@@ -83,6 +83,8 @@ def test_one_beam_is_greedy_and_more_are_no_worse():
     greedy = list(generate(model, PROMPT, 40, temperature=0))  # past the context of 16 tokens
     (one,) = beam_search(model, PROMPT, 40, num_beams=1)
     assert one.ids == greedy
+    (sampled,) = generate_batch(model, [PROMPT], 40, temperature=0)
+    assert one.logprob == pytest.approx(sum(sampled.logprobs), rel=1e-12)  # sums are not rounded on the way
     assert beam_search(model, PROMPT, 40, num_beams=8)[0].logprob >= one.logprob
 
 

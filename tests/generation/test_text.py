@@ -81,6 +81,7 @@ def test_stop_strings_across_tokens():
     assert result.finish == "stop"
     assert "".join(stream_text(model, LETTERS, "cab", 30, seed=0, stop=stop)) == result.text
     token = free.ids[3]
+    assert generate_text(model, LETTERS, ["cab"], 30, seed=0, stop=token)[0].ids == free.ids[: free.ids.index(token)]
     (result,) = generate_text(model, LETTERS, ["cab"], 30, seed=0, stop=[token])
     assert result.ids == free.ids[: free.ids.index(token)]
 

@@ -79,7 +79,7 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([tmp_path / "none", "x"], "none does not exist"),
         ([folder, folder], "exists and is not empty"),
         ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
-        ([folder, tmp_path / "x", "--checkpoint=first"], "'checkpoint' must be last or best, got 'first'"),
+        ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
         ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
         ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"], "has 257 tokens, the model only 9"),
         ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'empty'}"], "tokenizer.json is missing"),

@@ -10,7 +10,7 @@ import torch
 from fastllm import cli
 from fastllm.generation import beam_search, generate_text
 from fastllm.models import GPT, GPTConfig
-from fastllm.tokenizers import CharacterTokenizer
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
 
 TOKENIZER = CharacterTokenizer("\nabcdefghijklmnopqrstuvwxyz")
 
@@ -85,6 +85,27 @@ def test_beams(folder, capsys):
     assert output.count("-" * 40) == 1
 
 
+def test_beams_end_at_stops_so_that_the_penalty_of_their_length_counts(folder, capsys):
+    options = ["--prompt=ab", "--num_beams=8", "--stop", *"abcdefghijklmnop"]
+    short = sample(capsys, folder, *options, "--alpha=-5")
+    long = sample(capsys, folder, *options, "--alpha=5")
+    assert len(short) < len(long)
+    assert not set(long[2:]) & set("abcdefghijklmnop")
+
+
+def test_the_token_between_documents_ends_a_text(tmp_path, capsys):
+    tokenizer = ByteTokenizer()
+    model = GPT(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16))
+    with torch.no_grad():
+        model.norm.weight.fill_(0.0)  # every token as likely as any other: one in 257 ends the text
+    model.save_pretrained(tmp_path)
+    tokenizer.save(tmp_path)
+    texts = [sample(capsys, tmp_path, "--prompt=a", "--max_new_tokens=2000", f"--seed={seed}") for seed in range(3)]
+    assert all("<|endoftext|>" not in text for text in texts)
+    assert min(map(len, texts)) < 1000
+    assert len(sample(capsys, tmp_path, "--prompt=a", "--num_beams=300", "--alpha=-5")) < 25
+
+
 def test_streams_as_it_comes(folder):
     """The first piece is there while the command still runs."""
     command = [sys.executable, "-m", "fastllm", "sample", str(folder), "--prompt=ab", "--max_new_tokens=100000"]
@@ -105,11 +126,10 @@ def test_streams_as_it_comes(folder):
         (["--max_new_tokens=-1"], "'max_new_tokens' must be at least 0, got -1"),
         (["--prompt_file=nowhere"], "cannot read the prompts in nowhere"),
         (["--interactive", "--prompt_file=x"], "'interactive' and 'prompt_file' do not go together"),
-        (["--num_beams=2", "--stop", "x"], "'stop' does not go with beam search"),
+        (["--num_beams=2", "--stop", "xy"], "with beam search 'stop' must be texts of one token each"),
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
         (["--num_beams=0"], "'num_beams' must be at least 1, got 0"),
         (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
-        (["--checkpoint=x"], "'checkpoint' must be last or best, got 'x'"),
     ],
 )
 def test_wrong_options(folder, capsys, options, message):

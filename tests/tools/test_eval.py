@@ -1,0 +1,46 @@
+"""fastllm eval: what it refuses, and what it must not touch."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from fastllm import cli
+from fastllm.data import FileSource, prepare
+from fastllm.train.evaluation import perplexity_and_bits
+from tests.train.tiny import train
+
+
+@pytest.fixture
+def data(tmp_path):
+    prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "data", ["made up"])
+    return tmp_path / "data"
+
+
+def test_damaged_data_is_no_loss(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=2") == 0
+    shard = data / "val-00000.bin"
+    content = shard.read_bytes()
+    shard.write_bytes(bytes([content[0] ^ 1]) + content[1:])
+    assert cli.main(["eval", str(run)]) == 2
+    assert f"{shard} is damaged" in capsys.readouterr().err
+
+
+def test_an_average_is_never_written_over_something(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=4", "--eval_interval=2", "--keep_checkpoints=2") == 0
+    best = run / "checkpoints" / "best"
+    assert cli.main(["eval", str(run), "--average=2", f"--out={best}"]) == 2
+    assert f"{best} exists and is not empty; name a new folder" in capsys.readouterr().err
+    assert cli.main(["eval", str(run), "--average=2", f"--out={tmp_path / 'mean'}"]) == 0
+    assert cli.main(["sample", str(tmp_path / "mean"), "--max_new_tokens=2", "--prompt=t"]) == 0
+
+
+def test_no_bits_a_byte_where_first_tokens_are_not_predicted(tmp_path, capsys):
+    (tmp_path / "texts.jsonl").write_text('{"text": "the quick fox"}\n' * 40)
+    prepare(FileSource([tmp_path / "texts.jsonl"]), tmp_path / "data")
+    assert train(tmp_path / "data", tmp_path / "run", "--max_steps=2", "--document_mask=true") == 0
+    assert cli.main(["eval", str(tmp_path / "run")]) == 0
+    assert "bits a byte n/a" in capsys.readouterr().out
+    assert perplexity_and_bits(math.log(4), SimpleNamespace(bytes=4), document_mask=True)[1] is None
