@@ -1,7 +1,8 @@
 """The command line: it parses, calls and prints, no more.
 
-A command is a module here with add_to(commands), which adds its parser, and run(arguments). torch, and all that imports
-it, is imported inside run: `--help` answers at once.
+A command is a module here with add_to(commands), which adds its parser, and run(arguments); arguments.given has the
+names of those that were given, be it in a --config file and at their defaults. torch, and all that imports it, is
+imported inside run: `--help` answers at once.
 """
 
 import signal
@@ -22,8 +23,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, 2 for a user's mistake, 130 or 143 when interrupted."""
     parser = make_parser()
     try:
-        parsed = parser.parse_args(underscored(sys.argv[1:] if arguments is None else arguments))
-        return COMMANDS[parsed.command].run(parsed[parsed.command])
+        words = underscored(sys.argv[1:] if arguments is None else arguments)
+        parsed = parser.parse_args(words)
+        own = parsed[parsed.command]
+        own.given = frozenset(parser.parse_args(words, defaults=False)[parsed.command].keys())
+        return COMMANDS[parsed.command].run(own)
     except UserError as error:
         print(f"fastllm: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

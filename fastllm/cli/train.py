@@ -1,6 +1,7 @@
 """fastllm train: a new run, or one that goes on."""
 
 import signal
+from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -32,7 +33,7 @@ def run(arguments: Namespace) -> int:
     from fastllm.train.trainer import Trainer, TrainingInterrupted
 
     keep_freed_memory()
-    trainer = Trainer(config, resume)
+    trainer = Trainer(config, resume, arguments.given)
     spare_long_lived_objects()
     received: list[int] = []
 
@@ -80,8 +81,8 @@ def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
         return config, None
     if arguments.checkpoint not in ("last", "best"):
         raise UserError(f"train: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
-    changed = config.changed_from_defaults()
-    extra = [name for name in changed if name not in RESUMABLE]
+    given = [field.name for field in fields(config) if field.name in arguments.given]
+    extra = [name for name in given if name not in RESUMABLE]
     if extra:
         options = ", --".join(extra)
         raise UserError(
@@ -89,6 +90,6 @@ def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
             f"out --{options}"
         )
     stored = TrainConfig.load(arguments.resume / "config.yaml")
-    for name in changed:
+    for name in given:
         setattr(stored, name, getattr(config, name))
     return stored, arguments.checkpoint

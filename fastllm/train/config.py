@@ -171,10 +171,6 @@ class TrainConfig:
         config.out = path.parent
         return config
 
-    def changed_from_defaults(self) -> list[str]:
-        """Return the names of the settings that are not at their defaults."""
-        return [field.name for field in fields(self) if getattr(self, field.name) != field.default]
-
 
 def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:
     """Return "; did you mean X?" for the known word nearest to name, or nothing."""

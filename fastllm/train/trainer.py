@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -41,16 +41,17 @@ class Trainer:
     Args:
         config: the run's settings; config.out is its folder.
         resume: continue config.out from this checkpoint ("last" or "best"); None starts a new run.
+        given: names of settings that were asked for: config.init must agree with them, and replaces the others.
 
     Raises:
         UserError: settings, data or folder cannot work; nothing was written.
     """
 
-    def __init__(self, config: TrainConfig, resume: str | None = None) -> None:
+    def __init__(self, config: TrainConfig, resume: str | None = None, given: Collection[str] = ()) -> None:
         config.check()
         if config.data is None or config.out is None:
             raise UserError("train: 'data' and 'out' must be given")
-        self.config, self.run = config, Path(config.out)
+        self.config, self.run, self._given = config, Path(config.out), given
         self.step, self.best_val, self.evaluations_since_best = 0, math.inf, 0
         self.stop_requested, self.resumed = False, False
         self.parallel = Parallel()
@@ -102,6 +103,7 @@ class Trainer:
             self._metrics = Metrics(self.run, config.tensorboard)
             self._metrics.forget_after(self.step if self.resumed else -1)
             checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
+            config.save(self.run / "config.yaml")  # with what a resumed run was told anew
         self._peak = device.peak_flops(self.device, config.precision)
 
     def _make_model(self, initial: bool) -> GPT:
@@ -133,7 +135,7 @@ class Trainer:
             )
         sizes = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias", "activation")
         for name in sizes:
-            if name in config.changed_from_defaults() and getattr(config, name) != getattr(model.config, name):
+            if name in self._given and getattr(config, name) != getattr(model.config, name):
                 raise UserError(f"train: 'init' sets the model's {name} ({getattr(model.config, name)}); leave it out")
             setattr(config, name, getattr(model.config, name))
         torch.manual_seed(config.seed)

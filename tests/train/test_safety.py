@@ -13,6 +13,7 @@ import torch
 from fastllm import cli, files
 from fastllm.errors import UserError
 from fastllm.train import TrainConfig, checkpoint
+from fastllm.train.trainer import Trainer
 from tests.train.processes import Child, start_server
 from tests.train.tiny import TINY, assert_same_weights, command, rows, train, train_until, weights
 
@@ -34,6 +35,44 @@ def test_resume_equals_an_undisturbed_run(data, tmp_path):
     evaluations = [[row for row in rows(run) if "val_loss" in row] for run in (straight, halfway)]
     assert evaluations[0] == evaluations[1]
     assert rows(straight)[-1] == rows(halfway)[-1]
+
+
+def test_a_resumed_run_keeps_what_it_was_told_anew(data, tmp_path):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=4", "--patience=3") == 0
+    assert cli.main(["train", f"--resume={run}", "--max_steps=2", "--n_layer=3"]) == 2  # refused: nothing is stored
+    assert TrainConfig.load(run / "config.yaml").max_steps == 4
+    assert cli.main(["train", f"--resume={run}", "--max_steps=40", "--patience=0"]) == 0  # 0 is the default
+    stored = TrainConfig.load(run / "config.yaml")
+    assert (stored.max_steps, stored.patience) == (40, 0)
+
+
+def test_an_interrupted_resume_goes_on_to_its_new_end(data, tmp_path, monkeypatch):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=4") == 0
+    take = Trainer._train_step
+
+    def interrupted(self):
+        take(self)
+        if self.step == 20:
+            self.request_stop()
+
+    monkeypatch.setattr(Trainer, "_train_step", interrupted)
+    assert cli.main(["train", f"--resume={run}", "--max_steps=40"]) == 130
+    monkeypatch.undo()
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert checkpoint.load_state(run, "last")["step"] == 40
+
+
+def test_a_setting_given_at_its_default_is_given(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=4", "--learning_rate=3e-3") == 0
+    assert cli.main(["train", f"--resume={run}", "--learning-rate=1e-3"]) == 2
+    assert "leave out --learning_rate" in capsys.readouterr().err
+    file = tmp_path / "settings.yaml"
+    file.write_text("learning_rate: 0.001\n")
+    assert cli.main(["train", f"--resume={run}", f"--config={file}"]) == 2
+    assert "leave out --learning_rate" in capsys.readouterr().err
 
 
 def test_a_finished_run_resumed_says_the_same_once(data, tmp_path):

@@ -151,6 +151,8 @@ def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
     arguments = ["train", f"--data={data}", f"--out={tmp_path / 'run'}", f"--init={folder}"]
     assert cli.main([*arguments, "--n_layer=7"]) == 2
     assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
+    assert cli.main([*arguments, "--n_layer=4"]) == 2  # the default, but given
+    assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
     prepare("another alphabet " * 99, data, ["other"])
     assert cli.main(arguments) == 2
     assert "has a vocabulary of 28 tokens" in capsys.readouterr().err
