@@ -73,7 +73,7 @@ def whole_run(results: dict) -> str:
     return (
         f"nanoGPT's CPU example, {results['steps']} steps from command to prompt; {harness.where(results['machine'])}: "
         f"{'; '.join(rounds)}. That is {results['ratio']:.0%} of nanoGPT's time (median). fastllm's loss is of the "
-        "whole validation split, nanoGPT's of 20 random batches; that it is lower is the initialisation's doing."
+        "whole validation split, nanoGPT's of 20 random batches; the models differ in how their weights start."
     )
 
 

@@ -110,6 +110,10 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     """Print num_samples texts for each prompt: one alone as it comes, several when all are made."""
     from fastllm.generation import generate_text, stream_text
 
+    longest = model.config.context_length
+    for prompt in prompts:
+        if (count := len(tokenizer.encode(prompt))) > longest:
+            print(f"fastllm: the prompt has {count} tokens; the model sees the last {longest}", file=sys.stderr)
     if arguments.num_beams > 1:
         texts = [(prompt, text) for prompt in prompts for text in _beams(model, tokenizer, prompt, arguments)]
         _print_all(texts)

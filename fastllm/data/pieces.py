@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 from fastllm.data.sources import Chunk
-from fastllm.tokenizers import Tokenizer
+from fastllm.tokenizers import SentencePieceTokenizer, Tokenizer
 
 TRAIN, VAL = SPLITS = ("train", "val")
 PIECE = 1 << 18  # characters: a cut is looked for from there on
@@ -168,6 +168,6 @@ _CUTS: dict[str, FindCut] = {"characters": anywhere, "bytes": anywhere, "gpt2": 
 
 def find_cut_for(tokenizer: Tokenizer) -> FindCut:
     """Return where texts may be cut for a tokenizer."""
-    if tokenizer.kind == "sentencepiece" and getattr(tokenizer, "lossless", False):
-        return after_newline
+    if isinstance(tokenizer, SentencePieceTokenizer):
+        return after_newline if tokenizer.lossless and not tokenizer.crosses_lines else nowhere
     return _CUTS.get(tokenizer.kind, nowhere)

@@ -64,7 +64,7 @@ def prepare(
     source: Source | str,
     out: Path,
     names: list[str] | None = None,
-    val_share: float = 0.1,
+    val_share: float | None = None,
     *,
     options: PrepareOptions | None = None,
     progress: Progress | None = None,
@@ -75,7 +75,7 @@ def prepare(
         source: the documents, or one text.
         out: the folder to write; a data folder that is there is replaced when the new one is whole.
         names: where a text comes from, for the manifest.
-        val_share: of a text without options.
+        val_share: default 0.1; with options it is one of them.
         options: everything else that can be chosen.
         progress: is told how far it is.
 
@@ -84,10 +84,13 @@ def prepare(
 
     Raises:
         UserError: an option or the text cannot work, or the folder cannot be written; what was at out is still there.
+        TypeError: val_share is given twice.
     """
+    if options is not None and val_share is not None:
+        raise TypeError("prepare: 'val_share' must be one of the options where there are some, got both")
     if isinstance(source, str):
         source = TextSource(source, names or ["a text"])
-    options = options or PrepareOptions(val_share)
+    options = options or PrepareOptions(0.1 if val_share is None else val_share)
     options.check()
     out = out.resolve()  # a link stays, and what it points to is replaced
     _refuse_other_folders(out)

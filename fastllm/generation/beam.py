@@ -1,5 +1,6 @@
 """Beam search: the likeliest sequences, as far as a beam of them can tell."""
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
@@ -68,6 +69,8 @@ def beam_search(
     check_count(max_new_tokens, least=1)
     if num_beams < 1:
         raise UserError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
+    if not math.isfinite(alpha):
+        raise UserError(f"beam_search: 'alpha' must be finite, got {alpha}")
     if length_penalty not in LENGTH_PENALTIES:
         raise UserError(
             f"beam_search: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"

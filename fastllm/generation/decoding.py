@@ -22,7 +22,8 @@ class Generation:
 
     Args:
         ids: the new tokens, without the stop sequence.
-        logprobs: the log-probability of each, in nats, as the model gave it (before temperature and filters).
+        logprobs: the log-probability of each, in nats, as the model gave it (before temperature and filters), among the
+            tokens that the tokenizer has.
         finish: why it ended: "stop" or "length".
         text: the new text, where there was a tokenizer; a stop string and what follows it is cut off.
     """
@@ -203,8 +204,9 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """Return a seed a sequence."""
     if seed is None:
         return torch.randint(2**62, (count,)).tolist()
-    if isinstance(seed, int | Integral):
-        return [int(seed) + i for i in range(count)]
-    if len(seed) != count:
-        raise UserError(f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seed)}")
-    return list(seed)
+    seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | Integral) else list(seed)
+    if len(seeds) != count:
+        raise UserError(f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seeds)}")
+    if not all(0 <= one < 2**63 for one in seeds):
+        raise UserError(f"generate: 'seed' must be in [0, 2^63), got {seed}")
+    return seeds

@@ -78,8 +78,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._unknown = None if any(sp.is_byte(id) for id in pieces) else sp.unk_id()
         self._bar = [sp.piece_to_id(f"<0x{byte:02X}>") for byte in SPACE.encode()]
         self.lossless = self._unknown is None and sp.decode(sp.encode(_PROBE)) == _PROBE
-        crossing = any("\n" in piece and piece != "\n" for piece in map(sp.id_to_piece, pieces))
-        self._cut = _WHOLE if crossing else _CHUNKS  # no piece of ours does, but one from elsewhere may
+        # No piece of ours does, but one from elsewhere may.
+        self.crosses_lines = any("\n" in piece and piece != "\n" for piece in map(sp.id_to_piece, pieces))
+        self._cut = _WHOLE if self.crosses_lines else _CHUNKS
         first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
         self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
 

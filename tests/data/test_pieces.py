@@ -21,6 +21,7 @@ from fastllm.data.pieces import (
     split_pieces,
 )
 from fastllm.data.sources import Chunk
+from fastllm.tokenizers import SentencePieceTokenizer
 
 # GPT-2's pattern, from "Language models are unsupervised multitask learners" (Radford et al., 2019).
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
@@ -105,18 +106,21 @@ def test_a_document_that_may_not_be_cut_is_cut_when_it_is_too_long(small):
 
 
 @pytest.mark.parametrize(
-    ("kind", "lossless", "expected"),
-    [
-        ("characters", None, anywhere),
-        ("bytes", None, anywhere),
-        ("gpt2", None, after_lone_newline),
-        ("sentencepiece", True, after_newline),
-        ("sentencepiece", False, nowhere),
-        ("another", None, nowhere),
-    ],
+    ("kind", "expected"),
+    [("characters", anywhere), ("bytes", anywhere), ("gpt2", after_lone_newline), ("another", nowhere)],
 )
-def test_cuts_follow_the_tokenizer(kind, lossless, expected):
-    assert find_cut_for(SimpleNamespace(kind=kind, lossless=lossless)) == expected
+def test_cuts_follow_the_tokenizer(kind, expected):
+    assert find_cut_for(SimpleNamespace(kind=kind)) == expected
+
+
+@pytest.mark.parametrize(
+    ("lossless", "crosses_lines", "expected"),
+    [(True, False, after_newline), (True, True, nowhere), (False, False, nowhere)],
+)
+def test_cuts_follow_sentencepieces_model(lossless, crosses_lines, expected):
+    tokenizer = object.__new__(SentencePieceTokenizer)
+    tokenizer.lossless, tokenizer.crosses_lines = lossless, crosses_lines
+    assert find_cut_for(tokenizer) == expected
 
 
 @given(st.text(alphabet="ab1' .\n\r\t\u00a0é", max_size=60))

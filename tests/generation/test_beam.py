@@ -107,6 +107,7 @@ def test_scores_fall_and_reasons_are_told():
 @pytest.mark.parametrize(
     ("options", "message"),
     [
+        ({"alpha": float("nan")}, "'alpha' must be finite, got nan"),
         ({"num_beams": 0}, "'num_beams' must be at least 1, got 0"),
         ({"length_penalty": "x"}, "'length_penalty' must be one of gnmt, power, got 'x'"),
         ({"stop": [99]}, r"'stop' must have ids in \[0, 23\), got 99"),

@@ -77,6 +77,11 @@ def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
     assert "the vocabulary of 27 has not: 'A'" in errors
 
 
+def test_a_prompt_longer_than_the_context_is_said_to_be(folder, capsys):
+    assert cli.main(["sample", str(folder), "--max_new_tokens=1", "--prompt", "ab" * 20]) == 0
+    assert "the prompt has 40 tokens; the model sees the last 16" in capsys.readouterr().err
+
+
 def test_beams(folder, capsys):
     beams = beam_search(GPT.from_pretrained(folder), TOKENIZER.encode("ab"), 25, num_beams=3, alpha=0.6)
     output = sample(capsys, folder, "--prompt=ab", "--num_beams=3")
@@ -128,6 +133,7 @@ def test_streams_as_it_comes(folder):
         (["--interactive", "--prompt_file=x"], "'interactive' and 'prompt_file' do not go together"),
         (["--num_beams=2", "--stop", "xy"], "with beam search 'stop' must be texts of one token each"),
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
+        (["--seed=-1"], "'seed' must be in [0, 2^63), got -1"),
         (["--num_beams=0"], "'num_beams' must be at least 1, got 0"),
         (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
     ],
