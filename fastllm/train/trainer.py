@@ -15,7 +15,7 @@ from fastllm.data.batches import Batch
 from fastllm.errors import UserError
 from fastllm.generation import generate
 from fastllm.models import GPT, GPTConfig
-from fastllm.tokenizers import load_tokenizer
+from fastllm.tokenizers import has_tokenizer, load_tokenizer
 from fastllm.train import checkpoint, device, evaluation, state
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
@@ -75,6 +75,7 @@ class Trainer:
         self.device = device.choose(config, parallel.local_rank)
         parallel.start(self.device)
         self._rows = parallel.rows(config.batch_size)
+        self._rows_at_once = config.micro_batch_size or config.batch_size // parallel.world_size
         self.data = TokenData(config.data)
         self.data.verify()
         if config.threads:
@@ -142,11 +143,8 @@ class Trainer:
         return model
 
     def _same_tokenizer(self, folder: Path) -> bool:
-        """Return whether a model's folder has the data's tokenizer, or none in fastllm's form (as Hugging Face's)."""
-        try:
-            return load_tokenizer(folder).to_json() == self.data.tokenizer.to_json()
-        except UserError:
-            return True
+        """Return whether a model's folder has the data's tokenizer, or none."""
+        return not has_tokenizer(folder) or load_tokenizer(folder).to_json() == self.data.tokenizer.to_json()
 
     def _take_folder(self, new: bool) -> None:
         """Lock the run's folder; a new one must be empty but for what a killed beginning left."""
@@ -223,6 +221,7 @@ class Trainer:
                 self._log(tokens / (now - logged), reporter)
                 logged, logged_step = now, self.step
             if config.sample_interval and self.step % config.sample_interval == 0:
+                self._require_finite()
                 self._sample()
             if self.step % config.eval_interval == 0 or last:
                 self._evaluate(reporter)
@@ -230,6 +229,7 @@ class Trainer:
                     self._plot()
                     plotted = time.perf_counter()
             elif stop:
+                self._require_finite()
                 self._save(checkpoint.LAST)
             if stop:
                 self._plot()
@@ -266,10 +266,19 @@ class Trainer:
         for step, loss in enumerate(losses, self.step - len(losses) + 1):
             if not math.isfinite(loss):
                 raise UserError(
-                    f"train: the loss became {loss} at step {step}, on batch {step - 1} of the data; the last "
-                    f"checkpoint in {self.run} is intact: try a smaller learning_rate"
+                    f"train: the loss became {loss} at step {step}, on batch {step - 1} of the data{self._advice()}"
                 )
         return losses
+
+    def _require_finite(self) -> None:
+        """Raise UserError if the last steps' losses, or the weights that the last one left, are not finite."""
+        self._losses()
+        weights = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
+        if self.parallel.any(not all(bool(part.isfinite().all()) for part in weights)):
+            raise UserError(f"train: a weight is not finite any more after step {self.step}{self._advice()}")
+
+    def _advice(self) -> str:
+        return f"; the last checkpoint in {self.run} is intact: try a smaller learning_rate"
 
     def _log(self, tokens_per_second: float, reporter: Reporter) -> None:
         config, tokens = self.config, self.step * self.config.batch_size * self.config.context_length
@@ -298,6 +307,10 @@ class Trainer:
         if self.average is not None:
             with self.average.in_place():
                 losses["ema_val_loss"] = self._mean_loss(self._some("val"))
+        for name, loss in losses.items():
+            if not math.isfinite(loss):
+                why = self._advice() if self.step else ": the weights that the run starts from give no finite loss"
+                raise UserError(f"train: {name} became {loss} at step {self.step}{why}")
         row = {"step": self.step, **losses}
         self._record(row)
         improved = losses["val_loss"] < self.best_val
@@ -316,21 +329,27 @@ class Trainer:
         reporter.evaluation(row, improved)
 
     def _some(self, split: str) -> Iterator[Batch]:
-        """Yield this process's rows of eval_batches batches, the same ones every time; 0: of the whole validation."""
+        """Yield this process's rows of eval_batches batches, the same ones every time; 0: of the whole validation.
+
+        As many rows at once as a step takes: what fits in memory while training fits here.
+        """
         config = self.config
         if not config.eval_batches and split == "val":
             yield from self._windows(split)
             return
         batches = self._batches(split, seed=0)
         for _ in range(config.eval_batches or 1):
-            yield batches.next(self._rows)
+            batch = batches.next(self._rows)
+            for first in range(0, len(batch.tokens), self._rows_at_once):
+                rows = slice(first, first + self._rows_at_once)
+                segment_ids = None if batch.segment_ids is None else batch.segment_ids[rows]
+                yield Batch(batch.tokens[rows], batch.targets[rows], segment_ids)
 
     def _windows(self, split: str) -> Iterator[Batch]:
         config = self.config
-        size = config.micro_batch_size or config.batch_size
         return windows(
-            self._splits[split], config.context_length, size, self.parallel.rank, self.parallel.world_size,
-            document_mask=config.document_mask,
+            self._splits[split], config.context_length, self._rows_at_once, self.parallel.rank,
+            self.parallel.world_size, document_mask=config.document_mask,
         )  # fmt: skip
 
     def _mean_loss(self, batches: Iterator[Batch]) -> float:

@@ -11,9 +11,12 @@ import torch
 
 from fastllm import cli
 from fastllm.data import prepare
+from fastllm.errors import UserError
 from fastllm.models import GPT, GPTConfig
 from fastllm.train import TrainConfig, checkpoint
+from fastllm.train.report import Reporter
 from fastllm.train.stepper import Stepper
+from fastllm.train.trainer import Trainer
 from tests.train.tiny import TINY, assert_same_weights, rows, train, train_until, weights
 
 
@@ -103,6 +106,53 @@ def test_a_loss_that_is_not_finite_names_its_step_and_batch(data, tmp_path, caps
     assert checkpoint.load_state(tmp_path / "run", "last")["step"] == 0  # not the 8 of the evaluation after it
 
 
+def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, capsys):
+    options = ["--learning_rate=1e30", "--grad_clip=0", "--warmup_steps=0", "--log_interval=50", "--max_steps=50"]
+    assert train(data, tmp_path / "run", *options, "--eval_interval=1") == 2
+    error = capsys.readouterr().err
+    assert "_loss became nan at step" in error and "is intact: try a smaller learning_rate" in error
+    assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
+    assert all("NaN" not in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
+    assert train(data, tmp_path / "sampled", *options, "--sample_interval=2") == 2
+    assert "not finite any more after step 2" in capsys.readouterr().err
+
+
+def test_ctrl_c_does_not_save_weights_that_are_not_finite(data, tmp_path):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=3") == 0
+    config = TrainConfig.load(run / "config.yaml")
+    config.max_steps = 9
+    trainer = Trainer(config, "last")
+    with Reporter(9, quiet=True) as reporter:
+
+        def break_and_stop(step):
+            with torch.no_grad():
+                next(trainer.model.parameters()).fill_(torch.nan)
+            trainer.request_stop()
+
+        reporter.step = break_and_stop
+        with pytest.raises(UserError, match="a weight is not finite any more after step 4; the last checkpoint in"):
+            trainer.train(reporter)
+    assert checkpoint.load_state(run, "last")["step"] == 3
+
+
+@pytest.mark.parametrize("masked", [[], ["--document_mask"]])
+def test_an_evaluation_takes_no_more_rows_at_once_than_a_step(data, tmp_path, monkeypatch, masked):
+    whole, parts, sizes, loss = tmp_path / "whole", tmp_path / "parts", [], GPT.loss
+    assert train(data, whole, "--max_steps=2", "--eval_interval=1", "--dropout=0", *masked) == 0
+
+    def watched(self, tokens, *others):
+        sizes.append(len(tokens))
+        return loss(self, tokens, *others)
+
+    monkeypatch.setattr(GPT, "loss", watched)
+    options = ["--max_steps=2", "--eval_interval=1", "--dropout=0", "--micro_batch_size=3", *masked]
+    assert train(data, parts, *options) == 0
+    assert max(sizes) == 3
+    for one, other in zip(rows(whole), rows(parts), strict=True):
+        assert one == pytest.approx(other, rel=1e-4)
+
+
 def test_patience(data, tmp_path, capsys):
     run = tmp_path / "run"
     # Nothing is learnt, so no evaluation after the first is better.
@@ -161,6 +211,9 @@ def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
     (folder / "tokenizer.json").write_bytes((tmp_path / "lower" / "tokenizer.json").read_bytes())
     assert cli.main(arguments) == 2
     assert "have as many tokens, but not the same ones" in capsys.readouterr().err
+    (folder / "tokenizer.json").write_text("{")
+    assert cli.main(arguments) == 2
+    assert str(folder / "tokenizer.json") in capsys.readouterr().err
     assert cli.main([*arguments[:-1], f"--init={tmp_path}/nowhere"]) == 2
     assert "holds no model that fastllm reads" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
