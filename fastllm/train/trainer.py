@@ -102,6 +102,9 @@ class Trainer:
             self._restore(resume)
         if parallel.is_main:
             self._metrics = Metrics(self.run, config.tensorboard)
+        if self.resumed and resume != checkpoint.LAST:
+            self._save(checkpoint.LAST)  # before later metrics go: the later last would be without them
+        if self._metrics is not None:
             self._metrics.forget_after(self.step if self.resumed else -1)
             checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
             config.save(self.run / "config.yaml")  # with what a resumed run was told anew
@@ -207,35 +210,39 @@ class Trainer:
 
     def _train(self, reporter: Reporter) -> dict[str, Any]:
         config = self.config
-        started = plotted = logged = time.perf_counter()
-        logged_step = self.step
+        started = plotted = time.perf_counter()
         if not self.resumed:
             self._evaluate(reporter)
+        logged, logged_step = time.perf_counter(), self.step
         while self.step < config.max_steps and not self._patience_is_over():
             self._train_step()
             reporter.step(self.step)
             stop, last = self.parallel.any(self.stop_requested), self.step == config.max_steps
             if self.step % config.log_interval == 0 or last or stop:
-                now = time.perf_counter()
+                loss, now = self._losses()[-1], time.perf_counter()  # in this order: losses wait for the device
                 tokens = (self.step - logged_step) * config.batch_size * config.context_length
-                self._log(tokens / (now - logged), reporter)
+                self._log(loss, tokens / (now - logged), reporter)
                 logged, logged_step = now, self.step
-            if config.sample_interval and self.step % config.sample_interval == 0:
-                self._require_finite()
+            sample = config.sample_interval and self.step % config.sample_interval == 0
+            evaluate = self.step % config.eval_interval == 0 or last
+            if sample or evaluate:
+                self._losses()  # nothing is made of a model after a loss that is not finite
+            paused = time.perf_counter()
+            if sample:
+                self._require_finite_weights()
                 self._sample()
-            if self.step % config.eval_interval == 0 or last:
+            if evaluate:
                 self._evaluate(reporter)
                 if time.perf_counter() - plotted > _SECONDS_BETWEEN_PLOTS:
                     self._plot()
                     plotted = time.perf_counter()
             elif stop:
-                self._require_finite()
+                self._require_finite_weights()
                 self._save(checkpoint.LAST)
             if stop:
                 self._plot()
                 raise TrainingInterrupted
-            if self.step % config.eval_interval == 0:
-                logged = time.perf_counter()  # tokens/s are of training alone
+            logged += time.perf_counter() - paused  # tokens/s are of training alone
         return self._finish(time.perf_counter() - started)
 
     def _train_step(self) -> None:
@@ -270,9 +277,8 @@ class Trainer:
                 )
         return losses
 
-    def _require_finite(self) -> None:
-        """Raise UserError if the last steps' losses, or the weights that the last one left, are not finite."""
-        self._losses()
+    def _require_finite_weights(self) -> None:
+        """Raise UserError if the last step left weights that are not finite: its loss is that of the ones before."""
         weights = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
         if self.parallel.any(not all(bool(part.isfinite().all()) for part in weights)):
             raise UserError(f"train: a weight is not finite any more after step {self.step}{self._advice()}")
@@ -280,9 +286,8 @@ class Trainer:
     def _advice(self) -> str:
         return f"; the last checkpoint in {self.run} is intact: try a smaller learning_rate"
 
-    def _log(self, tokens_per_second: float, reporter: Reporter) -> None:
+    def _log(self, loss: float, tokens_per_second: float, reporter: Reporter) -> None:
         config, tokens = self.config, self.step * self.config.batch_size * self.config.context_length
-        loss = self._losses()[-1]
         mfu = None
         if self._peak is not None:
             mfu = flops_per_token(self.model.config) * tokens_per_second / (self._peak * self.parallel.world_size)
@@ -302,7 +307,6 @@ class Trainer:
     # --- evaluating --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, reporter: Reporter) -> None:
-        self._losses()  # nothing is saved after a loss that is not finite
         losses = {f"{name}_loss": self._mean_loss(self._some(name)) for name in ("train", "val")}
         if self.average is not None:
             with self.average.in_place():

@@ -75,6 +75,17 @@ def test_a_setting_given_at_its_default_is_given(data, tmp_path, capsys):
     assert "leave out --learning_rate" in capsys.readouterr().err
 
 
+def test_a_run_taken_back_to_its_best_is_there_at_once(data, tmp_path):
+    run = tmp_path / "run"
+    options = ["--learning_rate=0", "--min_learning_rate=0", "--max_steps=10", "--eval_interval=5"]
+    assert train(data, run, *options) == 0  # nothing is learnt: the first is the best
+    Trainer(TrainConfig.load(run / "config.yaml"), "best").close()  # killed before it saved again
+    assert checkpoint.load_state(run, "last")["step"] == 0
+    assert {row["step"] for row in rows(run)} == {0}
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert [row["step"] for row in rows(run) if "val_loss" in row] == [0, 5, 10]
+
+
 def test_a_finished_run_resumed_says_the_same_once(data, tmp_path):
     run = tmp_path / "run"
     assert train(data, run, "--max_steps=10", "--eval_interval=5") == 0

@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 import time
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,6 +15,7 @@ from fastllm.data import prepare
 from fastllm.errors import UserError
 from fastllm.models import GPT, GPTConfig
 from fastllm.train import TrainConfig, checkpoint
+from fastllm.train.metrics import read_metrics
 from fastllm.train.report import Reporter
 from fastllm.train.stepper import Stepper
 from fastllm.train.trainer import Trainer
@@ -44,6 +46,26 @@ def test_what_a_line_of_metrics_says(data, tmp_path):
     assert 0 < row["mfu"] < 1
     assert row["grad_norm"] > 0
     assert lines[-1]["final_val_perplexity"] == pytest.approx(2.718281828 ** lines[-1]["final_val_loss"])
+
+
+def test_tokens_a_second_are_of_training_alone(data, tmp_path, monkeypatch):
+    now = 0.0
+
+    def taking(seconds, function):
+        def slow(*arguments):
+            nonlocal now
+            now += seconds
+            return function(*arguments)
+
+        return slow
+
+    for name, seconds in (("_train_step", 1), ("_evaluate", 100), ("_sample", 200), ("_plot", 300)):
+        monkeypatch.setattr(Trainer, name, taking(seconds, getattr(Trainer, name)))
+    monkeypatch.setattr("fastllm.train.trainer.time", SimpleNamespace(perf_counter=lambda: now))
+    options = ["--max_steps=20", "--log_interval=5", "--eval_interval=3", "--sample_interval=4"]
+    assert train(data, tmp_path / "run", *options) == 0
+    speeds = [row["tokens_per_second"] for row in read_metrics(tmp_path / "run") if "loss" in row]
+    assert speeds == [4 * 8] * 4
 
 
 def test_the_samples_leave_no_trace_in_the_training(data, tmp_path):
