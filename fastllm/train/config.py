@@ -4,6 +4,7 @@ import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 from fastllm.errors import UserError
 from fastllm.files import write_text
@@ -153,23 +154,37 @@ class TrainConfig:
         """Read what save wrote.
 
         Raises:
-            UserError: the file is missing or damaged, or has a key that is none of the settings.
+            UserError: the file is missing or damaged, has a key that is none of the settings, or a value of a wrong
+                type.
         """
         import yaml
 
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
-            known = [field.name for field in fields(cls)]
-            for name in values:
-                if name not in known:
-                    raise UserError(f"{path}: '{name}' is not a setting{suggestion(name, known)}")
+            types = {field.name: field.type for field in fields(cls)}
+            for name, value in values.items():
+                if name not in types:
+                    raise UserError(f"{path}: '{name}' is not a setting{suggestion(name, list(types))}")
+                kind = types[name]
+                if not _is_of(kind, value):
+                    expected = kind.__name__ if isinstance(kind, type) else kind
+                    raise UserError(f"{path}: '{name}' must be of type {expected}, got {value!r}")
             config = cls(**values)
-        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): is {path.parent} a run?") from error
         config.data = Path(config.data) if config.data else None
         config.init = Path(config.init) if config.init else None
         config.out = path.parent
         return config
+
+
+def _is_of(kind: Any, value: object) -> bool:
+    """Return whether a value from YAML is of a setting's type: paths are strings there, and 1 may mean 1.0."""
+    if isinstance(value, bool):
+        return kind is bool
+    if isinstance(value, str):
+        return kind in (str, Path | None)
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:

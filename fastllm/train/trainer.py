@@ -130,7 +130,8 @@ class Trainer:
         if model.config.vocab_size != vocabulary:
             raise UserError(
                 f"train: the model in {folder} has a vocabulary of {model.config.vocab_size} tokens, {config.data} of "
-                f"{vocabulary}: prepare the data with the model's tokenizer"
+                f"{vocabulary}: prepare the data with the model's tokenizer; a model whose vocabulary is padded beyond "
+                "its tokenizer's, as nanoGPT's are, cannot be trained further yet"
             )
         if not self._same_tokenizer(folder):
             raise UserError(
@@ -173,6 +174,7 @@ class Trainer:
         if model.config != self.model.config:
             raise UserError(f"train: the checkpoint in {self.run} is of another model than its config.yaml describes")
         stored = checkpoint.load_state(self.run, name)
+        self._require_same_data(stored)
         state.restore_weights(self.model, model.state_dict())
         state.restore_tensors(checkpoint.find(self.run, name), stored, self.stepper, self.average)
         self.step, self.best_val = stored["step"], stored["best_val"]
@@ -181,6 +183,16 @@ class Trainer:
         self.stepper.scaler.load_state_dict(stored["scaler"])
         state.set_random_state(stored["rng"], self.config.seed, self.device, self.parallel)
         self.resumed = True
+
+    def _require_same_data(self, stored: dict[str, Any]) -> None:
+        identity = state.identity_of(self.data)
+        expected = stored.get("data", identity)  # older checkpoints do not say
+        if identity != expected:
+            raise UserError(
+                f"train: {self.config.data} holds other tokens (SHA-256 {identity[:12]}) than those that {self.run} "
+                f"was trained on ({expected[:12]}): name their folder with --data, or start a new run from this one's "
+                "weights with --init"
+            )
 
     def close(self) -> None:
         """Free the run's folder and part from the other processes; the trainer cannot be used afterwards."""
@@ -391,6 +403,7 @@ class Trainer:
             "best_val": self.best_val,
             "evaluations_since_best": self.evaluations_since_best,
             "batches": self.batches.position,
+            "data": state.identity_of(self.data),
             "scaler": self.stepper.scaler.state_dict(),
             "rng": state.random_state(self.device, self.parallel),
         }

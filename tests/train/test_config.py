@@ -92,6 +92,22 @@ def test_a_runs_own_file_with_an_unknown_or_broken_line(tmp_path):
     path.write_text("batch_sise: 3\n")
     with pytest.raises(UserError, match="'batch_sise' is not a setting; did you mean batch_size"):
         TrainConfig.load(path)
+    for line, message in (
+        ("n_layer: '1'", "'n_layer' must be of type int, got '1'"),
+        ("n_layer: true", "'n_layer' must be of type int, got True"),
+        ("n_layer: null", "'n_layer' must be of type int, got None"),
+        ("threads: 1.5", r"'threads' must be of type int \| None, got 1.5"),
+        ("dropout: none", "'dropout' must be of type float, got 'none'"),
+        ("bias: 1", "'bias' must be of type bool, got 1"),
+        ("schedule: 3", "'schedule' must be of type str, got 3"),
+        ("data: 3", "'data' must be of type"),
+        ("- n_layer", "is missing or damaged"),
+    ):
+        path.write_text(line + "\n")
+        with pytest.raises(UserError, match=message):
+            TrainConfig.load(path)
+    path.write_text("dropout: 0\nthreads: null\n")
+    assert TrainConfig.load(path).dropout == 0
     path.write_text("n_layer: [")
     with pytest.raises(UserError, match="is missing or damaged"):
         TrainConfig.load(path)

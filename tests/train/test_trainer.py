@@ -108,6 +108,17 @@ def test_a_vocabulary_that_does_not_fit(data, tmp_path, capsys):
     assert "is not the one that the checkpoint" in capsys.readouterr().err
 
 
+def test_a_run_goes_on_with_its_own_data_alone(data, tmp_path, capsys):
+    run, moved = tmp_path / "run", tmp_path / "moved"
+    assert train(data, run, "--max_steps=5") == 0
+    data.rename(moved)
+    assert cli.main(["train", f"--resume={run}", f"--data={moved}", "--max_steps=6"]) == 0
+    prepare("the lazy dog jumps over the quick brown fox. " * 60, data, ["other text, of the same letters"])
+    assert cli.main(["train", f"--resume={run}", f"--data={data}", "--max_steps=7"]) == 2
+    assert f"{data} holds other tokens" in capsys.readouterr().err
+    assert TrainConfig.load(run / "config.yaml").data == moved
+
+
 def test_a_loss_that_is_not_finite_stops(data, tmp_path, capsys):
     run = tmp_path / "run"
     assert train(data, run, "--learning_rate=1e30", "--grad_clip=0", "--max_steps=50") == 2
@@ -227,7 +238,9 @@ def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
     assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
     prepare("another alphabet " * 99, data, ["other"])
     assert cli.main(arguments) == 2
-    assert "has a vocabulary of 28 tokens" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    assert "has a vocabulary of 28 tokens" in error
+    assert "padded beyond its tokenizer's, as nanoGPT's are, cannot be trained further yet" in error
     prepare("THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG. " * 60, data, ["other letters, as many"])
     prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "lower", ["made up"])
     (folder / "tokenizer.json").write_bytes((tmp_path / "lower" / "tokenizer.json").read_bytes())
