@@ -16,7 +16,7 @@ from fastllm import cli
 from fastllm.data.batches import IGNORED, Batch
 from fastllm.errors import UserError
 from fastllm.optim import AdamW
-from fastllm.train import checkpoint, sharded
+from fastllm.train import TrainConfig, checkpoint, sharded
 from fastllm.train.evaluation import mean_loss
 from fastllm.train.parallel import Parallel
 from tests.train.processes import run_together, together
@@ -93,6 +93,18 @@ def test_resume_in_as_many_and_other_numbers_of_processes(kind, data, tmp_path):
     else:
         assert cli.main(["train", f"--resume={halfway}", "--max_steps=33"]) == 0  # alone
     assert [row["step"] for row in rows(halfway) if "loss" in row] == list(range(1, 34))
+
+
+def test_processes_go_back_to_the_best_and_change_how_they_share(data, tmp_path):
+    run = tmp_path / "run"
+    options = ["--learning_rate=0", "--min_learning_rate=0", "--max_steps=10", "--eval_interval=5", "--dropout=0"]
+    run_together(command(data, run, *options, "--parallel=fsdp", "--ema_decay=0.5"), 2)
+    before = rows(run)
+    run_together(["train", f"--resume={run}", "--checkpoint=best"], 2)  # step 0's: nothing is learnt
+    assert rows(run) == before
+    run_together(["train", f"--resume={run}", "--parallel=ddp", "--max_steps=12"], 2)
+    assert TrainConfig.load(run / "config.yaml").parallel == "ddp"
+    assert checkpoint.load_state(run, "last")["step"] == 12
 
 
 def wait_for_step(step, run, children):
