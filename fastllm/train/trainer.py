@@ -374,7 +374,7 @@ class Trainer:
 
     def _finish(self, seconds: float) -> dict[str, Any]:
         loss = self._mean_loss(self._windows("val"))
-        perplexity, bits = evaluation.perplexity_and_bits(loss, self._splits["val"])
+        perplexity, bits = evaluation.perplexity_and_bits(loss, self._splits["val"], self.config.document_mask)
         summary = {"seconds": seconds, "val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
         if self.average is not None:
             with self.average.in_place():

@@ -8,7 +8,7 @@ import pytest
 from fastllm import cli
 from fastllm.data import FileSource, prepare
 from fastllm.train.evaluation import perplexity_and_bits
-from tests.train.tiny import train
+from tests.train.tiny import rows, train
 
 
 @pytest.fixture
@@ -41,6 +41,7 @@ def test_no_bits_a_byte_where_first_tokens_are_not_predicted(tmp_path, capsys):
     (tmp_path / "texts.jsonl").write_text('{"text": "the quick fox"}\n' * 40)
     prepare(FileSource([tmp_path / "texts.jsonl"]), tmp_path / "data")
     assert train(tmp_path / "data", tmp_path / "run", "--max_steps=2", "--document_mask=true") == 0
+    assert rows(tmp_path / "run")[-1]["final_val_bits_per_byte"] is None
     assert cli.main(["eval", str(tmp_path / "run")]) == 0
     assert "bits a byte n/a" in capsys.readouterr().out
     assert perplexity_and_bits(math.log(4), SimpleNamespace(bytes=4), document_mask=True)[1] is None
