@@ -28,6 +28,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         own = parsed[parsed.command]
         own.given = frozenset(parser.parse_args(words, defaults=False)[parsed.command].keys())
         return COMMANDS[parsed.command].run(own)
+    except UnicodeDecodeError as error:  # of a --config file; all other texts are read with a word of their own
+        print(f"fastllm: a file that was named is not UTF-8: {error}", file=sys.stderr)
+        return EXIT_USER_ERROR
     except UserError as error:
         print(f"fastllm: {error}", file=sys.stderr)
         return EXIT_USER_ERROR

@@ -86,7 +86,7 @@ def _prompts(arguments: Namespace) -> list[str]:
             raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
         return [arguments.prompt]
     try:
-        lines = arguments.prompt_file.read_text(encoding="utf-8").splitlines()
+        lines = arguments.prompt_file.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"sample: cannot read the prompts in {arguments.prompt_file}: {error}") from error
     prompts = [line for line in lines if line.strip()]

@@ -75,7 +75,7 @@ class FileSource:
     everything is read twice.
 
     Args:
-        paths: in order.
+        paths: in order; a file that is in them twice is read once, or it could be in both splits.
         field: where a line of a .jsonl file has its text.
         separator: what stands between the documents of a text file; it belongs to none of them.
         format: "text" or "jsonl"; "auto" takes the files that end in .jsonl or .jsonl.gz for the latter.
@@ -93,7 +93,11 @@ class FileSource:
             raise UserError("prepare text: 'document_separator' must not be empty")
         self.field, self.separator, self.format = field, separator, format
         self.names = [os.fsencode(path).decode("utf-8", "replace") for path in paths]
-        self.files = [file for path in paths for file in _files(path)]
+        found: dict[Path, Path] = {}
+        for path in paths:
+            for file in _files(path):
+                found.setdefault(file if file == STDIN else file.resolve(), file)
+        self.files = list(found.values())
         self.size = sum(_size(file) for file in self.files if file != STDIN)
         self._stdin: BinaryIO | None = None
 
@@ -135,7 +139,7 @@ class FileSource:
             except OSError as error:
                 raise UserError(f"prepare text: cannot read {name}: {error.strerror or error}") from error
             if empty:
-                raise UserError(f"prepare text: {name} is empty")
+                raise UserError(f"prepare text: {name} is empty, or nothing but white space")
 
     def _open(self, file: Path) -> BinaryIO:
         if file != STDIN:

@@ -114,6 +114,11 @@ class SentencePieceTokenizer(Tokenizer):
         """
         if model_type not in MODEL_TYPES:
             raise UserError(f"sentencepiece: 'model_type' must be one of {', '.join(MODEL_TYPES)}, got '{model_type}'")
+        if vocab_size < 259:
+            raise UserError(
+                f"sentencepiece: 'vocab_size' must be at least 259 (256 bytes, 2 special tokens, a character), got "
+                f"{vocab_size}"
+            )
         if max_sentences < 1 or max_sentence_length < 1:
             raise UserError("sentencepiece: 'max_sentences' and 'max_sentence_length' must be at least 1")
         sentences = draw(split_sentences(check_texts(texts), max_sentence_length), max_sentences, seed)

@@ -12,6 +12,7 @@ from fastllm.errors import UserError
 from fastllm.files import previous, replace_folder, verify_folder
 from fastllm.models import GPT
 from fastllm.tokenizers import Tokenizer, load_tokenizer
+from fastllm.train.metrics import read_metrics
 
 LAST, BEST, EMA = "last", "best", "ema"
 PARTS = ".metadata"  # the file by which a checkpoint of several processes' parts is known (sharded.py)
@@ -91,6 +92,8 @@ def never_saved(run: Path) -> bool:
     """Return whether a run was stopped before its first "last" was whole; "best" is written just before it."""
     last, best = (folder_of(run, name) for name in (LAST, BEST))
     if last.exists() or previous(last).exists():
+        return False
+    if any(row["step"] for row in read_metrics(run)):  # the first "last" is of step 0: it was there, and is lost
         return False
     return not best.exists() or load_state(run, BEST)["step"] == 0
 

@@ -31,8 +31,8 @@ class TrainConfig:
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
-        init: start from the weights in this folder (a checkpoint's or Hugging Face GPT-2's) and take the sizes of the
-            model, dropout, bias and activation from it.
+        init: start from the weights in this folder (a run's best, a model's or Hugging Face GPT-2's) and take the sizes
+            of the model, dropout, bias and activation from it.
         n_layer: blocks.
         n_head: attention heads a block; must divide n_embd.
         n_embd: channels.
@@ -43,7 +43,7 @@ class TrainConfig:
         document_mask: attention stays within a document where several share a window.
         batch_size: sequences a step, over all processes.
         micro_batch_size: sequences a process takes at once, to save memory; the step and its result stay those of
-            batch_size. The default takes all.
+            batch_size, but for which values dropout zeroes. The default takes all.
         max_steps: optimizer steps.
         schedule: of the learning rate after warm-up: cosine, wsd (stable, then a linear decay), noam (inverse square
             root) or constant.
@@ -120,6 +120,8 @@ class TrainConfig:
         for name in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
                      "eval_batches", "patience", "sample_interval", "keep_checkpoints"):  # fmt: skip
             self._require(name, 0 <= getattr(self, name) < math.inf, "be at least 0")
+        self._require("seed", self.seed < 2**63, "be below 2^63")
+        self._require("threads", self.threads is None or self.threads <= 1024, "be at most 1024")
         for name in ("dropout", "beta1", "beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("threads", "micro_batch_size"):

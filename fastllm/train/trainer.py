@@ -123,6 +123,8 @@ class Trainer:
     def _load_initial(self, folder: Path) -> GPT:
         """Return the model in a folder, if it fits the data; the settings take on its sizes."""
         config, vocabulary = self.config, self.data.tokenizer.vocab_size
+        if (folder / "checkpoints").is_dir():
+            folder = checkpoint.find(folder, checkpoint.BEST)
         try:
             model = GPT.from_pretrained(folder)
         except (OSError, ValueError) as error:

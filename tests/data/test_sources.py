@@ -176,3 +176,12 @@ def test_file_names_may_be_anything(tmp_path):
 def test_json_escapes_are_text(tmp_path):
     path = write(tmp_path / "x.jsonl", json.dumps({"text": "a\n😀"}))
     assert documents(FileSource([path])) == ["a\n😀"]
+
+
+def test_a_file_that_is_named_twice_is_read_once(tmp_path):
+    (tmp_path / "b.txt").write_text("b")
+    (tmp_path / "a.txt").write_text("a")
+    (tmp_path / "link.txt").symlink_to("b.txt")
+    names = ["b.txt", "", "a.txt", "../" + tmp_path.name + "/a.txt"]
+    files = FileSource([tmp_path / name for name in names]).files
+    assert [file.name for file in files] == ["b.txt", "a.txt"]

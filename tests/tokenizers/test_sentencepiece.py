@@ -149,7 +149,8 @@ def test_characters_that_a_model_from_elsewhere_has_not():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"vocab_size": 100}, r"'vocab_size' must be at least \d+ for this text \(256 bytes, .*, got 100"),
+        ({"vocab_size": 0}, r"'vocab_size' must be at least 259 \(256 bytes, .*, got 0"),
+        ({"vocab_size": 260}, r"'vocab_size' must be at least \d+ for this text \(256 bytes, .*, got 260"),
         ({"vocab_size": 9000}, r"'vocab_size' must be at most \d+ for this text, got 9000"),
         ({"model_type": "word"}, "'model_type' must be one of unigram, bpe, got 'word'"),
         ({"max_sentences": 0}, "must be at least 1"),

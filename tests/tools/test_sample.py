@@ -63,7 +63,7 @@ def test_several_samples_are_those_of_their_seeds(folder, capsys):
 
 
 def test_prompts_from_a_file(folder, capsys, tmp_path):
-    (tmp_path / "prompts.txt").write_text("ab\n\nthe cat\n".replace(" ", ""))
+    (tmp_path / "prompts.txt").write_text("\ufeffab\n\nthecat\r\n", encoding="utf-8")
     output = sample(capsys, folder, "--prompt_file", str(tmp_path / "prompts.txt"))
     assert output == ("\n\n" + "-" * 40 + "\n").join(expected(folder, ["ab", "thecat"])) + "\n"
 

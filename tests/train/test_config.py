@@ -57,6 +57,8 @@ def test_constant():
         ("--n_embd=15", r"'n_embd' must be a multiple of n_head (2), got 15"),
         ("--dropout=1.5", "'dropout' must be in [0, 1), got 1.5"),
         ("--ema_decay=1", "'ema_decay' must be in [0, 1), got 1"),
+        ("--threads=99999", "'threads' must be at most 1024, got 99999"),
+        (f"--seed={2**64}", "'seed' must be below 2^63, got 18446744073709551616"),
         ("--batch_size=0", "'batch_size' must be at least 1, got 0"),
         ("--micro_batch_size=0", "'micro_batch_size' must be at least 1, got 0"),
         ("--patience=-1", "'patience' must be at least 0, got -1"),

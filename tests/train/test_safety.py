@@ -3,6 +3,7 @@
 import errno
 import os
 import random
+import shutil
 import subprocess
 import time
 from pathlib import Path
@@ -281,3 +282,13 @@ def test_the_lock_within_one_process(tmp_path):
         files.lock(tmp_path)
     held.close()
     files.lock(tmp_path).close()
+
+
+def test_a_run_whose_checkpoints_are_gone_does_not_begin_again(data, tmp_path, capsys):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=5", "--eval_interval=5") == 0
+    before = (run / "metrics.jsonl").read_text()
+    shutil.rmtree(run / "checkpoints")
+    assert cli.main(["train", f"--resume={run}", "--max_steps=6"]) == 2
+    assert "it has no folder checkpoints" in capsys.readouterr().err
+    assert (run / "metrics.jsonl").read_text() == before
