@@ -20,6 +20,7 @@ SHAPES = [
     (96, 256, 256),  # whole tasks and depths
     (97, 257, 257),  # one more each way
     (13, 600, 20),  # three slices of the depth
+    (300, 20, 70),  # more rows than a slice of the depth: the gradients of weight and bias are sums of several
     (3, 1100, 1300),  # more packed columns than one slab holds
     (0, 4, 5),  # no rows
     (4, 0, 5),  # no depth: the bias alone
