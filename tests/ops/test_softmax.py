@@ -18,10 +18,9 @@ def test_matches_reference(shape, dim, dtype):
 
 
 def test_extremes():
-    x = torch.tensor(
-        [[1e4, -1e4, 0.0], [-torch.inf, 1.0, 2.0], [-torch.inf] * 3, [torch.nan, 0.0, 1.0], [3.0] * 3]
-        + [[100.0, 60.0, 0.0]]  # e^100 is past float32, e^60 is not
-    )
+    past_float32 = [100.0, 60.0, 0.0]  # e^100 is, e^60 is not
+    rows = [[1e4, -1e4, 0.0], [-torch.inf, 1.0, 2.0], [-torch.inf] * 3, [torch.nan, 0.0, 1.0], [3.0] * 3]
+    x = torch.tensor([past_float32, *rows])
     torch.testing.assert_close(ops.softmax(x), F.softmax(x, -1), equal_nan=True)
     assert ops.softmax(torch.empty(3, 0)).shape == (3, 0)
     assert ops.softmax(torch.tensor(2.0), 0).item() == 1.0
