@@ -1,8 +1,9 @@
 """Builds fastllm's extension with ninja, without torch's build isolation or its per-file overhead.
 
 What is built: the op files (csrc/ops, csrc/common) once, the CPU kernels (csrc/cpu) once per CPU capability, the CUDA
-kernels (csrc/cuda) if torch has CUDA and nvcc is there. Then one extension module per capability links the op objects
-with that capability's kernels, and fastllm imports the best one the machine can run.
+kernels and what calls them (csrc/cuda, csrc/ops/cuda) if torch has CUDA and nvcc is there. Then one extension module
+per capability links the op objects with that capability's kernels, and fastllm imports the best one the machine can
+run.
 
 Environment: FASTLLM_CUDA=0|1 forces CUDA off or on, FASTLLM_CUDA_ARCHS="80 90" picks its targets,
 FASTLLM_CAPABILITIES="default avx2 avx512" limits the CPU builds ("native": the host's best alone), CXX picks the
@@ -204,7 +205,7 @@ class NinjaPlan:
         """Plan every source of a folder; return the objects."""
         objects = []
         for source in sorted((self.csrc / folder).glob(pattern)):
-            objects.append(str(self.build / f"{folder}_{source.stem}{suffix}.o"))
+            objects.append(str(self.build / f"{folder.replace('/', '_')}_{source.stem}{suffix}.o"))
             self.add(objects[-1], rule_name, f"{source}{after}", **variables)
         return objects
 
@@ -215,20 +216,22 @@ class NinjaPlan:
 
     def text(self, capabilities):
         """Return the whole build.ninja for these capabilities."""
-        with_cuda = "-DFASTLLM_WITH_CUDA" if self.nvcc else ""
         header = f"{self.build}/pch/ops/op.h.gch"
         if self.precompiles:
-            self.add(header, "precompile", self.csrc / "ops" / "op.h", defines=with_cuda)
+            self.add(header, "precompile", self.csrc / "ops" / "op.h")
         after = f" | {header}" if self.precompiles else ""
-        shared = self.compile_all("ops", "cxx", after=after, defines=with_cuda)
-        shared += self.compile_all("common", "cxx", defines=with_cuda)
+        shared = self.compile_all("ops", "cxx", after=after)
+        shared += self.compile_all("common", "cxx")
         if self.nvcc:
+            shared += self.compile_all("ops/cuda", "cxx", after=after)
             shared += self.compile_all("cuda", "nvcc", ".cuda", "*.cu")
         (self.build / "build_facts.h").write_text(self.facts())
         for capability in capabilities:
             objects = self.compile_all("cpu", "kernel", f".{capability}", capability=CAPABILITIES[capability])
             objects.append(f"{self.build}/bindings.{capability}.o")
-            defines = f"{with_cuda} -I{self.build} -DFASTLLM_MODULE=_C_{capability} -DFASTLLM_CAPABILITY={capability}"
+            defines = f"-I{self.build} -DFASTLLM_MODULE=_C_{capability} -DFASTLLM_CAPABILITY={capability}"
+            if self.nvcc:
+                defines += " -DFASTLLM_WITH_CUDA"
             self.add(objects[-1], "cxx", self.csrc / "bindings.cpp", defines=defines)
             self.add(self.build / module_name(capability), "link", " ".join([*shared, *objects]))
         return "\n".join(self.lines) + "\n"

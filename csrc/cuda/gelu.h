@@ -1,11 +1,9 @@
 // GELU's CUDA kernels: no torch header, raw pointers and a stream.
 #pragma once
 
-#include <cuda_runtime_api.h>
-
 #include <cstdint>
 
-#include "common/cuda_dtype.h"
+#include "cuda/dtype.h"
 
 namespace fastllm::cuda {
 

@@ -1,35 +1,15 @@
 // fastllm::gelu, fastllm::bias_gelu and their backward.
-#include "cpu/gelu.h"
-
-#include "ops/op.h"
-
-#ifdef FASTLLM_WITH_CUDA
-#include "cuda/gelu.h"
-#include "ops/cuda.h"
-#endif
+#include "ops/gelu.h"
 
 namespace fastllm {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Checks and CPU implementation
+// CPU implementation
 // ---------------------------------------------------------------------------------------------------------------------
 
-GeluShape check(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(approximate == "none" || approximate == "tanh", op, "approximate", "be 'none' or 'tanh'", "'",
-                approximate, "'");
-  constexpr int64_t kAnyCols = 4096;
-  if (!bias) return {input.numel(), kAnyCols, approximate == "tanh"};
-  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
-  check_same_device(op, "bias", *bias, "input", input);
-  check_same_dtype(op, "bias", *bias, "input", input);
-  check_shape(op, "bias", *bias, {input.size(-1)});
-  return {input.numel(), std::max<int64_t>(1, input.size(-1)), approximate == "tanh"};
-}
-
 Tensor forward_cpu(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {
-  const GeluShape shape = check(op, input, bias, approximate);
+  const GeluShape shape = check_gelu(op, input, bias, approximate);
   const Tensor x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
@@ -40,9 +20,7 @@ Tensor forward_cpu(const char* op, const Tensor& input, const OptionalTensor& bi
 
 std::tuple<Tensor, Tensor> backward_cpu(const char* op, const Tensor& grad_output, const Tensor& input,
                                         const OptionalTensor& bias, c10::string_view approximate) {
-  const GeluShape shape = check(op, input, bias, approximate);
-  check_same_shape(op, "grad_output", grad_output, "input", input);
-  check_same_dtype(op, "grad_output", grad_output, "input", input);
+  const GeluShape shape = check_gelu_backward(op, grad_output, input, bias, approximate);
   const Tensor grad = grad_output.contiguous(), x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
   Tensor grad_input = at::empty_like(x, at::MemoryFormat::Contiguous);
   Tensor grad_bias = bias ? at::empty_like(b) : Tensor();
@@ -69,41 +47,6 @@ std::tuple<Tensor, Tensor> bias_gelu_backward_cpu(const Tensor& grad_output, con
                                                   c10::string_view approximate) {
   return backward_cpu("bias_gelu_backward", grad_output, input, bias, approximate);
 }
-
-// ---------------------------------------------------------------------------------------------------------------------
-// CUDA implementation (bias_gelu has none yet: its bias gradient is a sum over rows)
-// ---------------------------------------------------------------------------------------------------------------------
-
-#ifdef FASTLLM_WITH_CUDA
-Tensor gelu_cuda(const Tensor& input, c10::string_view approximate) {
-  const GeluShape shape = check("gelu", input, std::nullopt, approximate);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor x = input.contiguous();
-  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const cuda::GeluParams params{cuda_dtype("gelu", "input", x), shape.tanh, x.numel(), x.const_data_ptr(), nullptr,
-                                output.mutable_data_ptr()};
-  check_launch("gelu", cuda::gelu_forward(params, c10::cuda::getCurrentCUDAStream()));
-  return output;
-}
-
-Tensor gelu_backward_cuda(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
-  const GeluShape shape = check("gelu_backward", input, std::nullopt, approximate);
-  check_same_shape("gelu_backward", "grad_output", grad_output, "input", input);
-  check_same_dtype("gelu_backward", "grad_output", grad_output, "input", input);
-  check_same_device("gelu_backward", "grad_output", grad_output, "input", input);
-  const c10::cuda::CUDAGuard guard(input.device());
-  const Tensor grad = grad_output.contiguous(), x = input.contiguous();
-  Tensor grad_input = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const cuda::GeluParams params{cuda_dtype("gelu_backward", "input", x),
-                                shape.tanh,
-                                x.numel(),
-                                x.const_data_ptr(),
-                                grad.const_data_ptr(),
-                                grad_input.mutable_data_ptr()};
-  check_launch("gelu_backward", cuda::gelu_backward(params, c10::cuda::getCurrentCUDAStream()));
-  return grad_input;
-}
-#endif
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Autograd
@@ -184,13 +127,6 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
   m.impl("bias_gelu", bias_gelu_cpu);
   m.impl("bias_gelu_backward", bias_gelu_backward_cpu);
 }
-
-#ifdef FASTLLM_WITH_CUDA
-TORCH_LIBRARY_IMPL(fastllm, CUDA, m) {
-  m.impl("gelu", gelu_cuda);
-  m.impl("gelu_backward", gelu_backward_cuda);
-}
-#endif
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
   m.impl("gelu", gelu_autograd);

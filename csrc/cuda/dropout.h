@@ -1,0 +1,53 @@
+// Dropout inside a kernel: which elements of the contiguous tensor are kept, by the contract of common/philox.h.
+#pragma once
+
+#include <cuda_runtime.h>
+
+#include "common/philox.h"
+
+namespace fastllm::cuda {
+
+// What a launcher passes on. (seed, offset) stay on the device until the kernel reads them: the host never waits for
+// them, and a captured graph draws anew when they change.
+struct Dropout {
+  const int64_t* rng_state = nullptr;  // (seed, offset); null: no dropout
+  uint32_t threshold = 0;              // drop iff bits < threshold
+  float scale = 1.0f;
+};
+
+// A thread's view of it: what an element is multiplied with, 0 or the scale.
+class DropoutMask {
+ public:
+  __device__ __forceinline__ explicit DropoutMask(const Dropout& dropout)
+      : threshold_(dropout.rng_state ? dropout.threshold : 0), scale_(dropout.rng_state ? dropout.scale : 1.0f) {
+    if (dropout.rng_state) {
+      seed_ = static_cast<uint64_t>(dropout.rng_state[0]);
+      offset_ = static_cast<uint64_t>(dropout.rng_state[1]);
+    }
+  }
+
+  __device__ __forceinline__ bool is_off() const { return threshold_ == 0; }
+
+  // The factors of elements [index, index + kCount); kCount divides 8 and index is a multiple of it: one Philox block.
+  template <int kCount>
+  __device__ __forceinline__ void factors(int64_t index, float (&factor)[kCount]) const {
+    static_assert(Philox::kElements % kCount == 0, "the elements share one Philox block");
+    const PhiloxBlock block = philox(seed_, static_cast<uint64_t>(index / Philox::kElements), offset_);
+    const int first = static_cast<int>(index % Philox::kElements);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) factor[i] = block.bits16(first + i) >= threshold_ ? scale_ : 0.0f;
+  }
+
+  __device__ __forceinline__ float factor(int64_t index) const {
+    float one[1];
+    factors<1>(index, one);
+    return one[0];
+  }
+
+ private:
+  uint64_t seed_ = 0, offset_ = 0;
+  uint32_t threshold_;
+  float scale_;
+};
+
+}  // namespace fastllm::cuda
