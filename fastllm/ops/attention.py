@@ -8,6 +8,7 @@ nothing gives zeros and zero gradients.
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
 
 _ALIGNMENTS = ("top-left", "bottom-right")
@@ -146,24 +147,24 @@ def _grad_mask(attn_mask: Tensor | None, need_mask: bool) -> Tensor | None:
     return attn_mask.new_empty(attn_mask.shape) if need_mask and attn_mask is not None else None
 
 
-@torch.library.register_fake("fastllm::scaled_dot_product_attention")
+@register_fake("scaled_dot_product_attention")
 def _(query, key, value, *options):
     b, h, t, _ = query.shape
     return _tokens_first(query, value.shape[3]), _logsumexp(query, b, h, t)
 
 
-@torch.library.register_fake("fastllm::scaled_dot_product_attention_backward")
+@register_fake("scaled_dot_product_attention_backward")
 def _(grad_output, query, key, value, output, logsumexp, attn_mask, *options):
     grads = (_tokens_first(tensor, tensor.shape[3]) for tensor in (query, key, value))
     return (*grads, _grad_mask(attn_mask, need_mask=options[-1]))
 
 
-@torch.library.register_fake("fastllm::attention_packed")
+@register_fake("attention_packed")
 def _(qkv, *options):
     b, t, _, h, d = qkv.shape
     return qkv.new_empty((b, t, h, d)), _logsumexp(qkv, b, h, t)
 
 
-@torch.library.register_fake("fastllm::attention_packed_backward")
+@register_fake("attention_packed_backward")
 def _(grad_output, qkv, output, logsumexp, attn_mask, *options):
     return qkv.new_empty(qkv.shape), _grad_mask(attn_mask, need_mask=options[-1])

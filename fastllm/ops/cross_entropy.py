@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
+
 
 def cross_entropy(
     input: Tensor,
@@ -45,13 +47,13 @@ def loss_like(input: Tensor, target: Tensor, reduction: str) -> Tensor:
     return input.new_empty(target.shape if reduction == "none" else ())
 
 
-@torch.library.register_fake("fastllm::cross_entropy")
+@register_fake("cross_entropy")
 def _(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     logsumexp = input.new_empty((target.numel(),), dtype=compute_dtype)
     return loss_like(input, target, reduction), logsumexp
 
 
-@torch.library.register_fake("fastllm::cross_entropy_backward")
+@register_fake("cross_entropy_backward")
 def _(grad_output, input, target, weight, logsumexp, ignore_index, reduction, label_smoothing):
     return input.new_empty(input.shape)

@@ -8,6 +8,7 @@ stands beside it in the batch, whatever the caches' capacity, and whether its qu
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
 from fastllm.ops.attention import split_window
 
 
@@ -59,7 +60,7 @@ def decode_attention(
     )
 
 
-@torch.library.register_fake("fastllm::decode_attention")
+@register_fake("decode_attention")
 def _(query, k_cache, v_cache, *options):
     b, h, t, _ = query.shape
     return query.new_empty((b, t, h, v_cache.shape[3])).transpose(1, 2)

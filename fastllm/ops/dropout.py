@@ -8,6 +8,7 @@ number of threads, and backward makes it again instead of storing it.
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
 
 
@@ -69,12 +70,12 @@ def dropout_add(
     return torch.ops.fastllm.dropout_add.default(input, residual, bias, p, state)
 
 
-@torch.library.register_fake("fastllm::dropout_add")
+@register_fake("dropout_add")
 def _(input, residual, bias, p, rng_state):
     return input.new_empty(input.shape)
 
 
-@torch.library.register_fake("fastllm::dropout_add_backward")
+@register_fake("dropout_add_backward")
 def _(grad_output, p, rng_state, need_bias):
     grad_bias = grad_output.new_empty(grad_output.shape[-1:]) if need_bias else None
     return grad_output.new_empty(grad_output.shape), grad_bias

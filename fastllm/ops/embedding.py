@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
+
 _NO_PADDING = -1
 
 
@@ -41,12 +43,12 @@ def embedding(
     return torch.ops.fastllm.embedding.default(input, weight, padding, position_weight, position_offset)
 
 
-@torch.library.register_fake("fastllm::embedding")
+@register_fake("embedding")
 def _(input, weight, padding_idx, position_weight, position_offset):
     return weight.new_empty((*input.shape, weight.shape[1]))
 
 
-@torch.library.register_fake("fastllm::embedding_backward")
+@register_fake("embedding_backward")
 def _(grad_output, input, weight, padding_idx, position_weight, position_offset):
     grad_position = None if position_weight is None else position_weight.new_empty(position_weight.shape)
     return weight.new_empty(weight.shape), grad_position

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
+
 
 def gelu(input: Tensor, approximate: str = "none") -> Tensor:
     """Apply the Gaussian error linear unit: x times the standard normal distribution function of x.
@@ -47,21 +49,21 @@ def bias_gelu(input: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
     return torch.ops.fastllm.bias_gelu.default(input, bias, approximate)
 
 
-@torch.library.register_fake("fastllm::gelu")
+@register_fake("gelu")
 def _(input: Tensor, approximate: str = "none") -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("fastllm::gelu_backward")
+@register_fake("gelu_backward")
 def _(grad_output: Tensor, input: Tensor, approximate: str) -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("fastllm::bias_gelu")
+@register_fake("bias_gelu")
 def _(input: Tensor, bias: Tensor, approximate: str = "none") -> Tensor:
     return torch.empty_like(input, memory_format=torch.contiguous_format)
 
 
-@torch.library.register_fake("fastllm::bias_gelu_backward")
+@register_fake("bias_gelu_backward")
 def _(grad_output: Tensor, input: Tensor, bias: Tensor, approximate: str) -> tuple[Tensor, Tensor]:
     return torch.empty_like(input, memory_format=torch.contiguous_format), torch.empty_like(bias)

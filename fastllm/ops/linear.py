@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
+
 
 def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return input @ weight.T + bias, as torch.nn.functional.linear.
@@ -29,12 +31,12 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return torch.ops.fastllm.linear.default(input, weight, bias)
 
 
-@torch.library.register_fake("fastllm::linear")
+@register_fake("linear")
 def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     return input.new_empty((*input.shape[:-1], weight.shape[0]))
 
 
-@torch.library.register_fake("fastllm::linear_backward")
+@register_fake("linear_backward")
 def _(
     grad_output: Tensor, input: Tensor, weight: Tensor, need_input: bool, need_weight: bool, need_bias: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:

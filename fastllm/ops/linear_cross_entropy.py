@@ -3,6 +3,7 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
 from fastllm.ops.cross_entropy import loss_like
 
 
@@ -46,17 +47,17 @@ def linear_cross_entropy(
     )
 
 
-@torch.library.register_fake("fastllm::linear_cross_entropy")
+@register_fake("linear_cross_entropy")
 def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
     return loss_like(input, target, reduction)
 
 
-@torch.library.register_fake("fastllm::linear_cross_entropy_with_gradients")
+@register_fake("linear_cross_entropy_with_gradients")
 def _(input, weight, target, bias, ignore_index, reduction, label_smoothing):
     return (loss_like(input, target, reduction), *_gradients(input, weight, bias))
 
 
-@torch.library.register_fake("fastllm::linear_cross_entropy_backward")
+@register_fake("linear_cross_entropy_backward")
 def _(grad_output, input, weight, target, bias, ignore_index, label_smoothing):
     return _gradients(input, weight, bias)
 

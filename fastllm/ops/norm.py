@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
 
 
@@ -108,18 +109,18 @@ def _statistics(input: Tensor, dims: int) -> Tensor:
     return input.new_empty((rows,), dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 
-@torch.library.register_fake("fastllm::layer_norm")
+@register_fake("layer_norm")
 def _(input, normalized_shape, weight, bias, eps):
     dims = len(normalized_shape)
     return input.new_empty(input.shape), _statistics(input, dims), _statistics(input, dims)
 
 
-@torch.library.register_fake("fastllm::rms_norm")
+@register_fake("rms_norm")
 def _(input, normalized_shape, weight, eps):
     return input.new_empty(input.shape), _statistics(input, len(normalized_shape))
 
 
-@torch.library.register_fake("fastllm::dropout_add_layer_norm")
+@register_fake("dropout_add_layer_norm")
 def _(input, residual, weight, bias, p, eps, input_bias, rng_state):
     return (
         input.new_empty(input.shape),
@@ -129,7 +130,7 @@ def _(input, residual, weight, bias, p, eps, input_bias, rng_state):
     )
 
 
-@torch.library.register_fake("fastllm::norm_backward")
+@register_fake("norm_backward")
 def _(grad_output, grad_residual, normalized, mean, rstd, weight, bias, input_bias, p, rng_state):
     def like(tensor):
         return None if tensor is None else tensor.new_empty(tensor.shape)

@@ -3,6 +3,8 @@
 import torch
 from torch import Tensor
 
+from fastllm.ops._fake import register_fake
+
 
 def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
     """Exponentiate and normalise over a dimension, as torch.nn.functional.softmax.
@@ -26,11 +28,11 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
     return torch.ops.fastllm.softmax.default(input if dtype is None else input.to(dtype), dim)
 
 
-@torch.library.register_fake("fastllm::softmax")
+@register_fake("softmax")
 def _(input, dim):
     return input.new_empty(input.shape)
 
 
-@torch.library.register_fake("fastllm::softmax_backward")
+@register_fake("softmax_backward")
 def _(grad_output, output, dim):
     return output.new_empty(output.shape)
