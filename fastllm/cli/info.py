@@ -15,7 +15,7 @@ def run(arguments: Namespace) -> int:
     """Print what is installed and which kernel serves which op."""
     import torch
     from rich.console import Console
-    from rich.table import Table
+    from rich.padding import Padding
 
     from fastllm import ops
 
@@ -31,8 +31,10 @@ def run(arguments: Namespace) -> int:
     }
     for name, value in rows.items():
         console.print(f"{name:>15}  {value}", highlight=False, soft_wrap=True)
-    table = Table("op", "device", "kernel", "why")
+    served: dict[tuple[str, str, str], list[str]] = {}
     for row in ops.report():
-        table.add_row(row["op"], row["device"], row["kernel"], row["why"])
-    console.print(table)
+        served.setdefault((row["device"], row["kernel"], row["why"]), []).append(row["op"])
+    for (device, kernel, why), names in sorted(served.items()):
+        console.print(f"\nOps on {device}: {kernel}, {why}", highlight=False)
+        console.print(Padding(", ".join(names), (0, 0, 0, 4)), highlight=False)
     return 0

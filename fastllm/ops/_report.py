@@ -3,6 +3,7 @@
 import torch
 
 from fastllm._extension import capability_reason, extension
+from fastllm.ops._unserved import UNSERVED_ON_CUDA
 
 
 def build_info() -> dict[str, str]:
@@ -25,11 +26,10 @@ def report() -> list[dict[str, str]]:
     cpu_why = f"{extension.cpu_capability} build: {capability_reason}"
     rows = []
     for schema in sorted(name for name in schemas if not name.endswith("_backward")):
-        for device, key in (("cpu", "CPU"), ("cuda", "CUDA")):
-            served = torch._C._dispatch_has_kernel_for_dispatch_key(schema, key)
+        for device in ("cpu", "cuda"):
             if device == "cpu":
                 kernel, why = f"fastllm ({extension.cpu_capability})", cpu_why
-            elif served:
+            elif schema not in UNSERVED_ON_CUDA:
                 kernel, why = "fastllm (cuda)", extension.cuda_reason
             else:
                 reason = "this op has no CUDA kernel yet" if extension.with_cuda else extension.cuda_reason

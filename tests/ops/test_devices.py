@@ -81,3 +81,14 @@ def test_one_tensor_elsewhere(function, name, moved_to):
     named = name if name != first else r"\w+"
     with pytest.raises(TypeError, match=rf"'{named}' must be on the device of '\w+' \(\w+\), got \w+"):
         function(**tensors, **others)
+
+
+@pytest.mark.skipif(ops.build_info()["cuda"] == "yes", reason="the build has CUDA kernels")
+def test_cuda_tensors_given_to_a_cpu_build():
+    """No CUDA tensor exists here, so the CUDA kernel is called with another."""
+    cuda = torch._C.DispatchKeySet(torch._C.DispatchKey.CUDA)
+    with pytest.raises(
+        NotImplementedError, match=r"fastllm.gelu: got CUDA tensors, .* no CUDA kernels \(.*\): install"
+    ):
+        torch.ops.fastllm.gelu.default.redispatch(cuda, Q, "none")
+    assert all(row["kernel"] == "none" for row in ops.report() if row["device"] == "cuda")
