@@ -1,0 +1,95 @@
+"""What nvcc makes of the kernels: each .cu compiles alone, spills no register and keeps to its number of instances.
+
+Needs nvcc, no GPU. A file is compiled once for every state of csrc; the reports lie under build/ptxas.
+"""
+
+import hashlib
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+CSRC = Path(__file__).parents[2] / "csrc"
+REPORTS = CSRC.parent / "build" / "ptxas"
+NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+ARCHITECTURES = ("80", "90")
+MAX_INSTANCES = 12  # kernels of a file: each dtype, width or direction more makes every build longer
+# Resident threads of a multiprocessor share 65,536 registers. Kernels that wait for memory want half of the 2,048
+# threads there at least: 64 registers each. A kernel that takes more stands here, with its reason.
+MAX_REGISTERS = 64
+MORE_REGISTERS: dict[str, tuple[int, str]] = {}
+MAX_STATIC_SHARED = 0  # kernels use dynamic shared memory alone: csrc/cuda/shared.h
+
+pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found on PATH or under /usr/local/cuda")
+
+
+@dataclass
+class Kernel:
+    """One template instance as ptxas reports it for one architecture."""
+
+    name: str
+    registers: int
+    spilled_bytes: int
+    shared_bytes: int
+
+
+def compile_report(source: Path) -> str:
+    """Return ptxas' report on one file for all architectures."""
+    headers = sorted([*CSRC.glob("cuda/*.h"), *CSRC.glob("common/*.h")])
+    state = hashlib.sha256(b"".join(path.read_bytes() for path in [source, *headers])).hexdigest()[:16]
+    report = REPORTS / f"{source.stem}-{state}.txt"
+    if not report.exists():
+        REPORTS.mkdir(parents=True, exist_ok=True)
+        targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
+        command = [str(NVCC), "-std=c++17", "-O3", f"-I{CSRC}", *targets, "-Xptxas=-v", "-Werror=all-warnings"]
+        run = subprocess.run(
+            [*command, "-c", str(source), "-o", str(report.with_suffix(".o"))],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        assert run.returncode == 0, run.stderr
+        report.with_suffix(".o").unlink()
+        report.write_text(run.stdout + run.stderr, encoding="utf-8")
+    return report.read_text(encoding="utf-8")
+
+
+def kernels(report: str) -> dict[str, list[Kernel]]:
+    """Return the kernels of a report by architecture."""
+    found: dict[str, list[Kernel]] = {}
+    entry = re.compile(
+        r"Compiling entry function '(\w+)' for 'sm_(\w+)'(.*?)(?=Compiling entry function|\Z)", re.DOTALL
+    )
+    for name, arch, text in entry.findall(report):
+        spills = sum(int(n) for n in re.findall(r"(\d+) bytes spill (?:stores|loads)", text))
+        (registers,) = re.findall(r"Used (\d+) registers", text)
+        shared = re.findall(r"(\d+) bytes smem", text)
+        found.setdefault(arch, []).append(Kernel(name, int(registers), spills, int(shared[0]) if shared else 0))
+    return found
+
+
+@pytest.mark.parametrize("source", sorted(CSRC.glob("cuda/*.cu")), ids=lambda path: path.stem)
+def test_ptxas_report(source):
+    found = kernels(compile_report(source))
+    assert set(found) == set(ARCHITECTURES)
+    for arch, instances in found.items():
+        assert 1 <= len(instances) <= MAX_INSTANCES, f"sm_{arch}: {len(instances)} instances"
+        for kernel in instances:
+            allowed = next((n for part, (n, _) in MORE_REGISTERS.items() if part in kernel.name), MAX_REGISTERS)
+            assert kernel.spilled_bytes == 0, f"sm_{arch}: {kernel}"
+            assert kernel.registers <= allowed, f"sm_{arch}: {kernel}"
+            assert kernel.shared_bytes <= MAX_STATIC_SHARED, f"sm_{arch}: {kernel}"
+
+
+def test_a_report_is_read_right():
+    report = """
+ptxas info    : Compiling entry function '_Z1av' for 'sm_80'
+ptxas info    : Function properties for _Z1av
+    8 bytes stack frame, 12 bytes spill stores, 4 bytes spill loads
+ptxas info    : Used 70 registers, used 1 barriers, 1024 bytes smem
+ptxas info    : Compiling entry function '_Z1bv' for 'sm_90'
+    0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads
+ptxas info    : Used 19 registers, used 0 barriers
+"""
+    assert kernels(report) == {"80": [Kernel("_Z1av", 70, 16, 1024)], "90": [Kernel("_Z1bv", 19, 0, 0)]}
