@@ -1,11 +1,11 @@
-# make setup | demo | test | test-slow | mutants | lint | bench | build | cuda-check | clean. Needs python3 (>= 3.10), a C++ compiler and make.
+# make setup | demo | test | test-slow | mutants | lint | bench | build | cuda-check | gpu | clean. Needs python3 (>= 3.10), a C++ compiler and make.
 PYTHON ?= python3
 TORCH  ?= 2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
-.PHONY: setup build demo test test-slow mutants lint bench cuda-check clean
+.PHONY: setup build demo test test-slow mutants lint bench cuda-check gpu clean
 
 setup: $(VENV)/.built
 
@@ -52,6 +52,10 @@ bench: setup
 # Compiles, links and imports the whole extension against a CUDA build of torch; no GPU is needed, nvcc is.
 cuda-check:
 	sh .ci/cuda_check.sh $(PYTHON)
+
+# All that a GPU can tell: tests on it, the sanitizer, benchmarks into benchmarks/results/cuda.json. Needs a GPU and nvcc.
+gpu: setup
+	sh .ci/gpu.sh $(BIN)/python benchmarks/results
 
 clean:
 	rm -rf build dist $(VENV) fastllm/_C_*.so *.egg-info

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from benchmarks import bench_gpt, bench_ops, harness
+from fastllm import ops
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -15,14 +16,24 @@ RESULTS = Path(__file__).parent / "results"
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("--full", action="store_true", help="also torch.compile and the larger models (many minutes)")
+    parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu", help="cpu (float32) or cuda")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float16", "float32"), help="default float32 on cpu, bfloat16 on cuda"
+    )
     parser.add_argument("--only", default="", help="measure only the cases whose name contains this text")
     parser.add_argument("--peer", action="append", help="compare with this peer only; may be given again")
     parser.add_argument("--rounds", type=int, default=9, help="measured rounds a case (default 9)")
     parser.add_argument("--threads", type=int, help="torch's intra-op threads (default: torch's own choice)")
     parser.add_argument("--nanogpt", type=Path, metavar="DIR", help="a clone of nanoGPT, to measure its model too")
-    parser.add_argument("--output", type=Path, help="where the JSON goes (default benchmarks/results/cpu.json)")
+    parser.add_argument("--output", type=Path, help="where the JSON goes (default benchmarks/results/DEVICE.json)")
     arguments = parser.parse_args()
-    output = arguments.output or RESULTS / "cpu.json"
+    if arguments.device == "cuda" and not torch.cuda.is_available():
+        parser.error("--device cuda: torch sees no CUDA device")
+    if arguments.device == "cuda" and ops.build_info()["cuda"] == "no":
+        parser.error(f"--device cuda: this build has no CUDA kernels ({ops.build_info()['cuda_reason']})")
+    if arguments.device == "cpu" and arguments.dtype not in (None, "float32"):
+        parser.error(f"--dtype {arguments.dtype} is measured with --device cuda only")
+    output = arguments.output or RESULTS / f"{arguments.device}.json"
     if arguments.rounds < 3:
         parser.error(f"--rounds must be at least 3 for quartiles, got {arguments.rounds}")
     if arguments.threads:
@@ -36,18 +47,23 @@ def main() -> None:
 
 def run(arguments: argparse.Namespace) -> dict:
     """Measure all chosen cases, printing each as it comes."""
-    machine, limit = harness.machine(), harness.limits()
+    dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
+    setting = harness.Setting(arguments.device, getattr(torch, dtype))
+    machine, limit = harness.machine(setting), harness.limits(setting)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"limits now: copy {limit['copy_gb_s']:.1f} GB/s, matrix product {limit['matmul_gflop_s']:.0f} GFLOP/s")
     rows = []
-    for family in (bench_ops.cases(arguments.full), bench_gpt.cases(arguments.full, arguments.nanogpt)):
+    families = [bench_ops.cases(arguments.full, setting)]
+    if setting.device == "cpu":
+        families.append(bench_gpt.cases(arguments.full, arguments.nanogpt))
+    for family in families:
         for case in family:
             if arguments.only not in f"{case.name} {case.shape}":
                 continue
             if arguments.peer:
                 wanted = {harness.OURS, *arguments.peer}
                 case.peers = {name: peer for name, peer in case.peers.items() if name in wanted}
-            row = harness.measure(case, arguments.rounds)
+            row = harness.measure(case, arguments.rounds, setting)
             rows.append(row)
             print(harness.describe(row, limit))
             for peer, why in case.skipped.items():
@@ -88,7 +104,9 @@ def plot(results: dict, path: Path) -> None:
     axes.minorticks_off()
     axes.set_xlim(left=0.5)
     axes.set_xlabel("times faster than the peer (median, quartiles)")
-    axes.set_title(f"fastllm on {results['machine']['cpu']}, {results['machine']['threads']} threads", fontsize=10)
+    machine = results["machine"]
+    unit = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
+    axes.set_title(f"fastllm on {unit}", fontsize=10)
     axes.legend(loc="lower right")
     figure.savefig(path, dpi=120)
 

@@ -1,12 +1,14 @@
 """Every op against torch eager and torch.compile, forward and forward + backward."""
 
+import functools
 from collections.abc import Callable, Iterator
 
 import torch
 import torch.nn.functional as F
 
-from benchmarks.harness import OURS, Case
+from benchmarks.harness import CPU, OURS, Case, Setting
 from fastllm import ops
+from fastllm.optim import AdamW
 
 # B batch, H heads, T tokens, D head_dim, C channels, V vocabulary, N rows
 
@@ -22,9 +24,10 @@ def both_ways(
     forward: dict,
     backward: dict,
     tolerance: float | None = 1e-4,
+    others: dict[str, Callable] | None = None,
 ) -> Iterator[Case]:
     """Yield the forward case and the forward + backward case of an op; `forward`/`backward` give bytes or flops."""
-    peers = {OURS: ours, "torch": theirs}
+    peers = {OURS: ours, "torch": theirs, **(others or {})}
     if compiled:
         peers["torch.compile"] = torch.compile(theirs)
 
@@ -58,48 +61,59 @@ def leaf(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, requires_grad=True)
 
 
-def elementwise_and_norms(compiled: bool) -> Iterator[Case]:
-    n, c = 4096, 768
-    size = 4 * n * c
+def elementwise_and_norms(setting: Setting, compiled: bool) -> Iterator[Case]:
+    # On a GPU rows of every length, and more than its caches hold.
+    lengths = (768,) if setting.device == "cpu" else (256, 1024, 4096, 16384)
+    for c in lengths:
+        n = (4096 * 768 if setting.device == "cpu" else 2**26) // c
+        size = n * c * setting.dtype.itemsize
+        yield from norms(f"{n}x{c}", n, c, size, compiled)
+    yield from elementwise(f"{n}x{c}", n, c, size, compiled)
+
+
+def elementwise(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Case]:
     yield from both_ways(
-        "gelu tanh", f"{n}x{c}", lambda: (leaf(n, c),),
+        "gelu tanh", shape, lambda: (leaf(n, c),),
         lambda x: ops.gelu(x, "tanh"), lambda x: F.gelu(x, approximate="tanh"),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
-        "bias_gelu tanh", f"{n}x{c}", lambda: (leaf(n, c), leaf(c)),
+        "bias_gelu tanh", shape, lambda: (leaf(n, c), leaf(c)),
         lambda x, b: ops.bias_gelu(x, b, "tanh"), lambda x, b: F.gelu(x + b, approximate="tanh"),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
-        "layer_norm", f"{n}x{c}", lambda: (leaf(n, c), leaf(c), leaf(c)),
+        "dropout p=0.1", shape, lambda: (leaf(n, c),),
+        lambda x: ops.dropout(x, 0.1), lambda x: F.dropout(x, 0.1),
+        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size}, tolerance=None,
+    )  # fmt: skip
+
+
+def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Case]:
+    yield from both_ways(
+        "layer_norm", shape, lambda: (leaf(n, c), leaf(c), leaf(c)),
         lambda x, w, b: ops.layer_norm(x, (c,), w, b), lambda x, w, b: F.layer_norm(x, (c,), w, b),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
-        "rms_norm", f"{n}x{c}", lambda: (leaf(n, c), leaf(c)),
+        "rms_norm", shape, lambda: (leaf(n, c), leaf(c)),
         lambda x, w: ops.rms_norm(x, (c,), w), lambda x, w: F.rms_norm(x, (c,), w),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
-        "softmax", f"{n}x1024", lambda: (leaf(n, 1024),),
+        "softmax", shape, lambda: (leaf(n, c),),
         lambda x: ops.softmax(x, -1), lambda x: F.softmax(x, -1),
-        compiled=compiled, forward={"bytes": 8 * n * 1024}, backward={"bytes": 20 * n * 1024},
+        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
-        "dropout p=0.1", f"{n}x{c}", lambda: (leaf(n, c),),
-        lambda x: ops.dropout(x, 0.1), lambda x: F.dropout(x, 0.1),
-        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size}, tolerance=None,
-    )  # fmt: skip
-    yield from both_ways(
-        "dropout_add_layer_norm", f"{n}x{c} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c), leaf(c)),
+        "dropout_add_layer_norm", f"{shape} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c), leaf(c)),
         lambda x, r, w, b: ops.dropout_add_layer_norm(x, r, w, b, 0.1)[0],
         lambda x, r, w, b: F.layer_norm(r + F.dropout(x, 0.1), (c,), w, b),
         compiled=compiled, forward={"bytes": 4 * size}, backward={"bytes": 9 * size}, tolerance=None,
     )  # fmt: skip
 
 
-def attention(compiled: bool) -> Iterator[Case]:
+def attention() -> Iterator[Case]:
     for b, h, t, d, p in ((12, 4, 64, 32, 0.0), (12, 6, 256, 64, 0.0), (12, 6, 256, 64, 0.2), (4, 12, 1024, 64, 0.0)):
         flops = 2 * b * h * t * t * d  # two products of 2 T T D each, half of them masked
 
@@ -115,31 +129,65 @@ def attention(compiled: bool) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def losses(compiled: bool) -> Iterator[Case]:
-    n, c, v = 1024, 768, 50304
-
-    def targets():
-        return torch.randint(v, (n,))
+def losses(setting: Setting, compiled: bool) -> Iterator[Case]:
+    c, v, item = 768, 50304, setting.dtype.itemsize
+    n, m, batch = (1024, 256, 8) if setting.device == "cpu" else (16384, 8192, 32)  # rows, rows of the fused op
 
     yield from both_ways(
-        "cross_entropy", f"{n}x{v}", lambda: (leaf(n, v), targets()),
+        "cross_entropy", f"{n}x{v}", lambda: (leaf(n, v), torch.randint(v, (n,))),
         ops.cross_entropy, F.cross_entropy,
-        compiled=compiled, forward={"bytes": 4 * n * v}, backward={"bytes": 4 * n * v * 3},
+        compiled=compiled, forward={"bytes": item * n * v}, backward={"bytes": item * n * v * 3},
     )  # fmt: skip
     yield from both_ways(
-        "linear_cross_entropy", f"256x{c}x{v}", lambda: (leaf(256, c), leaf(v, c), torch.randint(v, (256,))),
+        "linear_cross_entropy", f"{m}x{c}x{v}", lambda: (leaf(m, c), leaf(v, c), torch.randint(v, (m,))),
         ops.linear_cross_entropy, lambda x, w, t: F.cross_entropy(F.linear(x, w), t),
-        compiled=False, forward={"flops": 2 * 256 * c * v}, backward={"flops": 6 * 256 * c * v},
+        compiled=compiled and setting.device == "cuda",
+        forward={"flops": 2 * m * c * v}, backward={"flops": 6 * m * c * v},
+        others={"F.linear_cross_entropy": F.linear_cross_entropy} if hasattr(F, "linear_cross_entropy") else {},
     )  # fmt: skip
     yield from both_ways(
-        "embedding", f"8x1024 of {v}x{c}", lambda: (torch.randint(v, (8, 1024)), leaf(v, c), leaf(1024, c)),
+        "embedding", f"{batch}x1024 of {v}x{c}", lambda: (torch.randint(v, (batch, 1024)), leaf(v, c), leaf(1024, c)),
         lambda t, w, p: ops.embedding(t, w, position_weight=p),
-        lambda t, w, p: F.embedding(t, w) + p,
-        compiled=compiled, forward={"bytes": 4 * 8 * 1024 * c * 2}, backward={"bytes": 4 * c * (8 * 1024 * 3 + v)},
+        lambda t, w, p: F.embedding(t, w) + p, compiled=compiled,
+        forward={"bytes": item * batch * 1024 * c * 2}, backward={"bytes": item * c * (batch * 1024 * 3 + v)},
     )  # fmt: skip
 
 
-def products(compiled: bool) -> Iterator[Case]:
+def optimizer(setting: Setting) -> Iterator[Case]:
+    """One step with clipping over the parameters of a small GPT, in float32 whatever the setting."""
+    shapes = [(16384, 512)] + 6 * [(1536, 512), (512, 512), (2048, 512), (512, 2048)]
+    count = sum(a * b for a, b in shapes)
+    on_gpu = setting.device == "cuda"
+    kinds = {
+        OURS: lambda p: AdamW(p, max_grad_norm=1.0),
+        "torch fused": lambda p: torch.optim.AdamW(p, fused=True, capturable=on_gpu),
+        "torch": lambda p: torch.optim.AdamW(p, capturable=on_gpu),
+    }
+
+    def make() -> tuple:
+        weights = [torch.randn(shape, dtype=torch.float32) for shape in shapes]
+        gradients = [torch.randn(shape, dtype=torch.float32) for shape in shapes]
+        made = {}
+        for name, kind in kinds.items():
+            parameters = [w.clone().requires_grad_() for w in weights]
+            for parameter, gradient in zip(parameters, gradients, strict=True):
+                parameter.grad = gradient.clone()
+            made[name] = (kind(parameters), parameters)
+        return (made,)
+
+    def step(name: str, made: dict) -> list[torch.Tensor]:
+        optimizer, parameters = made[name]
+        if name != OURS:
+            torch.nn.utils.clip_grad_norm_(parameters, 1.0)
+        optimizer.step()
+        return parameters
+
+    peers = {name: functools.partial(step, name) for name in kinds}
+    # Gradients are read twice, for the norm and the update; the update reads and writes weights and two moments.
+    yield Case("clip + AdamW", f"{count / 1e6:.0f}M parameters", make, peers, bytes=4 * 8 * count)
+
+
+def products() -> Iterator[Case]:
     for n, k, m in ((768, 128, 512), (2048, 384, 1536), (1024, 768, 3072)):
         yield from both_ways(
             "linear", f"{n}x{k} to {m}", lambda n=n, k=k, m=m: (leaf(n, k), leaf(m, k), leaf(m)),
@@ -148,7 +196,12 @@ def products(compiled: bool) -> Iterator[Case]:
         )  # fmt: skip
 
 
-def cases(full: bool) -> Iterator[Case]:
-    """Yield the quick set, or with torch.compile and every shape the full one."""
-    for family in (elementwise_and_norms, attention, losses, products):
-        yield from family(full)
+def cases(full: bool, setting: Setting = CPU) -> Iterator[Case]:
+    """Yield the quick set, or with torch.compile as a peer the full one; on a GPU it always is one."""
+    on_gpu = setting.device == "cuda"
+    yield from elementwise_and_norms(setting, full or on_gpu)
+    yield from losses(setting, full or on_gpu)
+    if not on_gpu:  # attention has no CUDA kernel yet, and products there are cuBLAS's
+        yield from attention()
+        yield from products()
+    yield from optimizer(setting)

@@ -5,12 +5,14 @@ that rotates; a round yields one ratio (peer's time over fastllm's), and the med
 result. The outputs are compared first: a peer that computes something else stops the run.
 """
 
+import contextlib
 import gc
+import math
 import platform
 import statistics
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -20,6 +22,33 @@ from fastllm import ops
 
 OURS = "fastllm"
 MINIMUM_SECONDS = 0.02  # a measurement repeats a call until it has taken this long
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where the cases compute and in what: device "cpu" or "cuda", and the dtype of what setups make by default."""
+
+    device: str = "cpu"
+    dtype: torch.dtype = torch.float32
+
+    @contextlib.contextmanager
+    def making(self) -> Iterator[None]:
+        """Make new tensors on the device, floating ones in the dtype."""
+        before = torch.get_default_dtype()
+        torch.set_default_dtype(self.dtype)
+        try:
+            with torch.device(self.device):
+                yield
+        finally:
+            torch.set_default_dtype(before)
+
+    @property
+    def resolution(self) -> float:
+        """How far apart two right results may be, relative to the largest value, by the dtype alone."""
+        return 0.0 if self.dtype == torch.float32 else 4 * torch.finfo(self.dtype).eps
+
+
+CPU = Setting()
 
 
 @dataclass
@@ -33,7 +62,8 @@ class Case:
         peers: name -> function of the inputs, which returns the tensors to compare; "fastllm" is ours.
         bytes: the least traffic with memory, for GB/s; None where arithmetic is the limit.
         flops: the arithmetic, for GFLOP/s; None where memory is the limit.
-        tolerance: relative to the largest value of each compared tensor; None for random outputs.
+        tolerance: relative to the largest value of each compared tensor, in float32 (a coarser dtype has its own); None
+            for random outputs.
     """
 
     name: str
@@ -46,7 +76,7 @@ class Case:
     skipped: dict[str, str] = field(default_factory=dict)
 
 
-def machine() -> dict:
+def machine(setting: Setting = CPU) -> dict:
     """Return what a reader needs to know of where a result was measured."""
     model = next(
         (
@@ -60,7 +90,9 @@ def machine() -> dict:
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
     info = ops.build_info()
+    gpu = {"gpu": torch.cuda.get_device_name(), "dtype": str(setting.dtype)} if setting.device == "cuda" else {}
     return {
+        **gpu,
         "cpu": model,
         "threads": torch.get_num_threads(),
         "capability": info["cpu_capability"],
@@ -73,32 +105,34 @@ def machine() -> dict:
 
 def where(machine: dict) -> str:
     """Return the machine in words."""
-    return (
-        f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}, torch {machine['torch']}, "
-        f"{machine['date']}, commit {machine['commit']}"
-    )
+    unit = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads, {machine['capability']}"
+    return f"{unit}, torch {machine['torch']}, {machine['date']}, commit {machine['commit']}"
 
 
 def _read(path: str) -> str:
     return Path(path).read_text() if Path(path).exists() else ""
 
 
-def limits() -> dict[str, float]:
+def limits(setting: Setting = CPU) -> dict[str, float]:
     """Measure the machine's own limits now: a plain copy in GB/s and a large matrix product in GFLOP/s."""
-    source = torch.randn(64 * 1024 * 1024)
-    target = torch.empty_like(source)
-    copies = [_time(lambda: target.copy_(source)) for _ in range(7)]
-    n = 2048
-    a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
-    products = [_time(lambda: torch.mm(a, b, out=c)) for _ in range(7)]
+    on_cpu = setting.device == "cpu"
+    n = 2048 if on_cpu else 8192
+    with setting.making():
+        source = torch.randn((64 if on_cpu else 512) * 1024 * 1024)
+        target = torch.empty_like(source)
+        a, b, c = torch.randn(n, n), torch.randn(n, n), torch.empty(n, n)
+    copies = [_time(lambda: target.copy_(source), setting) for _ in range(7)]
+    products = [_time(lambda: torch.mm(a, b, out=c), setting) for _ in range(7)]
     return {
         "copy_gb_s": 2 * source.nbytes / statistics.median(copies) / 1e9,
         "matmul_gflop_s": 2 * n**3 / statistics.median(products) / 1e9,
     }
 
 
-def _time(call: Callable[[], object]) -> float:
+def _time(call: Callable[[], object], setting: Setting = CPU) -> float:
     """Return the seconds of one call, repeated until MINIMUM_SECONDS have passed."""
+    if setting.device == "cuda":
+        return _time_on_gpu(call)
     repeats, total = 0, 0.0
     while total < MINIMUM_SECONDS:
         start = time.perf_counter()
@@ -108,31 +142,74 @@ def _time(call: Callable[[], object]) -> float:
     return total / repeats
 
 
-def check(case: Case) -> None:
+def _time_on_gpu(call: Callable[[], object]) -> float:
+    """Time replays of the call captured as a CUDA graph: the GPU's own work, not Python's launching of it."""
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.stream(torch.cuda.Stream()):
+        call()  # what is made on a first call (workspaces, compiled code) is made outside the capture
+        torch.cuda.current_stream().synchronize()
+        with torch.cuda.graph(graph, stream=torch.cuda.current_stream()):
+            call()
+        repeats = 1
+        while True:
+            start, stop = torch.cuda.Event(enable_timing=True), torch.cuda.Event(enable_timing=True)
+            start.record()
+            for _ in range(repeats):
+                graph.replay()
+            stop.record()
+            stop.synchronize()
+            seconds = start.elapsed_time(stop) / 1e3
+            if seconds >= MINIMUM_SECONDS:
+                return seconds / repeats
+            repeats = math.ceil(repeats * min(100.0, 1.2 * MINIMUM_SECONDS / max(seconds, 1e-6)))
+
+
+def check(case: Case, setting: Setting = CPU) -> None:
     """Compare every peer's outputs with fastllm's; raise if one differs."""
     if case.tolerance is None:
         return
-    inputs = case.setup()
+    tolerance = max(case.tolerance, setting.resolution)
+    with setting.making():
+        inputs = case.setup()
     ours = [t.detach().clone() for t in case.peers[OURS](*inputs)]
-    for name, peer in case.peers.items():
+    others = {name: peer for name, peer in case.peers.items() if name != OURS}
+    for name, peer in others.items():
         for i, (a, b) in enumerate(zip(ours, peer(*inputs), strict=True)):
             error = (a.double() - b.detach().double()).abs().max().item()
             scale = max(b.detach().abs().max().item(), 1e-6)
-            if not error <= case.tolerance * scale:
+            if not error <= tolerance * scale:
                 raise AssertionError(
                     f"{case.name} {case.shape}: output {i} of {name} differs from fastllm's by {error}"
                 )
 
 
-def measure(case: Case, rounds: int = 9) -> dict:
+def peak_bytes(case: Case, setting: Setting) -> dict[str, int]:
+    """Return how much GPU memory each peer takes beyond its inputs, at its highest."""
+    with setting.making():
+        inputs = case.setup()
+    peaks = {}
+    for name, peer in case.peers.items():
+        peer(*inputs)  # what stays after a first call (cuBLAS's workspace) is not the peer's
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        peer(*inputs)
+        torch.cuda.synchronize()
+        peaks[name] = torch.cuda.max_memory_allocated() - before
+    return peaks
+
+
+def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
     """Check, warm up, then time all peers in turns; return a row for the results."""
-    check(case)
+    torch._dynamo.reset()  # or torch.compile would take this case's shapes for another shape of the last one
+    check(case, setting)
     names = list(case.peers)
     times: dict[str, list[float]] = {name: [] for name in names}
     for round_index in range(rounds + 2):
-        inputs = case.setup()
+        with setting.making():
+            inputs = case.setup()
         for name in names[round_index % len(names) :] + names[: round_index % len(names)]:
-            seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs))
+            seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs), setting)
             if round_index >= 2:  # the first two rounds warm up
                 times[name].append(seconds)
         del inputs
@@ -152,6 +229,8 @@ def measure(case: Case, rounds: int = 9) -> dict:
             ratios = [theirs / mine for theirs, mine in zip(times[name], times[OURS], strict=True)]
             low, middle, high = statistics.quantiles(ratios, n=4)
             row["ratio"][name] = {"median": middle, "quartiles": [low, high]}
+    if setting.device == "cuda":
+        row["peak_bytes"] = peak_bytes(case, setting)
     if case.bytes:
         row["gb_s"] = case.bytes / ours / 1e9
     if case.flops:
@@ -166,7 +245,10 @@ def describe(row: dict, limit: dict[str, float]) -> str:
         f"{r['median']:.2f}x {name} ({r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f})"
         for name, r in row["ratio"].items()
     )
-    return f"{row['name']} {row['shape']}: {times}; {ratios}; {share(row, limit)}"
+    memory = ", ".join(f"{name} {peak / 1e6:,.0f} MB" for name, peak in row.get("peak_bytes", {}).items())
+    return "; ".join(
+        part for part in (f"{row['name']} {row['shape']}: {times}", ratios, share(row, limit), memory) if part
+    )
 
 
 def share(row: dict, limit: dict[str, float] | None) -> str:
