@@ -1,8 +1,9 @@
 """The functional API: hand-written kernels as torch custom ops, torch.ops.fastllm.*.
 
 Signatures follow torch.nn.functional name for name where it has the function; extras are keyword-only. Every op works
-under autograd, torch.compile(fullgraph=True), torch.export and autocast, and gives the same bits on every run and for
-any number of threads.
+under autograd, autocast, torch.compile(fullgraph=True) and torch.export, dynamic shapes included, and gives the same
+bits on every run and for any number of threads. torch.func.vmap works, as a loop; torch.func.grad does not take
+autograd formulas written in C++, as these are: use torch.autograd.grad.
 """
 
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)

@@ -1,5 +1,6 @@
 """Layer norm, RMS norm, and layer norm fused with the residual addition before it."""
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -105,7 +106,7 @@ def dropout_add_layer_norm(
 
 
 def _statistics(input: Tensor, dims: int) -> Tensor:
-    rows = input.shape[: input.dim() - dims].numel()
+    rows = math.prod(input.shape[: input.dim() - dims])  # torch.Size.numel() would make a dynamic shape a constant
     return input.new_empty((rows,), dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
 
 

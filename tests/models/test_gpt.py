@@ -149,6 +149,17 @@ def test_compiles_whole():
     torch.testing.assert_close(compiled(tokens, tokens), model.loss(tokens, tokens))
 
 
+def test_exports_with_dynamic_batch_and_length():
+    model = GPT(GPTConfig(**SIZES)).eval()
+    batch, length = torch.export.Dim("batch"), torch.export.Dim("length", max=SIZES["context_length"])
+    program = torch.export.export(
+        model, (torch.zeros(3, 7, dtype=torch.int64),), dynamic_shapes=({0: batch, 1: length},)
+    )
+    for shape in ((2, 24), (5, 3)):
+        tokens = torch.randint(67, shape)
+        assert torch.equal(program.module()(tokens), model(tokens))
+
+
 def test_save_and_load(tmp_path):
     model = GPT(GPTConfig(**SIZES, dropout=0.25, bias=False))
     model.save_pretrained(tmp_path / "model")
