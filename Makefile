@@ -4,6 +4,7 @@ TORCH  ?= 2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
 SOURCES := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
+EMULATOR := $(shell find tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
 .PHONY: setup build demo test test-slow mutants lint bench cuda-check gpu clean
 
@@ -43,7 +44,7 @@ mutants: setup
 lint: setup
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES)) csrc/bindings.cpp
+	$(BIN)/clang-format --dry-run --Werror $(filter csrc/%,$(SOURCES)) csrc/bindings.cpp $(EMULATOR)
 	$(BIN)/mypy
 
 bench: setup

@@ -8,6 +8,7 @@ import copy
 
 import torch
 
+CPU = torch.device("cpu")
 DTYPES = [torch.float32, torch.float64, torch.bfloat16, torch.float16]
 TOLERANCE = {torch.float32: (1.3e-6, 1e-5), torch.float64: (1e-7, 1e-9)}  # rtol, atol
 LOW_PRECISION_FORWARD, LOW_PRECISION_GRADIENT = 2.0, 3.0  # times the error of torch's op
@@ -48,17 +49,23 @@ def assert_close(actual, expected, dtype, what="", scale_atol=True):
     )
 
 
-def assert_matches_reference(ours, reference, inputs, dtype, torch_op=None):
+def on(device, inputs):
+    return [x.detach().to(device).requires_grad_(x.requires_grad) if isinstance(x, torch.Tensor) else x for x in inputs]
+
+
+def assert_matches_reference(ours, reference, inputs, dtype, torch_op=None, device=CPU):
     """Forward and every gradient of `ours` in `dtype` against `reference` in float64 on the same rounded inputs.
 
-    inputs are float64 tensors (requires_grad marks what gets a gradient) and other arguments. torch_op, torch's own
-    version, sets the bar for bfloat16 and float16; without it the reference itself, run in that dtype, does.
+    inputs are float64 tensors (requires_grad marks what gets a gradient) and other arguments; `ours` alone runs on
+    `device`. torch_op, torch's own version, sets the bar for bfloat16 and float16; without it the reference itself, run
+    in that dtype, does.
     """
     rounded = to(inputs, dtype)
     exact_inputs = to(rounded, torch.float64)
     grad_output = torch.randn_like(reference(*exact_inputs).detach()).to(dtype)
     exact, exact_grads = run(reference, exact_inputs, grad_output)
-    actual, actual_grads = run(ours, rounded, grad_output)
+    actual, actual_grads = run(ours, on(device, rounded), grad_output.to(device))
+    actual, actual_grads = actual.cpu(), [grad.cpu() for grad in actual_grads]
     assert actual.dtype == dtype, f"output dtype {actual.dtype}, expected {dtype}"
     assert actual.shape == exact.shape
     pairs = [("output", actual, exact)] + [

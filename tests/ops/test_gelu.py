@@ -29,9 +29,9 @@ FORMS = ["none", "tanh"]
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_gelu_matches_reference(shape, approximate, dtype):
+def test_gelu_matches_reference(shape, approximate, dtype, device):
     x = torch.randn(shape, dtype=torch.float64).mul(3).requires_grad_()
-    harness.assert_matches_reference(ops.gelu, reference.gelu, [x, approximate], dtype, torch_op=gelu_of_torch)
+    harness.assert_matches_reference(ops.gelu, reference.gelu, [x, approximate], dtype, gelu_of_torch, device)
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES)

@@ -1,0 +1,66 @@
+// A launch: the limits that a GPU enforces, then block after block in a random order.
+#include <algorithm>
+#include <mutex>
+#include <numeric>
+#include <string>
+#include <vector>
+
+#include "api.h"
+#include "block.h"
+#include "emulator/grid.h"
+#include "fault.h"
+#include "memory.h"
+#include "races.h"
+#include "traffic.h"
+
+namespace emulator {
+
+namespace {
+
+constexpr uint64_t kMaxBlocks = uint64_t{1} << 24;  // what can be run in reasonable time
+
+cudaError_t check_limits(const Grid& grid) {
+  const dim3 b = grid.blocks, t = grid.threads;
+  const bool some = b.x && b.y && b.z && t.x && t.y && t.z;
+  const uint64_t threads = static_cast<uint64_t>(t.x) * t.y * t.z;
+  if (!some || threads > kMaxThreads || t.x > 1024 || t.y > 1024 || t.z > 64) return cudaErrorInvalidConfiguration;
+  if (b.x > 0x7FFFFFFFu || b.y > 65535 || b.z > 65535) return cudaErrorInvalidConfiguration;
+  if (grid.shared_bytes > max_shared_bytes(grid.key)) return cudaErrorInvalidValue;
+  return cudaSuccess;
+}
+
+// "fastllm::cuda::{anonymous}::gelu_kernel<float, 4, false>" without the namespaces.
+std::string short_name(std::string_view name) {
+  const size_t arguments = std::min(name.find('<'), name.size());
+  const size_t colon = name.substr(0, arguments).rfind("::");
+  return std::string(colon == std::string_view::npos ? name : name.substr(colon + 2));
+}
+
+}  // namespace
+
+cudaError_t run(const Grid& grid) {
+  static std::mutex one_at_a_time;
+  const std::lock_guard<std::mutex> lock(one_at_a_time);
+  const cudaError_t error = check_limits(grid);
+  if (error != cudaSuccess) return set_last_error(error);
+  const dim3 size = grid.blocks;
+  const uint64_t count = static_cast<uint64_t>(size.x) * size.y * size.z;
+  if (count > kMaxBlocks) throw Fault("the emulator runs up to 2^24 blocks, got " + std::to_string(count));
+
+  Grid named = grid;
+  const std::string name = short_name(grid.kernel);
+  named.kernel = name;
+  std::vector<uint32_t> order(count);
+  std::iota(order.begin(), order.end(), 0u);
+  std::shuffle(order.begin(), order.end(), block.random());
+  memory.start_launch(grid.shared_bytes, reinterpret_cast<uintptr_t>(grid.parameters), grid.parameter_bytes);
+  races.start_launch();
+  traffic.start_launch(name);
+  for (const uint32_t number : order) {
+    block.run(named, {number % size.x, number / size.x % size.y, number / (size.x * size.y)});
+    traffic.end_block();
+  }
+  return cudaSuccess;
+}
+
+}  // namespace emulator
