@@ -6,4 +6,4 @@ __global__ void saxpy(float a, const float* x, float* y, int count) {
   if (i < count) y[i] += a * x[i];
 }
 
-SAMPLE(saxpy)
+SAMPLE(saxpy);

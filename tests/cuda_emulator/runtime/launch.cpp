@@ -29,11 +29,18 @@ cudaError_t check_limits(const Grid& grid) {
   return cudaSuccess;
 }
 
+void remove_all(std::string& text, const std::string& part) {
+  for (size_t at; (at = text.find(part)) != std::string::npos;) text.erase(at, part.size());
+}
+
 // "fastllm::cuda::{anonymous}::gelu_kernel<float, 4, false>" without the namespaces.
-std::string short_name(std::string_view name) {
-  const size_t arguments = std::min(name.find('<'), name.size());
-  const size_t colon = name.substr(0, arguments).rfind("::");
-  return std::string(colon == std::string_view::npos ? name : name.substr(colon + 2));
+std::string short_name(std::string_view pretty) {
+  std::string name(pretty);
+  remove_all(name, "{anonymous}::");
+  remove_all(name, "<unnamed>::");
+  const size_t colons = name.substr(0, name.find('<')).rfind("::");
+  if (colons != std::string::npos) remove_all(name, name.substr(0, colons + 2));
+  return name;
 }
 
 }  // namespace

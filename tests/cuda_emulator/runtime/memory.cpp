@@ -2,7 +2,6 @@
 
 #include <link.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstring>
@@ -22,11 +21,10 @@ Memory memory;
 // ---------------------------------------------------------------------------------------------------------------------
 
 Memory::Memory() {
-  const size_t page = static_cast<size_t>(sysconf(_SC_PAGESIZE));
-  void* pages = mmap(nullptr, kArenaBytes + page, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  void* pages = mmap(nullptr, kArenaBytes + kGuardBytes, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (pages == MAP_FAILED) throw std::bad_alloc();
   arena_ = reinterpret_cast<uintptr_t>(pages);
-  mprotect(reinterpret_cast<void*>(arena_ + kArenaBytes), page, PROT_NONE);
+  mprotect(reinterpret_cast<void*>(arena_ + kArenaBytes), kGuardBytes, PROT_NONE);
 
   // This program's own image: the module that contains the kernels.
   dl_iterate_phdr(
@@ -49,11 +47,11 @@ Memory::Memory() {
 }
 
 Memory::~Memory() {
-  munmap(reinterpret_cast<void*>(arena_), kArenaBytes + static_cast<size_t>(sysconf(_SC_PAGESIZE)));
+  munmap(reinterpret_cast<void*>(arena_), kArenaBytes + kGuardBytes);
 }
 
 void Memory::start_launch(size_t shared_bytes, uintptr_t parameters, size_t parameter_bytes) {
-  shared_end_ = arena_ + kArenaBytes - (16 - shared_bytes % 16) % 16;  // against the page that nobody may touch
+  shared_end_ = arena_ + kArenaBytes - (16 - shared_bytes % 16) % 16;  // against what nobody may touch
   shared_begin_ = shared_end_ - shared_bytes;
   shared_region_ = std::make_unique<Region>(shared_begin_, shared_end_);
   parameters_ = parameters;

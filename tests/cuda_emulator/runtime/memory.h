@@ -59,7 +59,7 @@ class Memory {
 
   void* shared() const { return reinterpret_cast<void*>(shared_begin_); }
   size_t shared_bytes() const { return shared_end_ - shared_begin_; }
-  bool is_shared(uintptr_t address) const { return address - arena_ < kArenaBytes; }
+  bool is_shared(uintptr_t address) const { return address - arena_ < kArenaBytes + kGuardBytes; }
   uintptr_t image() const { return image_begin_; }
 
   // For reports.
@@ -69,7 +69,9 @@ class Memory {
   static std::string hex(uintptr_t address);
 
  private:
-  static constexpr size_t kArenaBytes = 256 * 1024;  // an H100's 227 KiB, and room below to report what misses them
+  // An H100's 227 KiB and room below, then what nobody may touch: an access that misses is still known as one of shared
+  // memory.
+  static constexpr size_t kArenaBytes = 256 * 1024, kGuardBytes = 64 * 1024;
 
   static const char* verb(Use use);
   Note note(const Thread& thread, Use use, uintptr_t site) const;

@@ -95,9 +95,9 @@ std::string Races::who(const Note& note) const {
 void Races::report(const char* verb, const Note& before, const char* before_verb, uintptr_t address,
                    const Note& now) const {
   const bool same_block = before.step >= block.first_step();
-  fault("race in " + memory.describe(address) + ": this thread " + verb + " what " + who(before) + " " + before_verb +
-        memory.place(before.site) + ", with no " + (same_block ? "barrier" : "order") + " between" +
-        memory.place(now.site, ", now"));
+  fault("race in " + memory.describe(address) + ": this thread " + verb + memory.place(now.site) + " what " +
+        who(before) + " " + before_verb + memory.place(before.site) + ", with " +
+        (same_block ? "no barrier" : "nothing that orders the blocks") + " between");
 }
 
 }  // namespace emulator

@@ -33,7 +33,7 @@ std::string mask_text(uint32_t mask) {
 
 void Warp::start(int number, int lanes) {
   number_ = number;
-  live_ = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
+  whole_ = live_ = lanes == kLanes ? kAllLanes : (1u << lanes) - 1;
   meetings_.clear();
   syncs_ = all_ordered_ = 0;
   if (some_ordered_) ordered_ = {};
@@ -101,7 +101,7 @@ void Warp::meet(const char* what, uint32_t mask, void* operand, Combine combine,
 
 void Warp::order(uint32_t mask) {
   ++syncs_;
-  if (mask == live_) {
+  if (mask == whole_) {
     all_ordered_ = syncs_;
     return;
   }

@@ -43,7 +43,7 @@ class Warp {
   uint32_t syncs() const { return syncs_; }  // how many __syncwarp there were so far
   // Whether a __syncwarp with both lanes came after the first `syncs`.
   bool ordered_since(uint32_t syncs, int lane, int other) const {
-    return all_ordered_ > syncs || (ordered_[lane][other] > syncs);
+    return all_ordered_ > syncs || ordered_[lane][other] > syncs;
   }
 
   Thread& thread(int lane) const;
@@ -52,7 +52,7 @@ class Warp {
   void check_mask(const char* what, uint32_t mask, int lane) const;
 
   int number_ = 0;
-  uint32_t live_ = 0;
+  uint32_t whole_ = 0, live_ = 0;  // the lanes that there were, and those that have not ended
   std::vector<Meeting> meetings_;
   uint32_t syncs_ = 0, all_ordered_ = 0;
   bool some_ordered_ = false;

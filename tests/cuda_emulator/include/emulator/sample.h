@@ -66,4 +66,4 @@ Sample make_sample(void (*)(Args...)) {
 #define SAMPLE_VARIABLE(line) SAMPLE_VARIABLE_(line)
 #define SAMPLE(...)                                              \
   [[maybe_unused]] static const bool SAMPLE_VARIABLE(__LINE__) = \
-      ::emulator::samples().emplace(#__VA_ARGS__, ::emulator::make_sample<__VA_ARGS__>(__VA_ARGS__)).second;
+      ::emulator::samples().emplace(#__VA_ARGS__, ::emulator::make_sample<__VA_ARGS__>(__VA_ARGS__)).second
