@@ -130,7 +130,8 @@ def test_write_to_a_variable_of_the_host():
     at = line_of("faults.cu", "host_variable = 1;")
     assert_reports(
         "writes_a_variable_of_the_host",
-        rf"out of bounds: writes 4 bytes at 0x[0-9a-f]+ at {at}, a variable of the program that is no kernel's to write",
+        rf"out of bounds: writes 4 bytes at 0x[0-9a-f]+ at {at}, a variable of the program that is no kernel's "
+        r"to write",
     )
 
 
@@ -229,8 +230,8 @@ def test_missing_wait_for_async_copies():
     at = line_of("async_copy.cu", "to[chunk * kThreads + next]")
     assert_reports(
         "copy_in_stages<Mistake::kNoWait>",
-        rf"reads byte \d+ of shared memory at {at}, where the cp.async of {THREAD} at ptx.h:\d+ in async_copy.cu:\d+ in "
-        r"async_copy.cu:\d+ has not been waited for",
+        rf"reads byte \d+ of shared memory at {at}, where the cp.async of {THREAD} at ptx.h:\d+ in async_copy.cu:\d+ "
+        r"in async_copy.cu:\d+ has not been waited for",
         shared_bytes=2048, x=torch.randn(3, 256), y=torch.empty(3, 256), chunks=3,
     )  # fmt: skip
 
@@ -262,8 +263,8 @@ def test_threads_that_wait_for_each_other():
     barrier = line_of("faults.cu", "__syncthreads();  // where the others wait")
     assert_reports(
         "waits_for_those_at_a_barrier",
-        rf"no thread can go on: threads 0 to 2 wait at the __syncthreads of {barrier}; thread 3 waits at the __shfl_sync "
-        rf"of {shuffle}; threads 4 to 63 wait at the __syncthreads of {barrier}",
+        rf"no thread can go on: threads 0 to 2 wait at the __syncthreads of {barrier}; thread 3 waits at the "
+        rf"__shfl_sync of {shuffle}; threads 4 to 63 wait at the __syncthreads of {barrier}",
     )
 
 
@@ -288,8 +289,8 @@ def test_shuffle_with_lanes_that_do_not_exist():
 def test_shuffle_from_an_inactive_lane():
     assert_reports(
         "shuffles_from_an_inactive_lane",
-        r"__shfl_sync of faults.cu:\d+: lane 0 reads from lane 20, which is inactive: the mask 0x0000ffff does not name "
-        r"it",
+        r"__shfl_sync of faults.cu:\d+: lane 0 reads from lane 20, which is inactive: the mask 0x0000ffff does not "
+        r"name it",
         y=INTEGERS,
     )
 

@@ -88,9 +88,8 @@ def test_barriers_count_those_who_are_left():
 def test_atomics():
     sum_, ring, least, most = (torch.zeros(1, dtype=torch.int32) for _ in range(4))
     wide, swapped = torch.zeros(1, dtype=torch.int64), torch.tensor([7], dtype=torch.int32)
-    samples.run(
-        "atomics", blocks=3, threads=50, sum=sum_, ring=ring, least=least, most=most, wide=wide, swapped=swapped
-    )
+    results = {"sum": sum_, "ring": ring, "least": least, "most": most, "wide": wide, "swapped": swapped}
+    samples.run("atomics", blocks=3, threads=50, **results)
     assert sum_.item() == -sum(range(150))
     assert ring.item() == 150 % 7  # 0 to 6 and round again
     assert (least.item(), most.item()) == (-149, 149)
