@@ -60,9 +60,11 @@ class NotingAllocator : public c10::Allocator {
 
 }  // namespace
 
-void note_allocations() {
-  static NotingAllocator noting(c10::GetCPUAllocator());
-  c10::SetCPUAllocator(&noting, /*priority=*/100);
+void note_allocations(bool on) {
+  static c10::Allocator* const torch = c10::GetCPUAllocator();
+  static NotingAllocator noting(torch);
+  constexpr uint8_t kPriority = 100;  // over torch's own
+  c10::SetCPUAllocator(on ? &noting : torch, kPriority);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

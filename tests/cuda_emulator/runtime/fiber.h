@@ -22,7 +22,7 @@ class Fiber {
 // Stacks of one size, made once and used again; below each lies a page that nobody may touch.
 class StackPool {
  public:
-  static constexpr size_t kBytes = 64 * 1024;
+  static constexpr size_t kBytes = 256 * 1024;  // what is never touched costs nothing
 
   StackPool() = default;
   StackPool(const StackPool&) = delete;

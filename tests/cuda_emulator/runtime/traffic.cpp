@@ -78,20 +78,21 @@ void Traffic::note(const Thread& thread, uintptr_t address_of_site, uintptr_t ad
   Request& request = open.requests[at];
   request.lanes |= 1u << lane;
   request.address[lane] = address;
-  if (at == 0 && request.lanes == kAllLanes) {
-    count(*site.tally, request);
-    open.requests.erase(open.requests.begin());
-    ++open.closed;
-  }
+  if (at != open.counted || request.lanes != kAllLanes) return;
+  count(*site.tally, request);
+  if (++open.counted < open.requests.size()) return;
+  open.closed += open.counted;
+  open.counted = 0;
+  open.requests.clear();
 }
 
 void Traffic::end_block() {
   for (auto& [address, site] : sites_) {
     for (Open& open : site.warps) {
-      for (const Request& request : open.requests) count(*site.tally, request);
+      for (size_t i = open.counted; i < open.requests.size(); ++i) count(*site.tally, open.requests[i]);
       open.requests.clear();
       open.executions = {};
-      open.closed = 0;
+      open.closed = open.counted = 0;
     }
   }
 }

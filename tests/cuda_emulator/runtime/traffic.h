@@ -46,7 +46,8 @@ class Traffic {
   };
   struct Open {  // the requests of one warp at one instruction that still lack lanes
     std::array<uint32_t, kLanes> executions{};
-    uint32_t closed = 0;  // requests that were counted already
+    uint32_t closed = 0;   // requests that were counted and are no longer in `requests`
+    uint32_t counted = 0;  // the first of `requests`, which were counted too
     std::vector<Request> requests;
   };
   struct Site {

@@ -37,8 +37,8 @@ class OpScope {
 // Within a catch block: throws on what was caught, a kernel's fault as Python's EmulatorError.
 [[noreturn]] void rethrow_fault();
 
-// From now on, allocations of CPU tensors by running ops are noted.
-void note_allocations();
+// Whether CPU tensors that a running op allocates are noted.
+void note_allocations(bool on);
 
 template <typename Function>
 class Op;
@@ -66,17 +66,20 @@ class Op<Return(Args...)> {
 
 class Library {
  public:
-  Library() : library_(torch::Library::IMPL, "fastllm", c10::DispatchKey::CPU, __FILE__, __LINE__) {}
+  explicit Library(const char* name_space)
+      : name_space_(name_space),
+        library_(torch::Library::IMPL, name_space, c10::DispatchKey::CPU, __FILE__, __LINE__) {}
 
   template <typename Return, typename... Args>
   void impl(const char* name, Return (*function)(Args...)) {
-    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("fastllm::") + name).c_str(), "");
+    const auto op = c10::Dispatcher::singleton().findSchemaOrThrow((name_space_ + "::" + name).c_str(), "");
     library_.impl(name, Op<Return(Args...)>(function, op.schema()));
     names_.emplace_back(name);
   }
   const std::vector<std::string>& names() const { return names_; }
 
  private:
+  std::string name_space_;
   torch::Library library_;
   std::vector<std::string> names_;
 };

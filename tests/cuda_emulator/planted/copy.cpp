@@ -1,0 +1,81 @@
+// The Python module `planted`: ops with a mistake in how they hand memory to their kernel.
+#include "copy.h"
+
+#include <pybind11/stl.h>
+
+#include "bindings.h"
+#include "install.h"
+#include "ops/cuda.h"
+
+namespace {
+
+using at::Tensor;
+
+float* data(const Tensor& tensor) {
+  return static_cast<float*>(tensor.data_ptr());
+}
+
+const Tensor of_nobody = at::zeros({1 << 20}, at::kFloat);
+
+// Return a copy of input; `state` is written too.
+Tensor copy(const Tensor& input, const Tensor& state, c10::string_view mistake) {
+  const fastllm::CudaGuard guard(input);
+  const auto stream = fastllm::current_stream();
+  const int count = static_cast<int>(input.numel());
+  Tensor output = at::empty_like(input), temporary = at::zeros_like(input);
+  const float* freed = data(temporary);
+  const float* from = data(input);
+  float* to = data(output);
+  int elements = count;
+  if (mistake == "reads a freed temporary") {
+    temporary.reset();
+    from = freed;
+  } else if (mistake == "writes its input") {
+    to = data(input);
+    from = data(temporary);
+  } else if (mistake == "reads past its input") {
+    ++elements;
+  } else if (mistake == "reads what it was not given") {
+    from = data(of_nobody);
+  }
+  const bool too_large = mistake == "launches too many threads";
+  fastllm::check_launch("copy", too_large ? cudaErrorInvalidConfiguration : copy_floats(from, to, elements, stream));
+  fastllm::check_launch("copy", copy_floats(data(temporary.defined() ? temporary : input), data(state), count, stream));
+  return output;
+}
+
+struct Copy : torch::autograd::Function<Copy> {
+  static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& state,
+                        c10::string_view mistake) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    ctx->save_for_backward({state});
+    return fastllm::find_op<decltype(copy)>("emulator_planted::copy").call(input, state, mistake);
+  }
+  static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
+                                                 const torch::autograd::variable_list& grad_outputs) {
+    const Tensor state = ctx->get_saved_variables()[0];
+    auto op = fastllm::find_op<decltype(copy)>("emulator_planted::copy");
+    return {op.call(grad_outputs[0].contiguous(), state, "writes its input"), Tensor(), Tensor()};
+  }
+};
+
+Tensor copy_autograd(const Tensor& input, const Tensor& state, c10::string_view mistake) {
+  return Copy::apply(input, state, mistake);
+}
+
+}  // namespace
+
+TORCH_LIBRARY_FRAGMENT(emulator_planted, m) {
+  m.def("copy(Tensor input, Tensor(a!) state, str mistake) -> Tensor");
+}
+TORCH_LIBRARY_IMPL(emulator_planted, Autograd, m) {
+  m.impl("copy", copy_autograd);
+}
+FASTLLM_CUDA_IMPL(m) {
+  m.impl("copy", copy);
+}
+
+PYBIND11_MODULE(planted, m) {
+  emulator::bind_runtime(m);
+  emulator::bind_install(m, "emulator_planted");
+}
