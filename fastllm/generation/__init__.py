@@ -1,10 +1,10 @@
 """Text from a model: sampling, one sequence streamed or many in a batch, and beam search.
 
-`generate` and `generate_batch` take and give ids, `stream_text` and `generate_text` text; `beam_search` finds the
-likeliest sequences.
+`generate` and `generate_batch` take and give ids, `stream_text` and `generate_text` text; `beam_search` and
+`beam_search_batch` find the likeliest sequences.
 """
 
-from fastllm.generation.beam import Beam, beam_search
+from fastllm.generation.beam import Beam, beam_search, beam_search_batch
 from fastllm.generation.decoding import Generation, generate, generate_batch
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.text import generate_text, stream_text
@@ -14,6 +14,7 @@ __all__ = [
     "Generation",
     "Sampling",
     "beam_search",
+    "beam_search_batch",
     "generate",
     "generate_batch",
     "generate_text",

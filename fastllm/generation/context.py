@@ -104,3 +104,9 @@ def check_count(max_new_tokens: int, least: int = 0) -> None:
     """Raise UserError if max_new_tokens is under least."""
     if max_new_tokens < least:
         raise UserError(f"generate: 'max_new_tokens' must be at least {least}, got {max_new_tokens}")
+
+
+def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
+    """Raise UserError if a model has not that many tokens, or none is left."""
+    if vocabulary is not None and not 1 <= vocabulary <= model.config.vocab_size:
+        raise UserError(f"generate: 'vocabulary' must be in [1, {model.config.vocab_size}], got {vocabulary}")

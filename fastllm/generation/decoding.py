@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastllm.errors import UserError
-from fastllm.generation.context import Context, check_count, checked_prompt, in_eval_mode
+from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
 from fastllm.models import GPT
@@ -23,7 +23,7 @@ class Generation:
     Args:
         ids: the new tokens, without the stop sequence.
         logprobs: the log-probability of each, in nats, as the model gave it (before temperature and filters), among the
-            tokens that the tokenizer has.
+            tokens that the tokenizer, or `vocabulary`, has.
         finish: why it ended: "stop" or "length".
         text: the new text, where there was a tokenizer; a stop string and what follows it is cut off.
     """
@@ -121,6 +121,7 @@ def generate(
     *,
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | None = None,
+    vocabulary: int | None = None,
     **sampling,
 ) -> Iterator[int]:
     """Yield new token ids of one sequence, each as soon as it is known.
@@ -134,6 +135,8 @@ def generate(
         max_new_tokens: how many to yield at most.
         stop: tokens, or sequences of tokens, that end it; they are not yielded.
         seed: makes the draws repeatable; None draws one from torch's global generator.
+        vocabulary: draw among the first so many tokens only: those that a tokenizer has (its vocab_size), of a model
+            whose vocabulary is padded to a rounder number.
         sampling: temperature, top_k, top_p, min_p, repetition_penalty, as of :class:`Sampling`.
 
     Raises:
@@ -146,7 +149,9 @@ def generate(
         5
     """
     check_count(max_new_tokens)
-    track = Track(checked_prompt(model, prompt), Sampling(**sampling), seeds_of(seed, 1)[0], stop_ids(model, stop))
+    check_vocabulary(model, vocabulary)
+    how, stops = Sampling(**sampling), stop_ids(model, stop)
+    track = Track(checked_prompt(model, prompt), how, seeds_of(seed, 1)[0], stops, vocabulary)
     return _stream(model, track, max_new_tokens)
 
 
@@ -164,6 +169,7 @@ def generate_batch(
     *,
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | Sequence[int] | None = None,
+    vocabulary: int | None = None,
     **sampling,
 ) -> list[Generation]:
     """Continue many prompts, of any lengths, together. Each result is the one its prompt and seed give alone.
@@ -172,7 +178,7 @@ def generate_batch(
     generator of its own.
 
     Args:
-        model, max_new_tokens, stop, sampling: as of :func:`generate`.
+        model, max_new_tokens, stop, vocabulary, sampling: as of :func:`generate`.
         prompts: sequences of ids; the same one several times gives several samples.
         seed: one a prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
 
@@ -183,8 +189,9 @@ def generate_batch(
         UserError: as generate does, or there are not as many seeds as prompts.
     """
     check_count(max_new_tokens)
+    check_vocabulary(model, vocabulary)
     how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(prompts))
-    tracks = [Track(checked_prompt(model, p), how, s, stops) for p, s in zip(prompts, seeds, strict=True)]
+    tracks = [Track(checked_prompt(model, p), how, s, stops, vocabulary) for p, s in zip(prompts, seeds, strict=True)]
     for _ in run(model, tracks, max_new_tokens):
         pass
     return [track.result() for track in tracks]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from fastllm.errors import UserError
-from fastllm.generation import beam, beam_search, generate, generate_batch
+from fastllm.generation import beam, beam_search, beam_search_batch, generate, generate_batch
+from fastllm.generation.context import Context
 from tests.generation.models import small_gpt
 
 VOCABULARY, LONGEST, PROMPT = 4, 4, [1, 2]
@@ -94,6 +95,21 @@ def test_tokens_past_the_vocabulary_are_left_out():
     assert max(token for found in beam_search(model, PROMPT, 9, vocabulary=5) for token in found.ids) < 5
 
 
+@pytest.mark.parametrize(("stop", "vocabulary", "searches"), [([], None, {5}), ([6], 9, {5, 3, 1})])
+def test_prompts_together_find_what_each_finds_alone(monkeypatch, stop, vocabulary, searches):
+    model, keep, rows = small_gpt(), Context.keep, []
+    monkeypatch.setattr(Context, "keep", lambda self, parents: (rows.append(len(parents)), keep(self, parents))[1])
+    prompts = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16, [1]]  # one longer than the context, one as long
+    options = {"num_beams": 3, "stop": stop, "vocabulary": vocabulary}
+    together = beam_search_batch(model, prompts, 30, **options)
+    assert set(rows) == {3 * count for count in searches}  # those that end earlier leave, and the others go on
+    assert together == [beam_search(model, prompt, 30, **options) for prompt in prompts]  # scores bit for bit
+
+
+def test_no_prompts():
+    assert beam_search_batch(small_gpt(), [], 5) == []
+
+
 def test_scores_fall_and_reasons_are_told():
     model = small_gpt()
     beams = beam_search(model, PROMPT, 6, num_beams=5, stop=[3, 7])
@@ -114,6 +130,7 @@ def test_scores_fall_and_reasons_are_told():
         ({"stop": [[1, 2]]}, r"'stop' must be single tokens, got \[\[1, 2\]\]"),
         ({"prompt": []}, "'prompt' must have at least one token"),
         ({"max_new_tokens": 0}, "'max_new_tokens' must be at least 1, got 0"),
+        ({"vocabulary": 24}, r"'vocabulary' must be in \[1, 23\], got 24"),
     ],
 )
 def test_refuses(options, message):

@@ -54,6 +54,22 @@ def test_logprobs_are_the_models():
     assert result.logprobs == pytest.approx(expected, abs=1e-4)
 
 
+def test_tokens_past_the_vocabulary_are_neither_drawn_nor_counted():
+    model = small_gpt()
+    (free,) = generate_batch(model, [[20]], 40, seed=0)
+    assert max(free.ids) >= 9
+    (result,) = generate_batch(model, [[20]], 40, seed=0, vocabulary=9)  # what a prompt has is not looked at
+    assert max(result.ids) < 9
+    assert list(generate(model, [20], 40, seed=0, vocabulary=9)) == result.ids
+    with torch.no_grad():
+        logprobs = model(torch.tensor([[20, *result.ids[:10]]]))[0, :, :9].log_softmax(-1)
+    expected = [float(logprobs[i, token]) for i, token in enumerate(result.ids[:10])]
+    assert result.logprobs[:10] == pytest.approx(expected, abs=1e-4)
+    assert generate_batch(model, [[20]], 40, seed=0, vocabulary=23) == [free]
+    with pytest.raises(UserError, match=r"'vocabulary' must be in \[1, 23\], got 24"):
+        generate(model, [1], 3, vocabulary=24)  # when it is called, not when it is read
+
+
 def test_a_single_seed_counts_up_and_none_follows_torch():
     model = small_gpt()
     assert generate_batch(model, [[1], [1]], 20, seed=7) == generate_batch(model, [[1], [1]], 20, seed=[7, 8])
@@ -104,6 +120,7 @@ def test_nothing_to_do():
         ([[1]], {"top_p": 2.0}, "'top_p' must be in"),
         ([[1]], {"stop": [23]}, r"'stop' must have ids in \[0, 23\), got 23"),
         ([[1]], {"stop": [[]]}, "'stop' must not have an empty string or sequence"),
+        ([[1]], {"vocabulary": 0}, r"'vocabulary' must be in \[1, 23\], got 0"),
         ([[1], [2]], {"seed": [1]}, "'seed' must be a number, or one for each of the 2 prompts, got 1"),
     ],
 )
