@@ -4,6 +4,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
+from fastllm.cli.options import check_checkpoint
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 
@@ -20,7 +21,7 @@ def add_to(commands) -> None:
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist or be empty")
     parser.add_argument("--format", default="huggingface", help=" or ".join(FORMATS))
     parser.add_argument("--checkpoint", default="best", help="of a run: best or last")
-    parser.add_argument("--tokenizer", type=Path, help="a folder with the tokenizer, where the source has none")
+    parser.add_argument("--tokenizer", type=Path, help="take the tokenizer of this data folder, run or model")
     commands.add_subcommand("export", parser, help="write a model for transformers, or take over one of nanoGPT's")
 
 
@@ -30,6 +31,7 @@ def run(arguments: Namespace) -> int:
 
     if arguments.format not in FORMATS:
         raise UserError(f"export: 'format' must be {' or '.join(FORMATS)}, got '{arguments.format}'")
+    check_checkpoint("export", arguments, arguments.source)
     out = new_folder("export", arguments.out)
     model, tokenizer = load(arguments)
 

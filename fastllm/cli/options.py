@@ -1,13 +1,15 @@
-"""TrainConfig as options, for every command that takes a run's settings."""
+"""Options that several commands have: a run's settings, and its checkpoint."""
 
 import inspect
 import re
 from collections.abc import Collection
 from dataclasses import fields
+from pathlib import Path
 
 from jsonargparse import ActionYesNo, Namespace
 
 from fastllm.cli.parser import Parser
+from fastllm.errors import UserError
 from fastllm.train.config import TrainConfig
 
 
@@ -27,6 +29,12 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
     """Return the settings that were given, defaults elsewhere; skip as for add_train_config."""
     names = [field.name for field in fields(TrainConfig) if field.name not in skip]
     return TrainConfig(**{name: arguments[name] for name in names})
+
+
+def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
+    """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
+    if "checkpoint" in arguments.given and folder.exists() and not (folder / "checkpoints").is_dir():
+        raise UserError(f"{command}: 'checkpoint' is one of a run, and {folder} is none; leave it out")
 
 
 def _description(name: str) -> str:

@@ -7,6 +7,7 @@ import sys
 from jsonargparse import ArgumentParser
 
 EXIT_USER_ERROR = 2
+_ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 class Parser(ArgumentParser):
@@ -35,6 +36,11 @@ class Parser(ArgumentParser):
         parsers = [action.choices for action in self._actions if isinstance(action.choices, dict)]
         known = [action.dest for commands in parsers for action in commands[match[1]]._actions]
         return _did_you_mean(match[2], known)
+
+
+def unescaped(text: str) -> str:
+    r"""Return text with the characters that a shell does not make of \n, \t, \r and \\."""
+    return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
 
 
 def _did_you_mean(word: str, known: list[str]) -> str:

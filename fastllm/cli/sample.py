@@ -1,16 +1,20 @@
 """fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from jsonargparse import Namespace
 
-from fastllm.cli.parser import Parser
+from fastllm.cli.options import check_checkpoint
+from fastllm.cli.parser import Parser, unescaped
 from fastllm.errors import UserError
 
 _RULE = "-" * 40
+_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")  # what sampling goes by
+_SEARCHING = ("length_penalty", "alpha")  # what beam search goes by
+_BEAMS_TOGETHER = 64  # sequences of a beam search over several prompts: bounds the memory of their keys and values
 
 
 def add_to(commands) -> None:
@@ -46,8 +50,9 @@ def run(arguments: Namespace) -> int:
         raise UserError(f"sample: 'num_samples' must be at least 1, got {arguments.num_samples}")
     if arguments.num_beams < 1:
         raise UserError(f"sample: 'num_beams' must be at least 1, got {arguments.num_beams}")
-    if arguments.interactive and arguments.prompt_file:
-        raise UserError("sample: 'interactive' and 'prompt_file' do not go together")
+    _check_together(arguments)
+    check_checkpoint("sample", arguments, arguments.run)
+    arguments.stop = [unescaped(text) for text in arguments.stop]
     model, tokenizer = _load(arguments.run, arguments.checkpoint)
     if arguments.interactive:
         for prompt in _asked():
@@ -58,6 +63,33 @@ def run(arguments: Namespace) -> int:
         return 0
     _answer(model, tokenizer, _prompts(arguments), arguments)
     return 0
+
+
+def _check_together(arguments: Namespace) -> None:
+    """Raise UserError for options that exclude each other, and say which have no effect."""
+
+    def named(names: Iterable[str]) -> str:
+        return " and ".join(f"--{name}" for name in names if name in arguments.given)
+
+    sources = [name for name in ("interactive", "prompt_file", "prompt") if name in arguments.given]
+    if len(sources) > 1:
+        raise UserError(f"sample: '{sources[0]}' and '{sources[1]}' do not go together")
+    if arguments.num_beams > 1:
+        if wrong := named(_DRAWING):
+            raise UserError(f"sample: beam search draws nothing: leave out {wrong}, or --num_beams")
+        return
+    if wrong := named(_SEARCHING):
+        raise UserError(f"sample: {wrong} only says how beam search works: add --num_beams, or leave it out")
+    if arguments.temperature != 0 and arguments.top_k != 1:
+        return
+    if arguments.num_samples > 1:
+        raise UserError(
+            "sample: the likeliest token is taken each time, so all samples would be one: leave out --num_samples, "
+            "raise --temperature, or search with --num_beams"
+        )
+    likeliest = "temperature" if arguments.temperature == 0 else "top_k"
+    if idle := named(name for name in _DRAWING if name not in (likeliest, "repetition_penalty")):
+        print(f"fastllm: the likeliest token is taken each time, whatever {idle} may be", file=sys.stderr)
 
 
 def _load(folder: Path, name: str):
@@ -115,8 +147,7 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
         if (count := len(tokenizer.encode(prompt))) > longest:
             print(f"fastllm: the prompt has {count} tokens; the model sees the last {longest}", file=sys.stderr)
     if arguments.num_beams > 1:
-        texts = [(prompt, text) for prompt in prompts for text in _beams(model, tokenizer, prompt, arguments)]
-        _print_all(texts)
+        _print_all(_beams(model, tokenizer, prompts, arguments))
         return
     options: dict[str, Any] = {
         name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
@@ -134,23 +165,29 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     print()
 
 
-def _beams(model, tokenizer, prompt: str, arguments: Namespace) -> list[str]:
-    from fastllm.generation import beam_search
+def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterator[tuple[str, str]]:
+    """Yield the best num_samples texts for each prompt, with the prompt."""
+    from fastllm.generation import beam_search_batch
 
     stops = [tokenizer.encode(stop).tolist() for stop in arguments.stop]
     if any(len(stop) != 1 for stop in stops):
         raise UserError("sample: with beam search 'stop' must be texts of one token each, such as a newline")
     if arguments.num_samples > arguments.num_beams:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
-    ids = tokenizer.encode(prompt).tolist()
-    beams = beam_search(
-        model, ids, arguments.max_new_tokens, num_beams=arguments.num_beams,
-        stop=[*stops, *_end_of_text(tokenizer)], length_penalty=arguments.length_penalty, alpha=arguments.alpha,
-        vocabulary=tokenizer.vocab_size,
-    )  # fmt: skip
-    # Decoded with the prompt: a first word's space belongs to it, but not to a text's beginning.
-    start = len(tokenizer.decode(ids))
-    return [tokenizer.decode([*ids, *beam.ids])[start:] for beam in beams[: arguments.num_samples]]
+    together = max(1, _BEAMS_TOGETHER // arguments.num_beams)
+    for first in range(0, len(prompts), together):
+        some = prompts[first : first + together]
+        encoded = [tokenizer.encode(prompt).tolist() for prompt in some]
+        found = beam_search_batch(
+            model, encoded, arguments.max_new_tokens, num_beams=arguments.num_beams,
+            stop=[*stops, *_end_of_text(tokenizer)], length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+            vocabulary=tokenizer.vocab_size,
+        )  # fmt: skip
+        for prompt, ids, beams in zip(some, encoded, found, strict=True):
+            # Decoded with the prompt: a first word's space belongs to it, but not to a text's beginning.
+            start = len(tokenizer.decode(ids))
+            for beam in beams[: arguments.num_samples]:
+                yield prompt, tokenizer.decode([*ids, *beam.ids])[start:]
 
 
 def _end_of_text(tokenizer) -> list[int]:
@@ -158,7 +195,7 @@ def _end_of_text(tokenizer) -> list[int]:
     return [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
 
-def _print_all(texts: list[tuple[str, str]]) -> None:
+def _print_all(texts: Iterable[tuple[str, str]]) -> None:
     for index, (prompt, text) in enumerate(texts):
         if index:
             print("\n" + _RULE)

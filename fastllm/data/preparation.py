@@ -23,6 +23,7 @@ from fastllm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
 VERSION = 2
 MANIFEST = "manifest.json"
+LEAST_SHARD = 1_000_000  # token ids in a file: reading maps every file, and a process has 65,530 mappings at most
 _FEW = 1 << 23  # bytes of text up to which starting processes takes longer than the work
 _FIRST_VERSION = {"train.bin", "val.bin", "tokenizer.json"}  # files of folders from before the manifest listed them
 
@@ -40,7 +41,7 @@ class PrepareOptions:
         tokenizer_options: what its training is told, e.g. {"vocab_size": 1000}.
         tokenizer_from: take the tokenizer of this data folder, run or model instead.
         workers: processes that tokenize; the folder is the same for any number.
-        shard_tokens: token ids in a file.
+        shard_tokens: token ids in a file, at least a million.
     """
 
     val_share: float = 0.1
@@ -55,9 +56,9 @@ class PrepareOptions:
         """Raise UserError for the first value that cannot work."""
         if not 0 < self.val_share < 1:
             raise UserError(f"prepare: 'val_share' must be between 0 and 1, got {self.val_share}")
-        for name in ("workers", "shard_tokens"):
-            if getattr(self, name) < 1:
-                raise UserError(f"prepare: '{name}' must be at least 1, got {getattr(self, name)}")
+        for name, least in (("workers", 1), ("shard_tokens", LEAST_SHARD)):
+            if getattr(self, name) < least:
+                raise UserError(f"prepare: '{name}' must be at least {least:,}, got {getattr(self, name):,}")
 
 
 def prepare(
@@ -171,7 +172,7 @@ def _make_tokenizer(source: Source, survey: Survey, options: PrepareOptions, don
 
     stream = texts()
     if options.tokenizer_from is not None:
-        tokenizer = load_tokenizer(_tokenizer_folder(options.tokenizer_from))
+        tokenizer = load_tokenizer(options.tokenizer_from)
     else:
         tokenizer = train_tokenizer(options.tokenizer, stream, **options.tokenizer_options)
     for _ in stream:  # what training did not want
@@ -179,12 +180,6 @@ def _make_tokenizer(source: Source, survey: Survey, options: PrepareOptions, don
     if not survey.documents:
         raise UserError("prepare: the text is empty")
     return tokenizer
-
-
-def _tokenizer_folder(folder: Path) -> Path:
-    """Return where a data folder, a run or a model has its tokenizer."""
-    checkpoints = [folder / "checkpoints" / name for name in ("last", "best")]
-    return next((checkpoint for checkpoint in checkpoints if checkpoint.is_dir()), folder)
 
 
 def _encoded(

@@ -49,16 +49,25 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
 def has_tokenizer(folder: str | Path) -> bool:
     """Return whether load_tokenizer would look at something in folder."""
     names = (base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES))
-    return any((Path(folder) / name).exists() for name in names)
+    return any((_place(Path(folder)) / name).exists() for name in names)
+
+
+def _place(folder: Path) -> Path:
+    """Return where a run has its tokenizer, beside its last model; any other folder as it is."""
+    checkpoints = [folder / "checkpoints" / name for name in ("last", "best")]
+    return next((checkpoint for checkpoint in checkpoints if checkpoint.is_dir()), folder)
 
 
 def load_tokenizer(folder: str | Path) -> Tokenizer:
     """Read the tokenizer stored in folder: one of ours, of whatever kind, or GPT-2's in Hugging Face's files.
 
+    Args:
+        folder: a data folder, a model's or a run's.
+
     Raises:
         UserError: there is none, or it is damaged or of an unknown kind.
     """
-    folder = Path(folder)
+    folder = _place(Path(folder))
     if not has_tokenizer(folder):
         raise UserError(f"{folder / base.FILE} is missing, and {folder} has no files of a GPT-2 tokenizer either")
     for path in (folder / base.EXPORTED_FILE, folder / base.FILE):

@@ -121,7 +121,8 @@ def test_ids_outside_the_vocabulary_are_never_written(tmp_path, with_end, monkey
         prepare("abcabc", tmp_path / "data", ["x"])
 
 
-def test_shards_are_one_sequence(tmp_path, folder):
+def test_shards_are_one_sequence(tmp_path, folder, monkeypatch):
+    monkeypatch.setattr(preparation, "LEAST_SHARD", 1)
     prepare(TEXT, tmp_path / "shards", ["made up"], options=PrepareOptions(shard_tokens=300))
     whole, cut = TokenData(folder).split("train", 8), TokenData(tmp_path / "shards").split("train", 8)
     assert len(list((tmp_path / "shards").glob("train-0000?.bin"))) == 3
@@ -133,6 +134,7 @@ def test_shards_are_one_sequence(tmp_path, folder):
 
 def test_the_same_bytes_for_any_number_of_workers(tmp_path, monkeypatch):
     monkeypatch.setattr(preparation, "_FEW", 0)
+    monkeypatch.setattr(preparation, "LEAST_SHARD", 1)
     monkeypatch.setattr(pieces, "PIECE", 50)
     monkeypatch.setattr(encoding, "PIECE", 50)  # many batches, so that they could get out of order
     source = FileSource([jsonl(tmp_path / "x.jsonl", [f"{i} " * (i % 90 + 1) for i in range(300)])])
@@ -248,7 +250,7 @@ def test_damage_is_seen_and_named(folder):
         ({"val_share": 0.0}, "'val_share' must be between 0 and 1, got 0"),
         ({"val_share": float("nan")}, "'val_share' must be between 0 and 1, got nan"),
         ({"workers": 0}, "'workers' must be at least 1, got 0"),
-        ({"shard_tokens": 0}, "'shard_tokens' must be at least 1, got 0"),
+        ({"shard_tokens": 999_999}, "'shard_tokens' must be at least 1,000,000, got 999,999"),
         ({"tokenizer": "words"}, "must be one of characters"),
         ({"tokenizer_options": {"vocab_size": 9}}, "vocab_size"),
     ],

@@ -70,6 +70,14 @@ def test_nanogpts_checkpoint(tmp_path, capsys):
     same_logits(tmp_path / "huggingface", model)
 
 
+def test_the_tokenizer_of_a_run(run, tmp_path):
+    folder, model, tokenizer = run
+    model.save_pretrained(tmp_path / "model")
+    words = ["export", str(tmp_path / "model"), str(tmp_path / "out"), f"--tokenizer={folder}"]
+    assert cli.main(words) == 0
+    assert load_tokenizer(tmp_path / "out").to_json() == tokenizer.to_json()
+
+
 def test_what_cannot_be_exported(run, tmp_path, capsys):
     folder, _, _ = run
     ByteTokenizer().save(tmp_path / "bytes")
@@ -79,6 +87,7 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([tmp_path / "none", "x"], "none does not exist"),
         ([folder, folder], "exists and is not empty"),
         ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
+        ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is none; leave it out"),
         ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
         ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
         ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"], "has 257 tokens, the model only 9"),

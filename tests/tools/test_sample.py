@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fastllm import cli
+from fastllm.cli.parser import unescaped
 from fastllm.generation import beam_search, generate_text
 from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -90,6 +91,43 @@ def test_beams(folder, capsys):
     assert output.count("-" * 40) == 1
 
 
+def test_beams_of_prompts_from_a_file_are_those_of_each(folder, capsys, tmp_path, monkeypatch):
+    prompts = ["ab", "thecat", "x", "yz"]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    options = ["--num_beams=3", "--num_samples=2"]
+    alone = [sample(capsys, folder, f"--prompt={prompt}", *options)[:-1] for prompt in prompts]
+    for together in (64, 6, 1):  # all at once, two, one
+        monkeypatch.setattr("fastllm.cli.sample._BEAMS_TOGETHER", together)
+        output = sample(capsys, folder, f"--prompt_file={tmp_path / 'prompts.txt'}", *options)
+        assert output == ("\n\n" + "-" * 40 + "\n").join(alone) + "\n"
+
+
+def test_stops_are_unescaped(folder, capsys):
+    (free,) = expected(folder, ["ab"], temperature=1.5)
+    assert "\n" in free
+    output = sample(capsys, folder, "--prompt=ab", "--temperature=1.5", "--stop", r"\n")
+    assert output == free[: free.index("\n")] + "\n"
+
+
+def test_unescaped():
+    assert unescaped(r"a\n\t\r\\n\x\\") == "a\n\t\r\\n\\x\\"
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        (["--temperature=0", "--seed=5", "--top_k=3"], "--top_k and --seed"),
+        (["--top_k=1", "--temperature=1.5", "--min_p=0.1"], "--temperature and --min_p"),
+        (["--temperature=0", "--repetition_penalty=1.2"], ""),  # applies
+        (["--top_k=2", "--temperature=1.5"], ""),
+    ],
+)
+def test_options_without_effect_are_named(folder, capsys, options, named):
+    assert cli.main(["sample", str(folder), "--max_new_tokens=1", *options]) == 0
+    errors = capsys.readouterr().err
+    assert errors == (f"fastllm: the likeliest token is taken each time, whatever {named} may be\n" if named else "")
+
+
 def test_beams_end_at_stops_so_that_the_penalty_of_their_length_counts(folder, capsys):
     options = ["--prompt=ab", "--num_beams=8", "--stop", *"abcdefghijklmnop"]
     short = sample(capsys, folder, *options, "--alpha=-5")
@@ -131,6 +169,14 @@ def test_streams_as_it_comes(folder):
         (["--max_new_tokens=-1"], "'max_new_tokens' must be at least 0, got -1"),
         (["--prompt_file=nowhere"], "cannot read the prompts in nowhere"),
         (["--interactive", "--prompt_file=x"], "'interactive' and 'prompt_file' do not go together"),
+        (["--interactive", "--prompt=a"], "'interactive' and 'prompt' do not go together"),
+        (["--prompt=a", "--prompt_file=x"], "'prompt_file' and 'prompt' do not go together"),
+        (["--num_beams=2", "--top_k=5"], "beam search draws nothing: leave out --top_k, or --num_beams"),
+        (["--num_beams=2", "--seed=5", "--temperature=0"], "leave out --temperature and --seed, or --num_beams"),
+        (["--alpha=0.6"], "--alpha only says how beam search works: add --num_beams, or leave it out"),
+        (["--length_penalty=power", "--num_beams=1"], "--length_penalty only says how beam search works"),
+        (["--temperature=0", "--num_samples=2"], "so all samples would be one: leave out --num_samples"),
+        (["--checkpoint=best"], "'checkpoint' is one of a run, and "),
         (["--num_beams=2", "--stop", "xy"], "with beam search 'stop' must be texts of one token each"),
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
         (["--seed=-1"], "'seed' must be in [0, 2^63), got -1"),
