@@ -4,6 +4,10 @@
 // overwritten by their own gradient and multiplied into the gradients of input, weight and bias at once (the idea of
 // Liger Kernel's fused linear cross entropy, Hsu et al., 2024). So the op that autograd records returns the gradients
 // beside the loss. Only reduction="none" cannot know its incoming gradient in forward, and computes again in backward.
+//
+// wide_loss is what autocast sets: the loss, and the gradients that wait for backward, stay in the type that is
+// computed in. In bfloat16 a loss would have 8 bits; in float16 gradients of 1/N would vanish before the scaler's
+// factor comes.
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
@@ -147,19 +151,23 @@ Tensor reduce_losses(const Tensor& losses, const LossOptions& options, double di
   return (losses.sum(at::kDouble) / divisor).to(dtype);
 }
 
+at::ScalarType loss_type(const Tensor& input, const Arguments& a, bool wide_loss) {
+  return wide_loss ? a.input.scalar_type() : input.scalar_type();
+}
+
 Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& weight, const Tensor& target,
                                 const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
-                                double label_smoothing) {
+                                double label_smoothing, bool wide_loss) {
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = check("linear_cross_entropy", input, weight, target, bias, options);
-  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), input.scalar_type());
+  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), loss_type(input, a, wide_loss));
 }
 
 // The loss (mean or sum) and the gradients of input, weight and bias for an incoming gradient of 1.
 std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& input, const Tensor& weight,
                                                               const Tensor& target, const OptionalTensor& bias,
                                                               int64_t ignore_index, c10::string_view reduction,
-                                                              double label_smoothing) {
+                                                              double label_smoothing, bool wide_loss) {
   const char* op = "linear_cross_entropy_with_gradients";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = check(op, input, weight, target, bias, options);
@@ -167,7 +175,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& inpu
   const double by = divisor(a, options);
   const Tensor row_grads = at::empty({a.input.size(0)}, a.input.options()).fill_(1.0 / by);
   const Result result = run(a, options, row_grads);
-  const at::ScalarType dtype = input.scalar_type();
+  const at::ScalarType dtype = loss_type(input, a, wide_loss);
   return {reduce_losses(result.losses, options, by, dtype), result.grad_input.to(dtype), result.grad_weight.to(dtype),
           result.grad_bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
 }
@@ -191,15 +199,15 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const
 // ---------------------------------------------------------------------------------------------------------------------
 
 Tensor call_forward(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                    int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+                    int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss) {
   static auto op = find_op<decltype(linear_cross_entropy_cpu)>("fastllm::linear_cross_entropy");
-  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
 }
 
 auto call_with_gradients(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                         int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+                         int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss) {
   static auto op = find_op<decltype(with_gradients_cpu)>("fastllm::linear_cross_entropy_with_gradients");
-  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
 }
 
 auto call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& target,
@@ -211,7 +219,7 @@ auto call_backward(const Tensor& grad_output, const Tensor& input, const Tensor&
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const Tensor& target,
                         const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
-                        double label_smoothing) {
+                        double label_smoothing, bool wide_loss) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const bool per_row = reduction == "none";
     ctx->saved_data["per_row"] = per_row;
@@ -219,10 +227,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       ctx->save_for_backward({input, weight, target, or_undefined(bias)});
       ctx->saved_data["ignore_index"] = ignore_index;
       ctx->saved_data["label_smoothing"] = label_smoothing;
-      return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+      return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
     }
     const auto [loss, grad_input, grad_weight, grad_bias] =
-        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
     ctx->save_for_backward({grad_input, grad_weight, grad_bias});
     return loss;
   }
@@ -238,35 +246,35 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     } else {
       grad_input = saved[0] * grad;
       grad_weight = saved[1] * grad;
-      if (saved[2].defined()) grad_bias = saved[2] * grad;
+      if (saved[2].defined()) grad_bias = saved[2] * grad;  // autograd takes them to their tensors' dtypes
     }
     return first_order_only("linear_cross_entropy",
-                            {grad_input, grad_weight, Tensor(), grad_bias, Tensor(), Tensor(), Tensor()});
+                            {grad_input, grad_weight, Tensor(), grad_bias, Tensor(), Tensor(), Tensor(), Tensor()});
   }
 };
 
 Tensor linear_cross_entropy_autograd(const Tensor& input, const Tensor& weight, const Tensor& target,
                                      const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
-                                     double label_smoothing) {
+                                     double label_smoothing, bool wide_loss) {
   const bool needs_grad = at::GradMode::is_enabled() && (input.requires_grad() || weight.requires_grad() ||
                                                          (bias.has_value() && bias->requires_grad()));
   if (!needs_grad) {  // the gradients would be made in vain
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+    return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
   }
-  return LinearCrossEntropy::apply(input, weight, target, bias, ignore_index, reduction, label_smoothing);
+  return LinearCrossEntropy::apply(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
 }
 
 template <c10::DeviceType kDevice>
 Tensor linear_cross_entropy_autocast(const Tensor& input, const Tensor& weight, const Tensor& target,
                                      const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
-                                     double label_smoothing) {
+                                     double label_smoothing, bool) {
   c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
   const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
-  const Tensor loss =
-      call_forward(at::autocast::cached_cast(dtype, input, kDevice), at::autocast::cached_cast(dtype, weight, kDevice),
-                   target, at::autocast::cached_cast(dtype, bias, kDevice), ignore_index, reduction, label_smoothing);
-  return loss.to(at::kFloat);  // as torch's autocast gives losses
+  return call_forward(at::autocast::cached_cast(dtype, input, kDevice),
+                      at::autocast::cached_cast(dtype, weight, kDevice), target,
+                      at::autocast::cached_cast(dtype, bias, kDevice), ignore_index, reduction, label_smoothing,
+                      /*wide_loss=*/true);  // as torch's autocast gives losses
 }
 
 }  // namespace
@@ -274,10 +282,10 @@ Tensor linear_cross_entropy_autocast(const Tensor& input, const Tensor& weight, 
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
       "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias=None, int ignore_index=-100, "
-      "str reduction=\"mean\", float label_smoothing=0.0) -> Tensor");
+      "str reduction=\"mean\", float label_smoothing=0.0, bool wide_loss=False) -> Tensor");
   m.def(
       "linear_cross_entropy_with_gradients(Tensor input, Tensor weight, Tensor target, Tensor? bias, "
-      "int ignore_index, str reduction, float label_smoothing) -> (Tensor, Tensor, Tensor, Tensor)");
+      "int ignore_index, str reduction, float label_smoothing, bool wide_loss) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
       "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor target, Tensor? bias, "
       "int ignore_index, float label_smoothing) -> (Tensor, Tensor, Tensor)");

@@ -222,10 +222,8 @@ class GPT(torch.nn.Module):
 
         segment_ids, (B, T), keep packed documents apart: see :meth:`hidden`.
         """
-        weight = self.embedding.token.weight
         hidden = self.hidden(tokens, segment_ids).flatten(0, -2)
-        with torch.autocast(hidden.device.type, enabled=False):  # it would round the loss itself to 8 bits
-            return ops.linear_cross_entropy(hidden.to(weight.dtype), weight, targets.flatten())
+        return ops.linear_cross_entropy(hidden, self.embedding.token.weight, targets.flatten())
 
     def num_parameters(self) -> int:
         """Return how many numbers are trained; the shared embedding counts once."""

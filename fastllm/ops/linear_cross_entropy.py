@@ -32,7 +32,8 @@ def linear_cross_entropy(
         label_smoothing: in [0, 1]; spread over all V classes as torch does.
 
     Returns:
-        A scalar, or (N,) for "none"; input's dtype.
+        A scalar, or (N,) for "none"; input's dtype. Under autocast input, weight and bias are taken to its dtype, and
+        the loss is float32.
 
     Raises:
         ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
@@ -48,20 +49,27 @@ def linear_cross_entropy(
 
 
 @register_fake("linear_cross_entropy")
-def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
-    return loss_like(input, target, reduction)
+def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, wide_loss=False):
+    return loss_like(input, target, reduction).to(_loss_dtype(input, wide_loss))
 
 
 @register_fake("linear_cross_entropy_with_gradients")
-def _(input, weight, target, bias, ignore_index, reduction, label_smoothing):
-    return (loss_like(input, target, reduction), *_gradients(input, weight, bias))
+def _(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss):
+    dtype = _loss_dtype(input, wide_loss)
+    return (loss_like(input, target, reduction).to(dtype), *_gradients(input, weight, bias, dtype))
 
 
 @register_fake("linear_cross_entropy_backward")
 def _(grad_output, input, weight, target, bias, ignore_index, label_smoothing):
-    return _gradients(input, weight, bias)
+    return _gradients(input, weight, bias, input.dtype)
 
 
-def _gradients(input: Tensor, weight: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor, Tensor | None]:
-    grad_bias = None if bias is None else bias.new_empty(bias.shape)
-    return input.new_empty(input.shape), weight.new_empty(weight.shape), grad_bias
+def _loss_dtype(input: Tensor, wide_loss: bool) -> torch.dtype:
+    return torch.float32 if wide_loss and input.dtype != torch.float64 else input.dtype
+
+
+def _gradients(
+    input: Tensor, weight: Tensor, bias: Tensor | None, dtype: torch.dtype
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    grad_bias = None if bias is None else bias.new_empty(bias.shape, dtype=dtype)
+    return input.new_empty(input.shape, dtype=dtype), weight.new_empty(weight.shape, dtype=dtype), grad_bias

@@ -71,6 +71,52 @@ def test_linear_cross_entropy_matches_torch_in_float64(classes, bias, reduction,
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_linear_cross_entropy_under_autocast(dtype, reduction):
+    """Products of rounded operands; the loss is of float32, and so are the gradients until they reach the operands."""
+    _, target = problem(61, 65)
+    leaves = [torch.randn(shape, requires_grad=True) for shape in ((61, 12), (65, 12), (65,))]
+    exact_leaves = [leaf.detach().to(dtype).double().requires_grad_() for leaf in leaves]
+    options = {"ignore_index": -100, "reduction": reduction}
+    with torch.autocast("cpu", dtype):
+        loss = ops.linear_cross_entropy(*leaves[:2], target, leaves[2], **options)
+    exact = F.cross_entropy(F.linear(*exact_leaves), target, **options)
+    assert loss.dtype == torch.float32
+    torch.testing.assert_close(loss, exact.float(), rtol=1e-6, atol=1e-6)
+    grads = torch.autograd.grad(loss, leaves, torch.full_like(loss, 3.0))
+    exact_grads = torch.autograd.grad(exact, exact_leaves, torch.full_like(exact, 3.0))
+    for grad, wanted in zip(grads, exact_grads, strict=True):
+        assert grad.dtype == torch.float32
+        torch.testing.assert_close(grad, wanted.to(dtype).float(), rtol=torch.finfo(dtype).eps, atol=1e-7)
+
+
+def test_linear_cross_entropy_under_autocast_leaves_float64_alone_and_compiles():
+    _, target = problem(8, 5)
+    x, weight = torch.randn(8, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
+
+    def cast(x, w):
+        with torch.autocast("cpu", torch.bfloat16):
+            return ops.linear_cross_entropy(x, w, target)
+
+    assert cast(x.double(), weight.double()).dtype == torch.float64
+    harness.assert_compiles(cast, [x, weight])
+    args = (x.bfloat16(), weight.bfloat16(), target, None, -100, "mean", 0.0, True)
+    harness.assert_op_contract(torch.ops.fastllm.linear_cross_entropy.default, args)
+
+
+def test_a_loss_scaler_saves_small_gradients_under_autocast():
+    """Of a mean over many rows they are near float16's smallest number until the scaler's factor is in them."""
+    x, weight = torch.randn(4096, 2, requires_grad=True), torch.randn(5, 2).mul(1e-3)
+    target = torch.randint(5, (4096,))
+    with torch.autocast("cpu", torch.float16):
+        loss = ops.linear_cross_entropy(x, weight, target)
+    (grad,) = torch.autograd.grad(loss * 65536, x)
+    exact = x.detach().half().double().requires_grad_()
+    (wanted,) = torch.autograd.grad(F.cross_entropy(F.linear(exact, weight.half().double()), target) * 65536, exact)
+    torch.testing.assert_close(grad.double(), wanted, rtol=1e-3, atol=1e-6)
+
+
 def test_linear_cross_entropy_over_several_chunks():
     classes, rows = 300_000, 60  # more logits than a chunk holds
     x, weight = torch.randn(rows, 2, requires_grad=True), torch.randn(classes, 2, requires_grad=True)
