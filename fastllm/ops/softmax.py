@@ -25,7 +25,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         >>> softmax(torch.zeros(4))
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
-    return torch.ops.fastllm.softmax.default(input if dtype is None else input.to(dtype), dim)
+    return torch.ops.fastllm.softmax.default(input if dtype is None else input.to(dtype=dtype), dim)
 
 
 @register_fake("softmax")
