@@ -13,7 +13,7 @@ import numpy as np
 
 from fastllm.data.pieces import PIECE, Piece
 from fastllm.errors import UserError
-from fastllm.tokenizers import Tokenizer, load_tokenizer
+from fastllm.tokenizers import EncodedBatch, Tokenizer, load_tokenizer
 
 _AHEAD = 2  # batches a process has: one in work, one waiting
 
@@ -72,12 +72,12 @@ def _result(batch: list[Piece], future: Future) -> Iterator[Encoded]:
     return map(Encoded, batch, *future.result())
 
 
-def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> tuple[list[np.ndarray], list[int]]:
-    ids = tokenizer.encode_batch(texts)
-    for part in ids:  # what does not fit the dtype would come out as another token
-        if len(part) and not 0 <= part.min() <= part.max() < tokenizer.vocab_size:
-            raise UserError(f"prepare: ids must be in [0, {tokenizer.vocab_size}), got {part.min()} to {part.max()}")
-    return [part.astype(dtype) for part in ids], [len(text.encode("utf-8", "surrogatepass")) for text in texts]
+def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> tuple[EncodedBatch, list[int]]:
+    batch = tokenizer.encode_batch(texts)
+    ids = batch.ids  # what does not fit the dtype would come out as another token
+    if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
+        raise UserError(f"prepare: ids must be in [0, {tokenizer.vocab_size}), got {ids.min()} to {ids.max()}")
+    return batch.astype(dtype), [len(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -93,7 +93,7 @@ def _start_worker(folder: Path, dtype: np.dtype) -> None:
     _worker = load_tokenizer(folder), dtype
 
 
-def _work(texts: list[str]) -> tuple[list[np.ndarray], list[int]]:
+def _work(texts: list[str]) -> tuple[EncodedBatch, list[int]]:
     assert _worker is not None
     tokenizer, dtype = _worker
     return _encode(tokenizer, texts, dtype)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import base
-from fastllm.tokenizers.base import StreamingDecoder, Tokenizer
+from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.gpt2 import NAMES, GPT2Tokenizer
@@ -90,6 +90,7 @@ def _load(path: Path, stored: dict) -> Tokenizer:
 __all__ = [
     "ByteTokenizer",
     "CharacterTokenizer",
+    "EncodedBatch",
     "GPT2Tokenizer",
     "SentencePieceTokenizer",
     "StreamingDecoder",

@@ -9,9 +9,9 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +25,46 @@ FILE = "tokenizer.json"
 EXPORTED_FILE = "fastllm-tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 _BLOCK = 1 << 20  # ids decoded at a time; 2^31 / 2^20 bytes a token are in no vocabulary
+
+
+class EncodedBatch(Sequence[np.ndarray]):
+    """The ids of several texts: one array, of which each text's are a part that is cut out when it is asked for.
+
+    Cutting all parts of short texts takes as long as a fifth of the encoding; who wants all ids takes the array.
+
+    Args:
+        ids: of all texts in a row.
+        lengths: how many each text has.
+
+    Attributes:
+        ids: the same.
+        bounds: where each text's ids begin, and where the last one's end.
+
+    Example:
+        >>> batch = EncodedBatch(np.array([7, 8, 9]), [2, 0, 1])
+        >>> batch[0].tolist(), len(batch)
+        ([7, 8], 3)
+    """
+
+    def __init__(self, ids: np.ndarray, lengths: Iterable[int]) -> None:
+        self.ids = ids
+        self.bounds = np.fromiter(chain([0], lengths), np.int64).cumsum()
+
+    def __len__(self) -> int:
+        return len(self.bounds) - 1
+
+    def __getitem__(self, index):
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        place = range(len(self))[index]
+        return self.ids[self.bounds[place] : self.bounds[place + 1]]
+
+    def __iter__(self) -> Iterator[np.ndarray]:
+        return (self.ids[start:end] for start, end in pairwise(self.bounds.tolist()))
+
+    def astype(self, dtype: np.dtype) -> "EncodedBatch":
+        """Return the same ids in another dtype."""
+        return EncodedBatch(self.ids.astype(dtype), np.diff(self.bounds))
 
 
 class Tokenizer(ABC):
@@ -77,9 +117,9 @@ class Tokenizer(ABC):
         longest_first = sorted(self.special_tokens, key=len, reverse=True)
         return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, as encode would; the arrays may be parts of one."""
-        return [self.encode(text) for text in texts]
+    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, as encode would."""
+        return joined([self.encode(text) for text in texts])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD.
@@ -178,9 +218,9 @@ class StreamingDecoder:
         return self._utf8.decode(b"", final=True)
 
 
-def flatten(lists: Sequence[Sequence[int]]) -> np.ndarray:
-    """Return the ids of all lists in a row, int64: far quicker than an array of each where they are short."""
-    return np.fromiter(chain.from_iterable(lists), np.int64)
+def joined(parts: Sequence[np.ndarray]) -> EncodedBatch:
+    """Return the ids of several texts in one array."""
+    return EncodedBatch(np.concatenate([np.empty(0, np.int64), *parts]), map(len, parts))
 
 
 def utf8(text: str) -> bytes:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import util
-from itertools import accumulate, chain, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
     FILE,
+    EncodedBatch,
     Tokenizer,
     digest,
-    flatten,
+    joined,
     parse_json,
     read_file,
     read_json,
@@ -39,6 +40,8 @@ NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
 _SPACES = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's white space; Python counts four controls more
 _LONG = 250_000  # spaces in a row; from a million on the pattern's look-ahead overflows the regex engine's stack
+# What the engine is told to part texts at. It does not begin as it ends, so no text's end and a border make another.
+_BORDER = "\0fastllm border\1"
 _WORTH_A_TASK = 1000  # characters on average; below, a thread costs more than the engine's work without the GIL
 
 
@@ -64,7 +67,7 @@ class GPT2Tokenizer(Tokenizer):
         self.special_tokens = {token: id for token, id in vocab.items() if id not in plain}
         self.end_of_text = self.special_tokens.get(end_of_text)
         self._bytes_of = {id: token for token, id in ranks.items()}
-        self._engine = _engine(ranks, self.special_tokens)
+        self._engine = _engine(ranks, {**self.special_tokens, _BORDER: len(vocab)})
 
     @classmethod
     def published(cls) -> "GPT2Tokenizer":
@@ -118,23 +121,22 @@ class GPT2Tokenizer(Tokenizer):
             raise
         return np.concatenate(parts).astype(np.int64) if len(parts) > 1 else parts[0].astype(np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, as encode would; the arrays are parts of one. Long texts share out threads."""
+    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, as encode would. Long texts share out threads."""
         if sum(map(len, texts)) > _WORTH_A_TASK * len(texts):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
-                lists = list(pool.map(self._list, texts))
-        else:
-            lists = list(map(self._list, texts))
-        ids = flatten(lists)
-        bounds = [0, *accumulate(map(len, lists))]
-        return [ids[start:end] for start, end in pairwise(bounds)]
-
-    def _list(self, text: str) -> list[int]:
-        if not text.isascii():
-            utf8(text)  # the engine would put U+FFFD for what it cannot encode
-        if len(text) <= _LONG:
-            return self._engine.encode_ordinary(text)
-        return list(chain.from_iterable(map(self._engine.encode_ordinary, _split_long_spaces(text))))
+                return joined(list(pool.map(self._encode, texts)))
+        text = "".join([text + _BORDER for text in texts])
+        if text.count(_BORDER) > len(texts) or max(map(len, texts), default=0) > _LONG:
+            return joined(list(map(self._encode, texts)))
+        # One call for all: the engine parts a text at a special token, and the ids come in one array.
+        try:
+            ids = self._engine.encode_to_numpy(text, allowed_special={_BORDER}, disallowed_special=())
+        except UnicodeEncodeError:
+            return joined(list(map(self._encode, texts)))  # one of them says where
+        border = self.vocab_size
+        lengths = np.diff(np.flatnonzero(ids == border), prepend=-1) - 1
+        return EncodedBatch(ids[ids != border].astype(np.int64), lengths)
 
     def to_json(self) -> dict:
         """Return the SHA-256 of both files."""

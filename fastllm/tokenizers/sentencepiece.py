@@ -12,8 +12,9 @@ import os
 import random
 import re
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, islice, pairwise
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +24,11 @@ from fastllm.errors import UserError
 from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
+    EncodedBatch,
     StreamingDecoder,
     Tokenizer,
     check_texts,
     digest,
-    flatten,
     read_file,
     utf8,
 )
@@ -44,6 +45,7 @@ _SHORT = 1000
 _CHUNKS = re.compile(rf"(?s:.{{0,{_SHORT}}})\n|[^\n]+\n?")
 _WHOLE = re.compile(r"(?s:.+)")
 _CHUNKS_A_THREAD = 200
+_SHARES = 4  # of a batch's chunks, for each thread
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
 _PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
 
@@ -162,26 +164,40 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         chunks = self._chunks(text)
-        return self._join(text, chunks, self._run(chunks, return_type="numpy"))
+        arrays = self._processor.encode(chunks, num_threads=_threads(chunks), return_type="numpy")
+        return self._join(text, chunks, arrays)
 
-    def encode_batch(self, texts: Sequence[str]) -> list[np.ndarray]:
-        """Return the ids of each text, as encode would; the arrays are parts of one."""
-        chunks: list[str] = []
-        ends = [0]
-        for text in texts:
-            if text.isascii() and len(text) <= _SHORT:
-                chunks.append(text)
-            else:
-                chunks += self._chunks(text)
-            ends.append(len(chunks))
-        lists = self._spelt(chunks, self._run(chunks))  # lists of few ids are quicker made than arrays
-        ids = self._known(flatten(lists), texts)
-        bounds = np.cumsum([0, *map(len, lists)])[ends].tolist()
-        return [ids[start:end] for start, end in pairwise(bounds)]
+    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, as encode would."""
+        if max(map(len, texts), default=0) <= _SHORT and _is_plain("".join(texts)):
+            batch = self._batch(list(texts))
+        else:
+            chunked = [self._chunks(text) for text in texts]
+            batch = self._batch(list(chain.from_iterable(chunked)))
+            batch = EncodedBatch(batch.ids, np.diff(batch.bounds[np.cumsum([0, *map(len, chunked)])]))
+        self._known(batch.ids, texts)
+        return batch
 
-    def _run(self, chunks: list[str], **options: Any) -> list:
-        threads = max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
-        return self._processor.encode(chunks, num_threads=threads, **options)
+    def _batch(self, chunks: list[str]) -> EncodedBatch:
+        """Return the ids of each chunk.
+
+        The library makes a list of each, for few ids quicker than an array, and holds Python's lock only for that. So
+        threads that each take a share of the chunks make arrays of their lists while others encode.
+        """
+
+        def encode(share: list[str]) -> tuple[np.ndarray, list[int]]:
+            lists = self._processor.encode(share, num_threads=1)
+            if SPACE in share:
+                lists = self._spelt(share, lists)
+            return np.fromiter(chain.from_iterable(lists), np.int64), list(map(len, lists))
+
+        threads = _threads(chunks)
+        size = max(1, -(-len(chunks) // (_SHARES * threads if threads > 1 else 1)))
+        shares = [chunks[start : start + size] for start in range(0, len(chunks), size)]
+        with ThreadPoolExecutor(threads) as pool:
+            parts = list(pool.map(encode, shares) if threads > 1 else map(encode, shares))
+        ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in parts)])
+        return EncodedBatch(ids, chain.from_iterable(lengths for _, lengths in parts))
 
     def _join(self, text: str, chunks: list[str], parts: list) -> np.ndarray:
         none = np.empty(0, np.int64)  # an empty text has no chunk
@@ -300,6 +316,18 @@ class SentencePieceTokenizer(Tokenizer):
 
     def __reduce__(self) -> tuple:
         return type(self), (self._model,)
+
+
+def _threads(chunks: list[str]) -> int:
+    return max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether text may be given to the library as it is: it has no U+2581 and no lone surrogate."""
+    try:
+        return text.isascii() or (SPACE not in text and bool(text.encode()))
+    except UnicodeEncodeError:
+        return False
 
 
 class _FirstSpaceDropped(StreamingDecoder):

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import GPT2Tokenizer, load_tokenizer, train_tokenizer
-from fastllm.tokenizers.gpt2 import _LONG
+from fastllm.tokenizers.gpt2 import _BORDER, _LONG
 from tests.tokenizers.texts import texts
 
 transformers = pytest.importorskip("transformers")
@@ -40,6 +40,21 @@ def tiktoken():
     from tiktoken_ext.openai_public import r50k_pat_str
 
     return Encoding("gpt2", pat_str=r50k_pat_str, mergeable_ranks=ranks, special_tokens={"<|endoftext|>": 50256})
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        ["a", "", "b ", " ", "\n", "  c"],  # a text's last spaces are not the next one's first
+        ["a", f"b{_BORDER}c", "d"],
+        [_BORDER[:-1], _BORDER[1:], _BORDER[:1], _BORDER[-1:]],  # what could make a border with a border
+        ["a", " " * (_LONG + 1), "b"],
+        ["<|endoftext|>", "a<|endoftext|>"],
+        ["long " * 1000, "\u2014 longer " * 1000],  # worth a thread each
+    ],
+)
+def test_texts_of_a_batch_stay_apart(gpt2, batch):
+    assert [ids.tolist() for ids in gpt2.encode_batch(batch)] == [gpt2.encode(text).tolist() for text in batch]
 
 
 def test_known_ids(gpt2):

@@ -49,12 +49,30 @@ def test_a_stream_never_gives_half_a_character(tokenizer):
     assert decoder.finish() == ""
 
 
+@many
+@given(batch=st.lists(texts, max_size=6))
+def test_batches_of_all_texts_equal_single_texts(tokenizer, batch):
+    if isinstance(tokenizer, CharacterTokenizer):
+        tokenizer = CharacterTokenizer("".join(batch) + "a")
+    assert [ids.tolist() for ids in tokenizer.encode_batch(batch)] == [
+        tokenizer.encode(text).tolist() for text in batch
+    ]
+
+
 def test_batches_equal_single_texts(tokenizer):
     lines = [*TEXT.splitlines(keepends=True) * 30, ""]
     batch = tokenizer.encode_batch(lines)
     assert all((ids == tokenizer.encode(line)).all() for ids, line in zip(batch, lines, strict=True))
     assert tokenizer.decode_batch(batch) == lines
-    assert tokenizer.encode_batch([]) == []
+    assert batch.ids.dtype == np.int64
+    assert (batch.ids == np.concatenate(list(batch))).all()
+    assert [ids.tolist() for ids in batch[1:3]] == [tokenizer.encode(line).tolist() for line in lines[1:3]]
+    assert batch[-1].size == 0
+    assert len(batch) == len(lines)
+    with pytest.raises(IndexError):
+        batch[len(lines)]
+    assert len(tokenizer.encode_batch([])) == 0
+    assert batch.astype(np.dtype("<u2"))[0].tolist() == batch[0].tolist()
 
 
 def test_special_tokens_only_when_asked(tokenizer):
