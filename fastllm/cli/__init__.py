@@ -17,6 +17,10 @@ COMMANDS = {
     "info": info, "prepare": prepare, "estimate": estimate, "train": train, "eval": eval, "sample": sample,
     "export": export, "plot": plot, "bench": bench,
 }  # fmt: skip
+_DESCRIPTION = (
+    "Train and sample GPTs on hand-written kernels. First steps: `fastllm prepare shakespeare`, then `fastllm train "
+    "--data data/shakespeare --out runs/first`, then `fastllm sample runs/first`."
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -57,7 +61,7 @@ def underscored(arguments: Sequence[str]) -> list[str]:
 
 def make_parser() -> Parser:
     """Return the parser of the whole command line."""
-    parser = Parser(prog="fastllm", description="Train and sample GPTs on hand-written kernels.")
+    parser = Parser(prog="fastllm", description=_DESCRIPTION)
     commands = parser.add_subcommands(dest="command")
     for command in COMMANDS.values():
         command.add_to(commands)

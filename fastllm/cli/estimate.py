@@ -24,9 +24,17 @@ def add_to(commands) -> None:
     parser.add_argument("--device", default="cpu", help=f"cpu, which is measured for a moment, or a GPU: {names}")
     parser.add_argument("--gpus", type=int, default=1, help="how many devices share the work")
     parser.add_argument(
-        "--mfu", type=float | None, default=None, help="share of the peak reached; 0.6 on cpu, 0.4 on GPUs"
+        "--mfu",
+        type=float | None,
+        default=None,
+        help="share of the device's peak that is reached; if not given 0.6 on cpu, 0.4 on GPUs",
     )
-    parser.add_argument("--vocab_size", type=int | None, default=None, help="tokens, where there is no --data; GPT-2's")
+    parser.add_argument(
+        "--vocab_size",
+        type=int | None,
+        default=None,
+        help="tokens, where there is no --data; if not given GPT-2's 50257",
+    )
     commands.add_subcommand("estimate", parser, help="parameters, FLOPs, memory and time of a run")
 
 

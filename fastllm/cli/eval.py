@@ -11,12 +11,16 @@ from fastllm.files import new_folder, replace_folder
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Loss, perplexity and bits a byte of a run over a whole split.")
+    parser = Parser(description="A run's loss in nats a token, perplexity and bits a byte over a whole split.")
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--split", default="val", help="val or train")
-    parser.add_argument("--data", type=Path | None, default=None, help="another data folder of the same vocabulary")
+    parser.add_argument(
+        "--data", type=Path | None, default=None, help="a data folder other than the run's, of the same vocabulary"
+    )
     parser.add_argument("--checkpoint", default="best", help="best, last, ema or one that --keep_checkpoints kept")
-    parser.add_argument("--average", type=int, default=0, help="instead: the mean of so many latest kept checkpoints")
+    parser.add_argument(
+        "--average", type=int, default=0, help="instead of one: the mean of so many that were kept last"
+    )
     parser.add_argument("--out", type=Path | None, default=None, help="write the averaged model into this folder")
     parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; changes the speed alone")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")

@@ -19,9 +19,11 @@ def add_to(commands) -> None:
     )
     parser.add_argument("source", type=Path, help="a run's folder, a model's folder, or nanoGPT's ckpt.pt")
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist or be empty")
-    parser.add_argument("--format", default="huggingface", help=" or ".join(FORMATS))
-    parser.add_argument("--checkpoint", default="best", help="of a run: best or last")
-    parser.add_argument("--tokenizer", type=Path, help="take the tokenizer of this data folder, run or model")
+    parser.add_argument("--format", default="huggingface", help="huggingface, for transformers, or fastllm")
+    parser.add_argument(
+        "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
+    )
+    parser.add_argument("--tokenizer", type=Path, help="take the tokenizer of this data folder, run or model instead")
     commands.add_subcommand("export", parser, help="write a model for transformers, or take over one of nanoGPT's")
 
 

@@ -3,15 +3,35 @@
 import difflib
 import re
 import sys
+from argparse import Action
 
-from jsonargparse import ArgumentParser
+from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_USER_ERROR = 2
+_UNTOLD = re.compile(r"type: (<class 'Path'>|Path|str|bool)|default: (null|\[\]|False|\s*)")
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
+
+
+class _HelpFormatter(DefaultHelpFormatter):
+    """Says of an option's type and default what a reader can use: no names of Python's classes, no default of none."""
+
+    def _expand_help(self, action: Action) -> str:
+        text = super()._expand_help(action)
+        match = re.fullmatch(r"(.*) \(((?:required|type:|default:).*)\)", text, re.DOTALL)
+        if match is None:
+            return text
+        facts = re.split(r", (?=type:|default:)", match[2].replace(" | null", ""))
+        told = [
+            fact for fact in facts if not _UNTOLD.fullmatch(fact) and not (fact == "required" and action.nargs == "*")
+        ]
+        return f"{match[1]} ({', '.join(told)})" if told else match[1]
 
 
 class Parser(ArgumentParser):
     """Reports a wrong command line in one sentence, with the nearest option or key where one was misspelt."""
+
+    def __init__(self, *args, **kwargs) -> None:
+        super().__init__(*args, formatter_class=_HelpFormatter, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Exit with status 2."""

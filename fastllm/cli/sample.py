@@ -19,28 +19,52 @@ _BEAMS_TOGETHER = 64  # sequences of a beam search over several prompts: bounds 
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Generate text from a run; one text streams as it comes, several are made together.")
+    parser = Parser(description="Generate text from a run. One text streams as it comes; several are made together.")
     parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
-    parser.add_argument("--prompt", default="\n", help="the text to continue")
-    parser.add_argument("--prompt_file", type=Path | None, default=None, help="a file with a prompt a line")
-    parser.add_argument("--interactive", action="store_true", help="ask for prompts; Ctrl-D ends")
-    parser.add_argument("--max_new_tokens", type=int, default=500, help="how many tokens to add")
-    parser.add_argument("--num_samples", type=int, default=1, help="how many texts for each prompt")
-    parser.add_argument("--temperature", type=float, default=0.8, help="0 takes the likeliest token each time")
+    parser.add_argument("--prompt", default="\n", help="the text to continue, as it is; the default is a new line")
+    parser.add_argument("--prompt_file", type=Path | None, default=None, help="a file with prompts, one a line")
+    parser.add_argument("--interactive", action="store_true", help="ask for a prompt, again and again; Ctrl-D ends")
+    parser.add_argument("--max_new_tokens", type=int, default=500, help="how many tokens to add at most")
+    parser.add_argument(
+        "--num_samples", type=int, default=1, help="how many texts for each prompt; of --num_beams the best ones"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        default=0.8,
+        help="under 1: likely tokens become likelier; 0 takes the likeliest each time",
+    )
     parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
     parser.add_argument(
-        "--top_p", type=float | None, default=None, help="draw among the likeliest tokens that have this probability"
+        "--top_p",
+        type=float | None,
+        default=None,
+        help="draw among the likeliest tokens that together have this probability",
     )
     parser.add_argument(
-        "--min_p", type=float | None, default=None, help="draw among tokens with this share of the likeliest one's"
+        "--min_p",
+        type=float | None,
+        default=None,
+        help="draw among tokens at least this share as likely as the likeliest",
     )
-    parser.add_argument("--repetition_penalty", type=float, default=1.0, help="over 1: tokens seen are less likely")
-    parser.add_argument("--stop", nargs="+", default=[], metavar="TEXT", help="texts that end a sample")
-    parser.add_argument("--num_beams", type=int, default=1, help="over 1: the likeliest texts by beam search")
-    parser.add_argument("--length_penalty", default="gnmt", help="of beam search: gnmt or power")
-    parser.add_argument("--alpha", type=float, default=0.6, help="of the length penalty; 0 is none")
+    parser.add_argument(
+        "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
+    )
+    parser.add_argument(
+        "--stop", nargs="+", default=[], metavar="TEXT", help=r"texts that end a sample; \n is a new line"
+    )
+    parser.add_argument(
+        "--num_beams",
+        type=int,
+        default=1,
+        help="over 1: search for the likeliest texts, so many at once, and draw nothing",
+    )
+    parser.add_argument("--length_penalty", default="gnmt", help="of beam search, how length counts: gnmt or power")
+    parser.add_argument("--alpha", type=float, default=0.6, help="of beam search: over 0, longer texts are favoured")
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
-    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, ema or a kept one")
+    parser.add_argument(
+        "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
+    )
     commands.add_subcommand("sample", parser, help="generate text from a run")
 
 

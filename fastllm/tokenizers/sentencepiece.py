@@ -45,7 +45,7 @@ _SHORT = 1000
 _CHUNKS = re.compile(rf"(?s:.{{0,{_SHORT}}})\n|[^\n]+\n?")
 _WHOLE = re.compile(r"(?s:.+)")
 _CHUNKS_A_THREAD = 200
-_SHARES = 4  # of a batch's chunks, for each thread
+_SHARES = 4  # of a batch's chunks for each thread, so that none waits long for another
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
 _PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
 
@@ -191,11 +191,13 @@ class SentencePieceTokenizer(Tokenizer):
                 lists = self._spelt(share, lists)
             return np.fromiter(chain.from_iterable(lists), np.int64), list(map(len, lists))
 
-        threads = _threads(chunks)
-        size = max(1, -(-len(chunks) // (_SHARES * threads if threads > 1 else 1)))
-        shares = [chunks[start : start + size] for start in range(0, len(chunks), size)]
-        with ThreadPoolExecutor(threads) as pool:
-            parts = list(pool.map(encode, shares) if threads > 1 else map(encode, shares))
+        if (threads := _threads(chunks)) == 1:
+            parts = [encode(chunks)]
+        else:
+            size = -(-len(chunks) // (_SHARES * threads))
+            shares = [chunks[start : start + size] for start in range(0, len(chunks), size)]
+            with ThreadPoolExecutor(threads) as pool:
+                parts = list(pool.map(encode, shares))
         ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in parts)])
         return EncodedBatch(ids, chain.from_iterable(lengths for _, lengths in parts))
 
