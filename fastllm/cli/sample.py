@@ -29,23 +29,17 @@ def add_to(commands) -> None:
         "--num_samples", type=int, default=1, help="how many texts for each prompt; of --num_beams the best ones"
     )
     parser.add_argument(
-        "--temperature",
-        type=float,
-        default=0.8,
-        help="under 1: likely tokens become likelier; 0 takes the likeliest each time",
+        "--temperature", type=float, default=0.8, help="under 1 favours likely tokens; 0 takes the likeliest each time"
     )
     parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
     parser.add_argument(
-        "--top_p",
-        type=float | None,
-        default=None,
-        help="draw among the likeliest tokens that together have this probability",
+        "--top_p", type=float | None, default=None, help="draw among the likeliest that together are this probable"
     )
     parser.add_argument(
         "--min_p",
         type=float | None,
         default=None,
-        help="draw among tokens at least this share as likely as the likeliest",
+        help="leave out what has under this share of the likeliest's probability",
     )
     parser.add_argument(
         "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
@@ -54,10 +48,7 @@ def add_to(commands) -> None:
         "--stop", nargs="+", default=[], metavar="TEXT", help=r"texts that end a sample; \n is a new line"
     )
     parser.add_argument(
-        "--num_beams",
-        type=int,
-        default=1,
-        help="over 1: search for the likeliest texts, so many at once, and draw nothing",
+        "--num_beams", type=int, default=1, help="over 1: follow so many texts to find the likeliest, and draw nothing"
     )
     parser.add_argument("--length_penalty", default="gnmt", help="of beam search, how length counts: gnmt or power")
     parser.add_argument("--alpha", type=float, default=0.6, help="of beam search: over 0, longer texts are favoured")

@@ -30,7 +30,7 @@ _BLOCK = 1 << 20  # ids decoded at a time; 2^31 / 2^20 bytes a token are in no v
 class EncodedBatch(Sequence[np.ndarray]):
     """The ids of several texts: one array, of which each text's are a part that is cut out when it is asked for.
 
-    Cutting all parts of short texts takes as long as a fifth of the encoding; who wants all ids takes the array.
+    Cutting all parts of short texts takes as long as a tenth of encoding them; who wants all ids takes the array.
 
     Args:
         ids: of all texts in a row.
