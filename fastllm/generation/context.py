@@ -100,6 +100,13 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
     return ids.tolist()
 
 
+def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
+    """Raise UserError if the model has not so many tokens; None is all of them."""
+    most = model.config.vocab_size
+    if vocabulary is not None and not 1 <= vocabulary <= most:
+        raise UserError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
+
+
 def check_count(max_new_tokens: int, least: int = 0) -> None:
     """Raise UserError if max_new_tokens is under least."""
     if max_new_tokens < least:

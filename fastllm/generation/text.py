@@ -51,6 +51,7 @@ def _text_tracks(
     sampling: dict[str, Any],
 ) -> list[_TextTrack]:
     check_count(max_new_tokens)
+    model.check_tokenizer(tokenizer, "generate")
     stops = [stop] if isinstance(stop, str | int) else stop
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
     return [_TextTrack(model, tokenizer, p, how, s, stops) for p, s in zip(prompts, seeds, strict=True)]

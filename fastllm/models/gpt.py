@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from fastllm import nn, ops
+from fastllm.errors import UserValueError
 from fastllm.models import gpt2_weights, pretrained
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
@@ -91,12 +92,16 @@ class Block(torch.nn.Module):
         return self.feed_forward(normed), residual
 
 
-class HuggingFaceTokenizer(Protocol):
-    """What save_huggingface needs of a tokenizer."""
+class SizedTokenizer(Protocol):
+    """What check_tokenizer needs of a tokenizer."""
 
     @property
     def vocab_size(self) -> int:
         """The number of tokens."""
+
+
+class HuggingFaceTokenizer(SizedTokenizer, Protocol):
+    """What save_huggingface needs of a tokenizer."""
 
     @property
     def end_of_text(self) -> int | None:
@@ -225,6 +230,25 @@ class GPT(torch.nn.Module):
         hidden = self.hidden(tokens, segment_ids).flatten(0, -2)
         return ops.linear_cross_entropy(hidden, self.embedding.token.weight, targets.flatten())
 
+    def check_tokenizer(self, tokenizer: SizedTokenizer, where: object) -> None:
+        """Check that a tokenizer can be this model's: it has as many tokens, or fewer.
+
+        The model's ids beyond the tokenizer's are padding (nanoGPT has 50304 for GPT-2's 50257 tokens: multiples of 64
+        multiply faster). No text has them, so they are never a target; generation that knows the tokenizer draws none.
+
+        Args:
+            tokenizer: has a vocab_size.
+            where: what to begin the message with: a folder or a function's name.
+
+        Raises:
+            UserValueError: it has more tokens than the model.
+        """
+        if tokenizer.vocab_size > self.config.vocab_size:
+            raise UserValueError(
+                f"{where}: 'tokenizer' must have at most the model's {self.config.vocab_size} tokens, "
+                f"got {tokenizer.vocab_size}"
+            )
+
     def num_parameters(self) -> int:
         """Return how many numbers are trained; the shared embedding counts once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -244,11 +268,8 @@ class GPT(torch.nn.Module):
         Raises:
             ValueError: tokenizer has more tokens than the model.
         """
-        if tokenizer is not None and tokenizer.vocab_size > self.config.vocab_size:
-            raise ValueError(
-                f"save_huggingface: 'tokenizer' must have at most the model's {self.config.vocab_size} tokens, "
-                f"got {tokenizer.vocab_size}"
-            )
+        if tokenizer is not None:
+            self.check_tokenizer(tokenizer, "save_huggingface")
         end_of_text = None if tokenizer is None else tokenizer.end_of_text
         dtype = f"{self.embedding.token.weight.dtype}".removeprefix("torch.")
         config = gpt2_weights.config_to_gpt2(asdict(self.config), end_of_text, dtype)

@@ -219,9 +219,9 @@ def test_a_tokenizer_that_does_not_fit(tmp_path):
 # --- nanoGPT --------------------------------------------------------------------------------------------------------
 
 
-def nanogpt_checkpoint(bias, prefix=""):
+def nanogpt_checkpoint(bias, prefix="", vocabulary=11):
     """What nanoGPT's train.py saves, its weights made up: linear layers (out, in), the output layer tied."""
-    channels, layers, vocabulary, context = 16, 2, 11, 8
+    channels, layers, context = 16, 2, 8
     weights = {"wte.weight": torch.randn(vocabulary, channels), "wpe.weight": torch.randn(context, channels)}
     linear = {"attn.c_attn": (3, 1), "attn.c_proj": (1, 1), "mlp.c_fc": (4, 1), "mlp.c_proj": (1, 4)}
     for layer in range(layers):
