@@ -1,6 +1,6 @@
 """Batches of a split: random windows to train on, and every token once to evaluate on."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -21,6 +21,11 @@ class Batch(NamedTuple):
     tokens: Tensor
     targets: Tensor  # one token ahead, -100 where nothing is to be predicted
     segment_ids: Tensor | None  # which document of its row a token belongs to, or None
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
+        """Return what a function makes of each tensor."""
+        segment_ids = None if self.segment_ids is None else function(self.segment_ids)
+        return Batch(function(self.tokens), function(self.targets), segment_ids)
 
 
 class Batches:

@@ -3,6 +3,8 @@
 import queue
 import threading
 
+from torch import Tensor
+
 from fastllm.data.batches import Batch, Batches
 
 
@@ -16,16 +18,17 @@ class Prefetcher:
         batches: what to read; while this is in use, nobody else may step through them.
         rows: of each batch, as for Batches.next.
         depth: batches that are kept ready.
+        pin: put them into page-locked memory, out of which a GPU fetches them by itself.
 
     Example:
         >>> with Prefetcher(batches) as ahead:  # doctest: +SKIP
         ...     tokens, targets, segment_ids = ahead.next()
     """
 
-    def __init__(self, batches: Batches, rows: slice | None = None, depth: int = 2) -> None:
+    def __init__(self, batches: Batches, rows: slice | None = None, depth: int = 2, *, pin: bool = False) -> None:
         if depth < 1:
             raise ValueError(f"Prefetcher: 'depth' must be at least 1, got {depth}")
-        self.batches, self.rows, self.depth = batches, rows, depth
+        self.batches, self.rows, self.depth, self.pin = batches, rows, depth, pin
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
@@ -85,7 +88,8 @@ class Prefetcher:
     def _work(self, stop: threading.Event, ready: queue.Queue, position: int) -> None:
         try:
             while not stop.is_set():
-                ready.put(self.batches.batch(position, self.rows))
+                batch = self.batches.batch(position, self.rows)
+                ready.put(batch.map(Tensor.pin_memory) if self.pin else batch)
                 position += 1
         except BaseException as error:  # for the thread that asks
             ready.put(error)
