@@ -51,13 +51,42 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     Raises:
         UserError: the disk is full or not writable; the old folder is still there.
     """
+
+    def fill_and_sum(temporary: Path) -> None:
+        fill(temporary)
+        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
+        _write(temporary / "checksums.json", json.dumps(sums, indent=2) + "\n")
+
+    _replace(folder, fill_and_sum)
+
+
+def copy_folder(source: Path, folder: Path, link: bool = False) -> None:
+    """Put a copy of what replace_folder wrote, with its checksums, in folder's place, as safely.
+
+    Args:
+        source: the folder; its files must never be written into.
+        link: share the files with source instead, where the disk can: it costs nothing, and both are damaged together.
+
+    Raises:
+        UserError: as replace_folder.
+    """
+    copy = _link if link else shutil.copy
+    _replace(folder, lambda temporary: [copy(file, temporary / file.name) for file in sorted(source.iterdir())])
+
+
+def _link(source: Path, target: Path) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # some disks, and folders shared over a network, have no links
+        shutil.copy(source, target)
+
+
+def _replace(folder: Path, fill: Callable[[Path], object]) -> None:
     temporary = unfinished(folder)
     try:
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         fill(temporary)
-        sums = {file.name: sha256(file) for file in sorted(temporary.iterdir())}
-        _write(temporary / "checksums.json", json.dumps(sums, indent=2) + "\n")
         put_in_place(temporary, folder)
     except (OSError, UserError) as error:
         shutil.rmtree(temporary, ignore_errors=True)

@@ -18,7 +18,7 @@ def add_to(commands) -> None:
     names = ", ".join(gpu.name for gpu in estimate.GPUS)
     parser = Parser(
         description="Parameters, FLOPs, memory and time of a run, before it starts; it takes train's settings. "
-        "--data gives the vocabulary."
+        "--data gives the vocabulary, or --vocab_size; without them it is GPT-2's."
     )
     add_train_config(parser, skip=_NOT_TRAINS)
     parser.add_argument("--device", default="cpu", help=f"cpu, which is measured for a moment, or a GPU: {names}")
@@ -37,9 +37,8 @@ def run(arguments: Namespace) -> int:
     """Print the estimate."""
     config = config_of(arguments, skip=_NOT_TRAINS)
     config.check()
-    for name, least in (("gpus", 1), ("vocab_size", 1)):
-        if arguments[name] is not None and arguments[name] < least:
-            raise UserError(f"estimate: '{name}' must be at least {least}, got {arguments[name]}")
+    if arguments.gpus < 1:
+        raise UserError(f"estimate: 'gpus' must be at least 1, got {arguments.gpus}")
     if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
         raise UserError(f"estimate: 'mfu' must be in (0, 1], got {arguments.mfu}")
     if config.batch_size % arguments.gpus:
@@ -51,7 +50,7 @@ def run(arguments: Namespace) -> int:
     from rich.table import Table
 
     gpu, peak, mfu = _device(arguments, config)
-    shape = _shape(arguments, config)
+    shape = _shape(config)
     table = Table(title=f"{arguments.gpus} x {gpu.name if gpu else 'this CPU'}, {config.precision}", show_header=False)
     for name, value in rows(config, shape, arguments.gpus, gpu, peak, mfu):
         table.add_row(name, value) if name else table.add_section()
@@ -77,18 +76,16 @@ def _device(arguments: Namespace, config: TrainConfig):
     return None, peak_flops(torch.device("cpu"), config.precision), arguments.mfu or _MFU["cpu"]
 
 
-def _shape(arguments: Namespace, config: TrainConfig) -> estimate.Shape:
+def _shape(config: TrainConfig) -> estimate.Shape:
     """Return the model's sizes: of --init, or of the settings with the vocabulary of --data."""
     from fastllm.data import TokenData
-    from fastllm.models import GPT, GPTConfig
+    from fastllm.models import GPTConfig
+    from fastllm.train import checkpoint
 
     if config.init is not None:
-        try:
-            return GPT.from_pretrained(config.init).config
-        except (OSError, ValueError) as error:
-            raise UserError(f"estimate: 'init' {config.init} holds no model that fastllm reads ({error})") from error
-    vocabulary = arguments.vocab_size or _DEFAULT_VOCABULARY
-    if config.data is not None and arguments.vocab_size is None:
+        return checkpoint.load_source(config.init)[0].config
+    vocabulary = config.vocab_size or _DEFAULT_VOCABULARY
+    if config.data is not None and config.vocab_size is None:
         vocabulary = TokenData(config.data).tokenizer.vocab_size
     return GPTConfig(
         vocabulary, config.context_length, config.n_layer, config.n_head, config.n_embd, config.dropout, config.bias

@@ -30,12 +30,13 @@ def add_to(commands) -> None:
 def run(arguments: Namespace) -> int:
     """Write the folder."""
     from fastllm.files import new_folder, replace_folder
+    from fastllm.train import checkpoint
 
     if arguments.format not in FORMATS:
         raise UserError(f"export: 'format' must be {' or '.join(FORMATS)}, got '{arguments.format}'")
     check_checkpoint("export", arguments, arguments.source)
     out = new_folder("export", arguments.out)
-    model, tokenizer = load(arguments)
+    model, tokenizer = checkpoint.load_source(arguments.source, arguments.checkpoint, arguments.tokenizer)
 
     def fill(folder: Path) -> None:
         if arguments.format == "huggingface":
@@ -49,32 +50,3 @@ def run(arguments: Namespace) -> int:
     kept = "no tokenizer: name its folder with --tokenizer" if tokenizer is None else f"tokenizer {tokenizer.kind}"
     print(f"{out}: {model.num_parameters():,} parameters for {arguments.format}; {kept}")
     return 0
-
-
-def load(arguments: Namespace) -> tuple:
-    """Return the source's model and its tokenizer, None where it has none.
-
-    Raises:
-        UserError: the source is none of those that are read, or is damaged.
-    """
-    from fastllm.models import GPT
-    from fastllm.tokenizers import has_tokenizer, load_tokenizer
-    from fastllm.train import checkpoint
-
-    source: Path = arguments.source
-    if not source.exists():
-        raise UserError(f"export: {source} does not exist")
-    if (source / "checkpoints").is_dir():
-        source = checkpoint.find(source, arguments.checkpoint)
-    try:
-        model = GPT.from_pretrained(source) if source.is_dir() else GPT.from_nanogpt(source)
-    except (OSError, ValueError) as error:
-        raise UserError(f"export: {error}") from error
-    if arguments.tokenizer is None and not has_tokenizer(source):
-        return model, None
-    tokenizer = load_tokenizer(arguments.tokenizer or source)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"export: the tokenizer has {tokenizer.vocab_size} tokens, the model only {model.config.vocab_size}"
-        )
-    return model, tokenizer

@@ -108,22 +108,11 @@ def _check_together(arguments: Namespace) -> None:
 
 
 def _load(folder: Path, name: str):
-    from fastllm.models import GPT
-    from fastllm.tokenizers import load_tokenizer
     from fastllm.train import checkpoint
 
-    if (folder / "checkpoints").is_dir() or not (folder / "config.json").exists():
-        return checkpoint.load_model(folder, name)
-    try:
-        model = GPT.from_pretrained(folder)
-    except (OSError, ValueError) as error:
-        raise UserError(f"{folder} has no model that can be read: {error}") from error
-    tokenizer = load_tokenizer(folder)
-    if tokenizer.vocab_size > model.config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, more than the model's "
-            f"{model.config.vocab_size}: they are not of one model"
-        )
+    model, tokenizer = checkpoint.load_source(folder, name)
+    if tokenizer is None:
+        raise UserError(f"sample: {folder} has no tokenizer; fastllm export FOLDER OUT --tokenizer DIR adds one")
     return model, tokenizer
 
 

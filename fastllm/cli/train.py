@@ -51,6 +51,8 @@ def run(arguments: Namespace) -> int:
         reporter.say(f"{_size(trainer)}, run folder {trainer.run}")
         if resume is not None and not trainer.resumed:
             reporter.say("the run had not saved anything yet: it starts from the beginning")
+        if trainer.step == config.max_steps:
+            reporter.say(f"it is at step {trainer.step} already, its last; to go on give more: --max_steps N")
         try:
             summary = trainer.train(reporter)
         except TrainingInterrupted:
@@ -71,7 +73,9 @@ def run(arguments: Namespace) -> int:
 def _size(trainer) -> str:
     count = trainer.parallel.world_size
     processes = f" in {count} processes ({trainer.config.parallel})" if count > 1 else ""
-    return f"{trainer.model.num_parameters():,} parameters on {trainer.device.type}{processes}"
+    tokens, ids = trainer.data.tokenizer.vocab_size, trainer.model.config.vocab_size
+    padding = f" ({ids - tokens:,} of its {ids:,} token ids are padding)" if ids > tokens else ""
+    return f"{trainer.model.num_parameters():,} parameters{padding} on {trainer.device.type}{processes}"
 
 
 def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:

@@ -9,9 +9,9 @@ from typing import Any
 import torch
 
 from fastllm.errors import UserError
-from fastllm.files import previous, replace_folder, verify_folder
+from fastllm.files import copy_folder, previous, replace_folder, verify_folder
 from fastllm.models import GPT
-from fastllm.tokenizers import Tokenizer, load_tokenizer
+from fastllm.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from fastllm.train.metrics import read_metrics
 
 LAST, BEST, EMA = "last", "best", "ema"
@@ -83,6 +83,11 @@ def save(
     return folder
 
 
+def copy(run: Path, name: str, other: str, link: bool) -> None:
+    """Put a copy of a checkpoint that was just saved in another's place; link: as files.copy_folder has it."""
+    copy_folder(folder_of(run, name), folder_of(run, other), link)
+
+
 def _as_os_error(error: Exception) -> OSError:
     """Say what went wrong on the disk: torch and safetensors wrap the system's error in types of their own."""
     return error if isinstance(error, OSError) else OSError(0, f"{error}".splitlines()[0])
@@ -98,11 +103,11 @@ def never_saved(run: Path) -> bool:
     return not best.exists() or load_state(run, BEST)["step"] == 0
 
 
-def find(run: Path, name: str) -> Path:
-    """Return the folder of a whole checkpoint.
+def locate(run: Path, name: str) -> Path:
+    """Return the folder of a checkpoint, whole or not.
 
     Raises:
-        UserError: the run has none of that name, or it is damaged; an intact other one is offered.
+        UserError: the run has none of that name; an intact other one is offered.
     """
     if not run.is_dir() or not (run / "checkpoints").is_dir():
         raise UserError(f"{run} is not a run: it has no folder checkpoints")
@@ -111,6 +116,16 @@ def find(run: Path, name: str) -> Path:
         folder = previous(folder)  # the writer was killed between its two renames
     if not folder.exists():
         raise UserError(f"{run} has no checkpoint '{name}'{_offer(run, name)}")
+    return folder
+
+
+def find(run: Path, name: str) -> Path:
+    """Return the folder of a whole checkpoint; every byte of it is read for that.
+
+    Raises:
+        UserError: the run has none of that name, or it is damaged; an intact other one is offered.
+    """
+    folder = locate(run, name)
     try:
         verify_folder(folder)
     except UserError as error:
@@ -133,23 +148,60 @@ def load_model(run: Path, name: str) -> tuple[GPT, Tokenizer]:
     Raises:
         UserError: there is none, it is damaged, or its vocabulary does not fit its model.
     """
-    folder = find(run, name)
-    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
-    if tokenizer.vocab_size != model.config.vocab_size:
-        raise UserError(
-            f"{folder}: the tokenizer has {tokenizer.vocab_size} tokens, the model {model.config.vocab_size}; "
-            "they are not of one run"
-        )
-    return model, tokenizer
+    return read_model(find(run, name))
 
 
 def load_state(run: Path, name: str) -> dict[str, Any]:
-    """Return the trainer's state of a checkpoint; nothing but tensors and plain values is unpickled.
+    """Return the trainer's state of a checkpoint.
 
     Raises:
         UserError: there is none, it is damaged, or it was written by another version.
     """
-    folder = find(run, name)
+    return read_state(find(run, name))
+
+
+def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -> tuple[GPT, Tokenizer | None]:
+    """Return the model of a run, of a model's folder or of nanoGPT's ckpt.pt, and its tokenizer if there is one.
+
+    Args:
+        source: where to look.
+        name: of the checkpoint, where source is a run.
+        tokenizer: the folder of another tokenizer to take than the source's.
+
+    Raises:
+        UserError: source is none of these, or is damaged, or the tokenizer does not fit the model.
+    """
+    if not source.exists():
+        raise UserError(f"{source} does not exist")
+    folder = find(source, name) if (source / "checkpoints").is_dir() else source
+    try:
+        model = GPT.from_pretrained(folder) if folder.is_dir() else GPT.from_nanogpt(folder)
+    except (OSError, ValueError) as error:
+        raise UserError(f"{folder} holds no model that fastllm reads ({error})") from error
+    if tokenizer is None and not has_tokenizer(folder):
+        return model, None
+    loaded = load_tokenizer(tokenizer or folder)
+    model.check_tokenizer(loaded, tokenizer or folder)
+    return model, loaded
+
+
+def read_model(folder: Path) -> tuple[GPT, Tokenizer]:
+    """Return the model and tokenizer in a checkpoint's folder.
+
+    Raises:
+        UserError: they are not of one run.
+    """
+    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
+    model.check_tokenizer(tokenizer, folder)
+    return model, tokenizer
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """Return the trainer's state in a checkpoint's folder; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        UserError: it was written by another version.
+    """
     state = torch.load(folder / _STATE, weights_only=True)
     if state.get("version") != _VERSION:
         raise UserError(

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.files import write_text
 from fastllm.train.schedule import SCHEDULES
 
@@ -31,8 +31,10 @@ class TrainConfig:
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
-        init: start from the weights in this folder (a run's best, a model's or Hugging Face GPT-2's) and take the sizes
-            of the model, dropout, bias and activation from it.
+        init: start from these weights (a run's best, a model's folder, Hugging Face GPT-2's too, or nanoGPT's ckpt.pt)
+            and take the sizes of the model, dropout, bias and activation from them.
+        vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
+            that like multiples of 64.
         n_layer: blocks.
         n_head: attention heads a block; must divide n_embd.
         n_embd: channels.
@@ -76,6 +78,7 @@ class TrainConfig:
     data: Path | None = None
     out: Path | None = None
     init: Path | None = None
+    vocab_size: int | None = None
     n_layer: int = 4
     n_head: int = 4
     n_embd: int = 128
@@ -113,7 +116,7 @@ class TrainConfig:
     threads: int | None = None
 
     def check(self) -> None:
-        """Raise UserError for the first value that cannot work."""
+        """Raise UserValueError for the first value that cannot work."""
         for name in ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "max_steps",
                      "eval_interval", "log_interval"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "be at least 1")
@@ -124,7 +127,7 @@ class TrainConfig:
         self._require("threads", self.threads is None or self.threads <= 1024, "be at most 1024")
         for name in ("dropout", "beta1", "beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
-        for name in ("threads", "micro_batch_size"):
+        for name in ("vocab_size", "threads", "micro_batch_size"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "be at least 1")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
@@ -142,7 +145,7 @@ class TrainConfig:
 
     def _require(self, name: str, condition: bool, expectation: str, hint: str = "") -> None:
         if not condition:
-            raise UserError(f"train: '{name}' must {expectation}, got {getattr(self, name)}{hint}")
+            raise UserValueError(f"train: '{name}' must {expectation}, got {getattr(self, name)}{hint}")
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML."""

@@ -47,6 +47,15 @@ def _obstacle_to_cuda() -> str:
     return f"fastllm has no CUDA kernel yet for {', '.join(needed)}" if needed else ""
 
 
+def wants_prefetch(device: torch.device) -> bool:
+    """Return whether a thread should make batches ahead of a step on this device.
+
+    A GPU computes while the CPU is free for it. On a CPU the thread would take the time from the kernels' own, and
+    making a batch is 0.03 to 0.3 ms of a step.
+    """
+    return device.type == "cuda"
+
+
 def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     """Return a context in which matrix products are in that precision.
 

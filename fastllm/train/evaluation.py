@@ -3,12 +3,86 @@
 import math
 from collections.abc import Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from operator import itemgetter
 
 import torch
 
+from fastllm.data import Batches, windows
 from fastllm.data.batches import IGNORED, Batch
 from fastllm.data.dataset import Split
+from fastllm.train.average import MovingAverage
+from fastllm.train.config import TrainConfig
+from fastllm.train.device import autocast
 from fastllm.train.parallel import Parallel
+
+
+class Evaluator:
+    """Measures a run's model while it trains; all processes must ask for the same.
+
+    As many rows are taken at once as in a step: what fits in memory while training fits here.
+
+    Args:
+        config: the run's settings.
+        splits: "train" and "val".
+        loss: the model's, as Parallel.wrap returned it.
+        average: of the weights, measured beside them.
+        parallel: the processes that share the work.
+        device: where the model is.
+    """
+
+    def __init__(
+        self, config: TrainConfig, splits: dict[str, Split], loss: torch.nn.Module, average: MovingAverage | None,
+        parallel: Parallel, device: torch.device,
+    ) -> None:  # fmt: skip
+        self._config, self._splits, self._loss, self._average = config, splits, loss, average
+        self._parallel, self._device = parallel, device
+        self._rows = parallel.rows(config.batch_size)
+        self._rows_at_once = config.micro_batch_size or config.batch_size // parallel.world_size
+
+    def losses(self) -> dict[str, float]:
+        """Return train_loss, val_loss and, with an average, ema_val_loss: over eval_batches batches of a split.
+
+        They are the same batches each time; with eval_batches 0 it is the whole validation split.
+        """
+        losses = {f"{name}_loss": self._mean(self._some(name)) for name in ("train", "val")}
+        if self._average is not None:
+            with self._average.in_place():
+                losses["ema_val_loss"] = self._mean(self._some("val"))
+        return losses
+
+    def summary(self) -> dict[str, float | None]:
+        """Return val_loss, val_perplexity, val_bits_per_byte and ema_val_loss, over the whole validation split."""
+        loss = self._mean(self._all("val"))
+        perplexity, bits = perplexity_and_bits(loss, self._splits["val"], self._config.document_mask)
+        summary = {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
+        if self._average is not None:
+            with self._average.in_place():
+                summary["ema_val_loss"] = self._mean(self._all("val"))
+        return summary
+
+    def _some(self, split: str) -> Iterator[Batch]:
+        """Yield this process's rows of the batches of an evaluation."""
+        config = self._config
+        if not config.eval_batches and split == "val":
+            yield from self._all(split)
+            return
+        batches = Batches(
+            self._splits[split], config.batch_size, config.context_length, seed=0, document_mask=config.document_mask
+        )
+        for _ in range(config.eval_batches or 1):
+            batch = batches.next(self._rows)
+            for first in range(0, len(batch.tokens), self._rows_at_once):
+                yield batch.map(itemgetter(slice(first, first + self._rows_at_once)))
+
+    def _all(self, split: str) -> Iterator[Batch]:
+        return windows(
+            self._splits[split], self._config.context_length, self._rows_at_once, self._parallel.rank,
+            self._parallel.world_size, document_mask=self._config.document_mask,
+        )  # fmt: skip
+
+    def _mean(self, batches: Iterator[Batch]) -> float:
+        precision = autocast(self._device, self._config.precision)
+        return mean_loss(self._loss, batches, self._parallel, self._device, precision)
 
 
 def mean_loss(

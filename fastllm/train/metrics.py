@@ -27,15 +27,16 @@ class Metrics:
 
     Args:
         run: the run's folder.
+        step: where the run goes on; -1 where it begins.
         tensorboard: whether to write run/tensorboard too.
 
     Raises:
         UserError: tensorboard is asked for and not installed.
     """
 
-    def __init__(self, run: Path, tensorboard: bool = False) -> None:
-        self._path = run / FILE
-        self._writer: Any = _tensorboard(run) if tensorboard else None
+    def __init__(self, run: Path, step: int = -1, tensorboard: bool = False) -> None:
+        self._path, self._step = run / FILE, step
+        self._writer: Any = _tensorboard(run, step) if tensorboard else None
 
     def record(self, row: dict) -> None:
         """Add a line.
@@ -62,15 +63,17 @@ class Metrics:
         try:
             if self._path.exists():
                 sync(self._path)
+            if self._writer is not None:
+                self._writer.flush()
         except OSError as error:
             raise self._failed(error) from error
 
     def _failed(self, error: OSError) -> UserError:
         return UserError(f"cannot write {self._path}: {error.strerror}; the last checkpoint is intact")
 
-    def forget_after(self, step: int) -> None:
-        """Take out lines past a step, of a run's end, and one that was cut off: what is trained again reports again."""
-        kept = [row for row in read_metrics(self._path.parent) if row["step"] <= step and "final_val_loss" not in row]
+    def forget_later(self) -> None:
+        """Take out lines past the run's step, of a run's end, and one that was cut off: they will be reported again."""
+        kept = [row for row in read_metrics(self._path.parent) if row["step"] <= self._step and not _is_final(row)]
         if kept or self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -80,9 +83,14 @@ class Metrics:
             self._writer.close()
 
 
-def _tensorboard(run: Path) -> Any:
+def _is_final(row: dict) -> bool:
+    return "final_val_loss" in row
+
+
+def _tensorboard(run: Path, step: int) -> Any:
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("train: 'tensorboard' needs its package: pip install 'fastllm[tensorboard]'") from error
-    return SummaryWriter(str(run / "tensorboard"))
+    # purge_step: TensorBoard then hides what earlier files say of this step and later ones.
+    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)

@@ -4,6 +4,7 @@ A run with several processes is the same run: each takes its rows of the same gl
 them. Numbers that steer the loop travel through gloo on the CPU, so that no GPU waits for them.
 """
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -35,6 +36,7 @@ class Parallel:
         under_torchrun: whether torchrun started it, be it alone.
         world_size: how many there are.
         is_main: whether this one writes the run's files.
+        is_first_here: whether this one is its machine's first.
     """
 
     def __init__(self) -> None:
@@ -63,6 +65,11 @@ class Parallel:
         """Return whether this process writes the run's files."""
         return self.rank == 0
 
+    @property
+    def is_first_here(self) -> bool:
+        """Return whether this process is the first one of its machine, whose files all of them read."""
+        return self.local_rank == 0
+
     # --- numbers ------------------------------------------------------------------------------------------------------
 
     def sum(self, values: list[float]) -> list[float]:
@@ -87,6 +94,22 @@ class Parallel:
     def barrier(self) -> None:
         """Wait for all."""
         self.any(False)
+
+    def one_for_all(self, work: Callable[[], object], mine: bool) -> None:
+        """Do work where `mine` is true, and wait for it everywhere; all processes must call it.
+
+        Raises:
+            UserError: what work raised, in every process.
+        """
+        own = None
+        try:
+            if mine:
+                work()
+        except UserError as error:
+            own = error
+        for failure in [own, *self.gather(own)]:  # its own first: it knows where it was raised
+            if failure is not None:
+                raise failure
 
     # --- batches and models -------------------------------------------------------------------------------------------
 

@@ -8,6 +8,7 @@ import hashlib
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -52,15 +53,22 @@ def random_state(device: torch.device, parallel: Parallel) -> list[dict[str, Ten
     return parallel.gather(own)
 
 
-def set_random_state(states: list[dict[str, Tensor]], seed: int, device: torch.device, parallel: Parallel) -> None:
-    """Give the generators back; with another number of processes they start anew from (seed, rank)."""
+def set_random_state(
+    states: list[dict[str, Tensor]], seed: int, step: int, device: torch.device, parallel: Parallel
+) -> None:
+    """Give the generators back; those of another number of processes, or kind of device, start anew at this step."""
+    torch.manual_seed(process_seed(seed, step, parallel.rank))
     if len(states) != parallel.world_size:
-        torch.manual_seed(seed + parallel.rank)
         return
     own = states[parallel.rank]
     torch.set_rng_state(own["cpu"])
     if device.type == "cuda" and "cuda" in own:
         torch.cuda.set_rng_state(own["cuda"], device)
+
+
+def process_seed(seed: int, step: int, rank: int) -> int:
+    """Return a seed that no other process has, nor this one at another step, whatever the run's seed is."""
+    return int(np.random.SeedSequence((seed, step, rank)).generate_state(1, np.uint64)[0])
 
 
 @torch.no_grad()

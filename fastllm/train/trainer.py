@@ -2,7 +2,7 @@
 
 import math
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -10,16 +10,15 @@ import torch
 from torch import Tensor
 
 from fastllm import files
-from fastllm.data import Batches, TokenData, windows
-from fastllm.data.batches import Batch
-from fastllm.errors import UserError
+from fastllm.data import Batches, Prefetcher, TokenData
+from fastllm.errors import UserError, UserValueError
 from fastllm.generation import generate
-from fastllm.models import GPT, GPTConfig
-from fastllm.tokenizers import has_tokenizer, load_tokenizer
-from fastllm.train import checkpoint, device, evaluation, state
+from fastllm.models import GPT
+from fastllm.train import checkpoint, device, initial, state
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.estimate import flops_per_token
+from fastllm.train.evaluation import Evaluator
 from fastllm.train.metrics import Metrics
 from fastllm.train.parallel import LossModule, Parallel, is_sharded, whole_model, whole_tensors
 from fastllm.train.plot import plot_loss
@@ -57,6 +56,7 @@ class Trainer:
         self.parallel = Parallel()
         self._lock: TextIO | None = None
         self._metrics: Metrics | None = None
+        self._ahead: Prefetcher | None = None
         try:
             self._set_up(resume)
         except BaseException:
@@ -68,89 +68,57 @@ class Trainer:
     def _set_up(self, resume: str | None) -> None:
         config, parallel = self.config, self.parallel
         assert config.data is not None
+        new = resume is None
         if resume == checkpoint.LAST and checkpoint.never_saved(self.run):
-            resume, new = None, False
-        else:
-            new = resume is None
+            resume = None
         self.device = device.choose(config, parallel.local_rank)
         parallel.start(self.device)
         self._rows = parallel.rows(config.batch_size)
-        self._rows_at_once = config.micro_batch_size or config.batch_size // parallel.world_size
         self.data = TokenData(config.data)
-        self.data.verify()
+        parallel.one_for_all(self.data.verify, parallel.is_first_here)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.model = self._make_model(initial=resume is None)
+        if resume is None and config.init is not None:
+            self.model = initial.trained_model(config, self.data.tokenizer, self._given)
+        else:
+            self.model = initial.new_model(config, self.data.tokenizer)
         self._splits = {name: self.data.split(name, config.context_length) for name in ("train", "val")}
+        parallel.one_for_all(lambda: self._take_folder(new), parallel.is_main)
+        self._make_parts()
+        if parallel.rank:  # rank 0 alone draws what a run of one process draws
+            torch.manual_seed(state.process_seed(config.seed, 0, parallel.rank))
+        if resume is not None:
+            self._restore(resume)
         if parallel.is_main:
-            self._take_folder(new)
-        parallel.barrier()
+            self._metrics = Metrics(self.run, self.step if self.resumed else -1, config.tensorboard)
+        if self.resumed and resume != checkpoint.LAST:
+            self._save(checkpoint.LAST)  # before later metrics go: the later last would be without them
+        if self._metrics is not None:
+            self._metrics.forget_later()
+            checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
+            config.save(self.run / "config.yaml")  # with what a resumed run was told anew
+        self._peak = device.peak_flops(self.device, config.precision)
+
+    def _make_parts(self) -> None:
+        """Make what trains and measures the model."""
+        config, parallel = self.config, self.parallel
         if config.activation_checkpointing:
             _checkpoint_activations(self.model)
         if config.compile:  # blocks: they share one graph, and it holds under DDP, FSDP and checkpointing alike
             for block in self.model.blocks:
                 block.compile()
-        self.loss = parallel.wrap(LossModule(self.model), self.device, config.parallel)
-        self.stepper = Stepper(config, self.model, self.loss, parallel, self.device)
+        loss = parallel.wrap(LossModule(self.model), self.device, config.parallel)
+        self.stepper = Stepper(config, self.model, loss, parallel, self.device)
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.batches = self._batches("train", config.seed)
-        self._pending: list[Tensor] = []  # losses since the last look at them
-        if parallel.rank:  # rank 0 alone draws what a run of one process draws
-            torch.manual_seed(config.seed + parallel.rank)
-        if resume is not None:
-            self._restore(resume)
-        if parallel.is_main:
-            self._metrics = Metrics(self.run, config.tensorboard)
-        if self.resumed and resume != checkpoint.LAST:
-            self._save(checkpoint.LAST)  # before later metrics go: the later last would be without them
-        if self._metrics is not None:
-            self._metrics.forget_after(self.step if self.resumed else -1)
-            checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
-            config.save(self.run / "config.yaml")  # with what a resumed run was told anew
-        self._peak = device.peak_flops(self.device, config.precision)
-
-    def _make_model(self, initial: bool) -> GPT:
-        """Return the model; initial: with the weights that the run starts from."""
-        config = self.config
-        if initial and config.init is not None:
-            return self._load_initial(config.init)
-        return GPT(
-            GPTConfig(self.data.tokenizer.vocab_size, config.context_length, config.n_layer, config.n_head,
-                      config.n_embd, config.dropout, config.bias, config.activation)
+        self.evaluator = Evaluator(config, self._splits, loss, self.average, parallel, self.device)
+        self.batches = Batches(
+            self._splits["train"], config.batch_size, config.context_length, config.seed,
+            document_mask=config.document_mask,
         )  # fmt: skip
-
-    def _load_initial(self, folder: Path) -> GPT:
-        """Return the model in a folder, if it fits the data; the settings take on its sizes."""
-        config, vocabulary = self.config, self.data.tokenizer.vocab_size
-        if (folder / "checkpoints").is_dir():
-            folder = checkpoint.find(folder, checkpoint.BEST)
-        try:
-            model = GPT.from_pretrained(folder)
-        except (OSError, ValueError) as error:
-            raise UserError(f"train: 'init' {folder} holds no model that fastllm reads ({error})") from error
-        if model.config.vocab_size != vocabulary:
-            raise UserError(
-                f"train: the model in {folder} has a vocabulary of {model.config.vocab_size} tokens, {config.data} of "
-                f"{vocabulary}: prepare the data with the model's tokenizer; a model whose vocabulary is padded beyond "
-                "its tokenizer's, as nanoGPT's are, cannot be trained further yet"
-            )
-        if not self._same_tokenizer(folder):
-            raise UserError(
-                f"train: the tokenizers of {folder} and {config.data} have as many tokens, but not the same ones: "
-                "prepare the data with the model's tokenizer"
-            )
-        sizes = ("n_layer", "n_head", "n_embd", "context_length", "dropout", "bias", "activation")
-        for name in sizes:
-            if name in self._given and getattr(config, name) != getattr(model.config, name):
-                raise UserError(f"train: 'init' sets the model's {name} ({getattr(model.config, name)}); leave it out")
-            setattr(config, name, getattr(model.config, name))
-        torch.manual_seed(config.seed)
-        return model
-
-    def _same_tokenizer(self, folder: Path) -> bool:
-        """Return whether a model's folder has the data's tokenizer, or none."""
-        return not has_tokenizer(folder) or load_tokenizer(folder).to_json() == self.data.tokenizer.to_json()
+        if device.wants_prefetch(self.device):
+            self._ahead = Prefetcher(self.batches, self._rows, pin=self.device.type == "cuda")
+        self._pending: list[Tensor] = []  # losses since the last look at them
 
     def _take_folder(self, new: bool) -> None:
         """Lock the run's folder; a new one must be empty but for what a killed beginning left."""
@@ -167,7 +135,10 @@ class Trainer:
             self.config.save(self.run / "config.yaml")
 
     def _restore(self, name: str) -> None:
-        model, tokenizer = checkpoint.load_model(self.run, name)
+        parallel = self.parallel
+        parallel.one_for_all(lambda: checkpoint.find(self.run, name), parallel.is_first_here)
+        folder = checkpoint.locate(self.run, name)
+        model, tokenizer = checkpoint.read_model(folder)
         if tokenizer.to_json() != self.data.tokenizer.to_json():
             raise UserError(
                 f"train: the vocabulary of {self.config.data} ({self.data.tokenizer.vocab_size} tokens) is not the one "
@@ -175,15 +146,20 @@ class Trainer:
             )
         if model.config != self.model.config:
             raise UserError(f"train: the checkpoint in {self.run} is of another model than its config.yaml describes")
-        stored = checkpoint.load_state(self.run, name)
+        stored = checkpoint.read_state(folder)
         self._require_same_data(stored)
+        if stored["step"] > self.config.max_steps:
+            raise UserValueError(
+                f"train: {self.run} is at step {stored['step']} already; to go on 'max_steps' must be more, got "
+                f"{self.config.max_steps}"
+            )
         state.restore_weights(self.model, model.state_dict())
-        state.restore_tensors(checkpoint.find(self.run, name), stored, self.stepper, self.average)
+        state.restore_tensors(folder, stored, self.stepper, self.average)
         self.step, self.best_val = stored["step"], stored["best_val"]
         self.evaluations_since_best = stored["evaluations_since_best"]
         self.batches.position = stored["batches"]
         self.stepper.scaler.load_state_dict(stored["scaler"])
-        state.set_random_state(stored["rng"], self.config.seed, self.device, self.parallel)
+        state.set_random_state(stored["rng"], self.config.seed, self.step, self.device, parallel)
         self.resumed = True
 
     def _require_same_data(self, stored: dict[str, Any]) -> None:
@@ -198,6 +174,8 @@ class Trainer:
 
     def close(self) -> None:
         """Free the run's folder and part from the other processes; the trainer cannot be used afterwards."""
+        if self._ahead is not None:
+            self._ahead.close()
         if self._metrics is not None:
             self._metrics.close()
         if self._lock is not None:
@@ -260,16 +238,11 @@ class Trainer:
         return self._finish(time.perf_counter() - started)
 
     def _train_step(self) -> None:
-        self._pending.append(self.stepper.step(self.batches.next(self._rows), learning_rate(self.config, self.step)))
+        batch = self.batches.next(self._rows) if self._ahead is None else self._ahead.next()
+        self._pending.append(self.stepper.step(batch, learning_rate(self.config, self.step)))
         self.step += 1
         if self.average is not None:
             self.average.update(self.step)
-
-    def _batches(self, split: str, seed: int) -> Batches:
-        config = self.config
-        return Batches(
-            self._splits[split], config.batch_size, config.context_length, seed, document_mask=config.document_mask
-        )
 
     def _patience_is_over(self) -> bool:
         return 0 < self.config.patience <= self.evaluations_since_best
@@ -290,6 +263,13 @@ class Trainer:
                     f"train: the loss became {loss} at step {step}, on batch {step - 1} of the data{self._advice()}"
                 )
         return losses
+
+    def _require_finite(self, losses: Mapping[str, float | None]) -> None:
+        """Raise UserError if an evaluation found a loss that is not finite."""
+        for name, loss in losses.items():
+            if loss is not None and not math.isfinite(loss):
+                why = self._advice() if self.step else ": the weights that the run starts from give no finite loss"
+                raise UserError(f"train: {name} became {loss} at step {self.step}{why}")
 
     def _require_finite_weights(self) -> None:
         """Raise UserError if the last step left weights that are not finite: its loss is that of the ones before."""
@@ -321,66 +301,20 @@ class Trainer:
     # --- evaluating --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, reporter: Reporter) -> None:
-        losses = {f"{name}_loss": self._mean_loss(self._some(name)) for name in ("train", "val")}
-        if self.average is not None:
-            with self.average.in_place():
-                losses["ema_val_loss"] = self._mean_loss(self._some("val"))
-        for name, loss in losses.items():
-            if not math.isfinite(loss):
-                why = self._advice() if self.step else ": the weights that the run starts from give no finite loss"
-                raise UserError(f"train: {name} became {loss} at step {self.step}{why}")
+        losses = self.evaluator.losses()
+        self._require_finite(losses)
         row = {"step": self.step, **losses}
         self._record(row)
         improved = losses["val_loss"] < self.best_val
         self.best_val = min(self.best_val, losses["val_loss"])
         self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
-        # last comes last: killed before it, a resumed run makes the others again.
-        if improved:
-            self._save(checkpoint.BEST)
-        if self.config.keep_checkpoints:
-            self._save(checkpoint.kept_name(self.step))
-        if self.average is not None:
-            self._save(checkpoint.EMA, self.average.values)
-        self._save(checkpoint.LAST)
-        if self.parallel.is_main:
-            checkpoint.forget_kept(self.run, self.config.keep_checkpoints)
+        self._save_evaluated(improved)
         reporter.evaluation(row, improved)
 
-    def _some(self, split: str) -> Iterator[Batch]:
-        """Yield this process's rows of eval_batches batches, the same ones every time; 0: of the whole validation.
-
-        As many rows at once as a step takes: what fits in memory while training fits here.
-        """
-        config = self.config
-        if not config.eval_batches and split == "val":
-            yield from self._windows(split)
-            return
-        batches = self._batches(split, seed=0)
-        for _ in range(config.eval_batches or 1):
-            batch = batches.next(self._rows)
-            for first in range(0, len(batch.tokens), self._rows_at_once):
-                rows = slice(first, first + self._rows_at_once)
-                segment_ids = None if batch.segment_ids is None else batch.segment_ids[rows]
-                yield Batch(batch.tokens[rows], batch.targets[rows], segment_ids)
-
-    def _windows(self, split: str) -> Iterator[Batch]:
-        config = self.config
-        return windows(
-            self._splits[split], config.context_length, self._rows_at_once, self.parallel.rank,
-            self.parallel.world_size, document_mask=config.document_mask,
-        )  # fmt: skip
-
-    def _mean_loss(self, batches: Iterator[Batch]) -> float:
-        precision = device.autocast(self.device, self.config.precision)
-        return evaluation.mean_loss(self.loss, batches, self.parallel, self.device, precision)
-
     def _finish(self, seconds: float) -> dict[str, Any]:
-        loss = self._mean_loss(self._windows("val"))
-        perplexity, bits = evaluation.perplexity_and_bits(loss, self._splits["val"], self.config.document_mask)
-        summary = {"seconds": seconds, "val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
-        if self.average is not None:
-            with self.average.in_place():
-                summary["ema_val_loss"] = self._mean_loss(self._windows("val"))
+        summary = self.evaluator.summary()
+        self._require_finite(summary)
+        summary["seconds"] = seconds
         self._record({"step": self.step, **{f"final_{k}": v for k, v in summary.items()}})
         self._plot()
         return summary
@@ -392,11 +326,34 @@ class Trainer:
         if model is None or not self.parallel.is_main:
             return
         prompt = self._splits["val"].read(0, min(_PROMPT_TOKENS, self.config.context_length)).tolist()
-        ids = list(generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed))
+        ids = list(generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed,
+                            vocabulary=self.data.tokenizer.vocab_size))  # fmt: skip
         text = self.data.tokenizer.decode(prompt + ids)
         files.write_text(self.run / "samples" / f"{self.step}.txt", text + "\n")
 
     # --- writing -----------------------------------------------------------------------------------------------------
+
+    def _save_evaluated(self, improved: bool) -> None:
+        """Write the checkpoints of an evaluation; what is in several of them is made once, and the others link to it.
+
+        But best and last do not share files: damage to one must leave the other to go on from. Last comes last: killed
+        before it, a resumed run makes the others again.
+        """
+        kept = checkpoint.kept_name(self.step) if self.config.keep_checkpoints else None
+        first = checkpoint.BEST if improved else kept or checkpoint.LAST
+        self._save(first)
+        if kept and kept != first:
+            self._copy(first, kept, link=True)
+        if self.average is not None:
+            self._save(checkpoint.EMA, self.average.values)
+        if first != checkpoint.LAST:
+            self._copy(first, checkpoint.LAST, link=not improved)
+        if self.parallel.is_main:
+            checkpoint.forget_kept(self.run, self.config.keep_checkpoints)
+
+    def _copy(self, name: str, other: str, link: bool) -> None:
+        if self.parallel.is_main:
+            checkpoint.copy(self.run, name, other, link)
 
     def _save(self, name: str, weights: dict[str, Tensor] | None = None) -> None:
         """Write a checkpoint, or one of other weights, which has not what a run needs to go on."""

@@ -90,7 +90,10 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is none; leave it out"),
         ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
         ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
-        ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"], "has 257 tokens, the model only 9"),
+        (
+            [folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"],
+            "must have at most the model's 9 tokens, got 257",
+        ),
         ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'empty'}"], "tokenizer.json is missing"),
         ([tmp_path / "empty", tmp_path / "x"], "config.json is missing: "),
         ([tmp_path / "text.pt", tmp_path / "x"], "text.pt is damaged, or holds more than tensors"),

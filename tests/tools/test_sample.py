@@ -198,10 +198,10 @@ def test_an_empty_prompt_file(folder, capsys, tmp_path):
 def test_a_folder_whose_model_is_not_one(folder, capsys):
     (folder / "config.json").write_text('{"model_type": "bert"}')
     assert cli.main(["sample", str(folder)]) == 2
-    assert "has no model that can be read" in capsys.readouterr().err
+    assert "holds no model that fastllm reads" in capsys.readouterr().err
 
 
 def test_a_tokenizer_of_another_model(folder, capsys):
     CharacterTokenizer("".join(map(chr, range(200)))).save(folder)
     assert cli.main(["sample", str(folder)]) == 2
-    assert "the tokenizer has 200 tokens, more than the model's 27" in capsys.readouterr().err
+    assert "'tokenizer' must have at most the model's 27 tokens, got 200" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from fastllm.models import GPT, GPTConfig
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["sample", "nowhere"], "nowhere is not a run"),
+        (["sample", "nowhere"], "nowhere does not exist"),
         (["train", "--resume=nowhere"], "is missing or damaged"),
         (["train", "--resume=x", "--n_layer=3"], "leave out --n_layer"),
         (["train"], "'data' and 'out' must be given"),

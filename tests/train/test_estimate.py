@@ -161,7 +161,7 @@ def test_the_command(capsys, data):
         (["--gpus=0"], "'gpus' must be at least 1, got 0"),
         (["--gpus=7"], "'batch_size' must be a multiple of gpus (7), got 12"),
         (["--mfu=1.2"], "'mfu' must be in (0, 1], got 1.2"),
-        (["--init=nowhere"], "'init' nowhere holds no model that fastllm reads"),
+        (["--init=nowhere"], "nowhere does not exist"),
         (["--n_head=3"], "'n_embd' must be a multiple of n_head (3), got 128"),
     ],
 )

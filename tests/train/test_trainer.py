@@ -247,49 +247,21 @@ def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
     assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
     assert cli.main([*arguments, "--n_layer=4"]) == 2  # the default, but given
     assert "'init' sets the model's n_layer (1); leave it out" in capsys.readouterr().err
-    prepare("another alphabet " * 99, data, ["other"])
+    prepare("another alphabet, of more letters: THE QUICK BROWN FOX " * 99, data, ["other"])
     assert cli.main(arguments) == 2
-    error = capsys.readouterr().err
-    assert "has a vocabulary of 28 tokens" in error
-    assert "padded beyond its tokenizer's, as nanoGPT's are, cannot be trained further yet" in error
+    assert "vocabularies of" in (error := capsys.readouterr().err)
+    assert "'tokenizer' must have at most the model's 28 tokens, got 31" in error
     prepare("THE QUICK BROWN FOX JUMPS OVER THE LAZY DOG. " * 60, data, ["other letters, as many"])
     prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "lower", ["made up"])
     (folder / "tokenizer.json").write_bytes((tmp_path / "lower" / "tokenizer.json").read_bytes())
     assert cli.main(arguments) == 2
-    assert "have as many tokens, but not the same ones" in capsys.readouterr().err
+    assert f"by --tokenizer-from {folder}" in capsys.readouterr().err
     (folder / "tokenizer.json").write_text("{")
     assert cli.main(arguments) == 2
     assert str(folder / "tokenizer.json") in capsys.readouterr().err
     assert cli.main([*arguments[:-1], f"--init={tmp_path}/nowhere"]) == 2
+    assert "nowhere does not exist" in capsys.readouterr().err
+    (folder / "config.json").write_text("{")
+    assert cli.main(arguments) == 2
     assert "holds no model that fastllm reads" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()
-
-
-def test_tensorboard_missing_is_said(data, tmp_path, capsys, monkeypatch):
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
-    assert train(data, tmp_path / "run", "--tensorboard", "--max_steps=1") == 2
-    assert "pip install 'fastllm[tensorboard]'" in capsys.readouterr().err
-
-
-def test_tensorboard_gets_every_line(data, tmp_path, monkeypatch):
-    class Writer:
-        scalars, closed = [], 0
-
-        def __init__(self, folder):
-            assert folder == str(tmp_path / "run" / "tensorboard")
-
-        def add_scalar(self, *scalar):
-            self.scalars.append(scalar)
-
-        def close(self):
-            Writer.closed += 1
-
-    module = type(sys)("torch.utils.tensorboard")
-    module.SummaryWriter = Writer
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    assert train(data, tmp_path / "run", "--tensorboard", "--max_steps=5") == 0
-    expected = [
-        (k, v, r["step"]) for r in rows(tmp_path / "run") for k, v in r.items() if k != "step" and v is not None
-    ]
-    assert [scalar for scalar in expected if scalar not in Writer.scalars] == []
-    assert Writer.closed == 1
