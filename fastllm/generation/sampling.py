@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 
 # V vocabulary
 
@@ -102,4 +102,4 @@ class Sampling:
 
 def _check(name: str, value: float, expectation: str, right: bool) -> None:
     if not right:
-        raise UserError(f"generate: '{name}' must be {expectation}, got {value}")
+        raise UserValueError(f"generate: '{name}' must be {expectation}, got {value}")

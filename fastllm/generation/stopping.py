@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from typing import Generic, TypeVar
 
-from fastllm.errors import UserError
+from fastllm.errors import UserValueError
 
 Piece = TypeVar("Piece", str, list)
 
@@ -23,7 +23,7 @@ class StopMatcher(Generic[Piece]):
 
     def __init__(self, stops: Sequence[Piece], empty: Piece) -> None:
         if not all(stops):
-            raise UserError("generate: 'stop' must not have an empty string or sequence")
+            raise UserValueError("generate: 'stop' must not have an empty string or sequence")
         self._stops: Sequence[Piece] = stops
         self._empty: Piece = empty
         self._held: Piece = empty

@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from fastllm.errors import UserError
+from fastllm.errors import UserValueError
 from fastllm.generation.context import check_count, checked_prompt
 from fastllm.generation.decoding import Generation, Track, run, seeds_of, stop_ids
 from fastllm.generation.sampling import Sampling
@@ -21,7 +21,7 @@ class _TextTrack:
         self, model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, seed: int, stop: Sequence[Stop]
     ) -> None:
         if not prompt:
-            raise UserError("generate: 'prompt' must not be empty")
+            raise UserValueError("generate: 'prompt' must not be empty")
         ids = checked_prompt(model, tokenizer.encode(prompt).tolist())
         tokens = stop_ids(model, [s for s in stop if not isinstance(s, str)])
         self._decoder = tokenizer.streaming_decoder()
@@ -118,7 +118,7 @@ def generate_text(
         UserError: as stream_text does.
     """
     if isinstance(prompts, str):
-        raise UserError("generate: 'prompts' must be a list of texts, got one text")
+        raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
     tracks = _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling)
     for _ in run(model, [track.track for track in tracks], max_new_tokens):
         pass

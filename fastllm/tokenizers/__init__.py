@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.tokenizers import base
 from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
@@ -30,7 +30,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
         TypeError: texts is one str, or an option is unknown.
     """
     if kind not in KINDS:
-        raise UserError(f"tokenizer: 'kind' must be one of {', '.join(KINDS)}, got '{kind}'")
+        raise UserValueError(f"tokenizer: 'kind' must be one of {', '.join(KINDS)}, got '{kind}'")
     if kind == SentencePieceTokenizer.kind:
         return SentencePieceTokenizer.train(texts, 8000 if vocab_size is None else vocab_size, **options)
     if options:
@@ -42,7 +42,8 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
     else:
         tokenizer = CharacterTokenizer.train(texts)
     if vocab_size not in (None, tokenizer.vocab_size):
-        raise UserError(f"tokenizer: {kind} has {tokenizer.vocab_size} tokens; leave out 'vocab_size' ({vocab_size})")
+        has = tokenizer.vocab_size
+        raise UserValueError(f"tokenizer: {kind} has {has} tokens; leave out 'vocab_size' ({vocab_size})")
     return tokenizer
 
 

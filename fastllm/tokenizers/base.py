@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.files import write_atomically, write_json
 from fastllm.tokenizers import huggingface
 
@@ -152,7 +152,7 @@ class Tokenizer(ABC):
     def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         checked = np.asarray(ids, dtype=np.int64)
         if checked.size and (checked.min() < 0 or checked.max() >= self.vocab_size):
-            raise UserError(f"ids must be in [0, {self.vocab_size}), got {checked.min()} to {checked.max()}")
+            raise UserValueError(f"ids must be in [0, {self.vocab_size}), got {checked.min()} to {checked.max()}")
         return checked
 
     def streaming_decoder(self) -> "StreamingDecoder":
@@ -232,7 +232,7 @@ def utf8(text: str) -> bytes:
     try:
         return text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(
+        raise UserValueError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X} at position {error.start}: half of a "
             "UTF-16 pair is no character; decode the source with errors='replace'"
         ) from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import StreamingDecoder, Tokenizer, check_texts
 
@@ -34,7 +34,7 @@ class CharacterTokenizer(Tokenizer):
     def __init__(self, characters: str) -> None:
         self._points = np.unique(_code_points(characters))
         if not len(self._points):
-            raise UserError("CharacterTokenizer: 'characters' must not be empty")
+            raise UserValueError("CharacterTokenizer: 'characters' must not be empty")
         # One entry a code point, -1 where the vocabulary has none; 4.4 MB at the most.
         self._ids = np.full(int(self._points[-1]) + 1, -1, dtype=np.int32)
         self._ids[self._points] = np.arange(len(self._points))
@@ -50,7 +50,7 @@ class CharacterTokenizer(Tokenizer):
         for text in check_texts(texts):
             characters.update(text)
         if not characters:
-            raise UserError("train: the texts have no character")
+            raise UserValueError("train: the texts have no character")
         return cls("".join(characters))
 
     @property
@@ -74,7 +74,7 @@ class CharacterTokenizer(Tokenizer):
         ids = self._ids[np.where(known, points, 0)]
         unknown = ~known | (ids < 0)
         if unknown.any():
-            raise UserError(self._describe(text, np.flatnonzero(unknown)))
+            raise UserValueError(self._describe(text, np.flatnonzero(unknown)))
         return ids.astype(np.int64)
 
     def _describe(self, text: str, positions: np.ndarray) -> str:

@@ -20,7 +20,7 @@ from typing import Any
 
 import numpy as np
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
@@ -115,17 +115,18 @@ class SentencePieceTokenizer(Tokenizer):
             TypeError: texts is one str.
         """
         if model_type not in MODEL_TYPES:
-            raise UserError(f"sentencepiece: 'model_type' must be one of {', '.join(MODEL_TYPES)}, got '{model_type}'")
+            known = ", ".join(MODEL_TYPES)
+            raise UserValueError(f"sentencepiece: 'model_type' must be one of {known}, got '{model_type}'")
         if vocab_size < 259:
-            raise UserError(
+            raise UserValueError(
                 f"sentencepiece: 'vocab_size' must be at least 259 (256 bytes, 2 special tokens, a character), got "
                 f"{vocab_size}"
             )
         if max_sentences < 1 or max_sentence_length < 1:
-            raise UserError("sentencepiece: 'max_sentences' and 'max_sentence_length' must be at least 1")
+            raise UserValueError("sentencepiece: 'max_sentences' and 'max_sentence_length' must be at least 1")
         sentences = draw(split_sentences(check_texts(texts), max_sentence_length), max_sentences, seed)
         if not sentences:
-            raise UserError("sentencepiece: the training texts are empty")
+            raise UserValueError("sentencepiece: the training texts are empty")
         options = {
             "vocab_size": vocab_size, "model_type": model_type, "character_coverage": character_coverage,
             "max_sentence_length": 4 * max_sentence_length,  # in bytes; a longer one would be left out
@@ -217,7 +218,7 @@ class SentencePieceTokenizer(Tokenizer):
             characters = dict.fromkeys(chain.from_iterable(texts))
             unknown = (c for c in characters if self._unknown in self._processor.encode(c))
             shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in islice(unknown, 5))
-            raise UserError(f"the text has characters that the model has not, nor bytes to spell them: {shown}")
+            raise UserValueError(f"the text has characters that the model has not, nor bytes to spell them: {shown}")
         return ids
 
     def sample(self, text: str, alpha: float = 0.1, seed: int | None = None) -> np.ndarray:
@@ -233,7 +234,7 @@ class SentencePieceTokenizer(Tokenizer):
             UserError: alpha is negative.
         """
         if not alpha >= 0:
-            raise UserError(f"sentencepiece: 'alpha' must be at least 0, got {alpha}")
+            raise UserValueError(f"sentencepiece: 'alpha' must be at least 0, got {alpha}")
         if seed is not None:
             _library().set_random_generator_seed(seed)
         draws = {"return_type": "numpy", "enable_sampling": True, "alpha": alpha, "nbest_size": -1}

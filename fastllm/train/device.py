@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager
 import torch
 
 from fastllm import ops
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.train.config import TrainConfig
 from fastllm.train.estimate import find_gpu
 
@@ -27,10 +27,10 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     """
     obstacle = _obstacle_to_cuda() if config.device != "cpu" else ""
     if config.device == "cuda" and obstacle:
-        raise UserError(f"train: 'device' cannot be cuda: {obstacle}; take --device cpu")
+        raise UserValueError(f"train: 'device' cannot be cuda: {obstacle}; take --device cpu")
     if config.device == "cpu" or obstacle:
         if config.precision == "float16":
-            raise UserError("train: 'precision' float16 needs a CUDA device for its loss scaling; take bfloat16")
+            raise UserValueError("train: 'precision' float16 needs a CUDA device for its loss scaling; take bfloat16")
         return torch.device("cpu")
     device = torch.device("cuda", local_rank)
     torch.cuda.set_device(device)

@@ -4,7 +4,7 @@ from collections.abc import Collection
 
 import torch
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import Tokenizer
 from fastllm.train import checkpoint
@@ -47,7 +47,7 @@ def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[s
     for name in _SIZES:
         size = getattr(model.config, name)
         if name in given and getattr(config, name) != size:
-            raise UserError(f"train: 'init' sets the model's {name} ({size}); leave it out")
+            raise UserValueError(f"train: 'init' sets the model's {name} ({size}); leave it out")
         setattr(config, name, size)
     torch.manual_seed(config.seed)  # what loading drew is not the run's
     return model

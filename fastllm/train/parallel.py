@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, UserValueError
 from fastllm.models import GPT
 
 
@@ -120,7 +120,7 @@ class Parallel:
             UserError: the processes cannot share the batch evenly.
         """
         if batch_size % self.world_size:
-            raise UserError(
+            raise UserValueError(
                 f"train: 'batch_size' must be a multiple of the {self.world_size} processes, got {batch_size}"
             )
         own = batch_size // self.world_size
