@@ -109,7 +109,7 @@ def kill_until_done(data, run, kills, longest, *options):
         child.process.join()
         assert child.process.exitcode in (0, -9), child.output()
     last = Child(["train", f"--resume={run}"] if (run / "config.yaml").exists() else command(data, run, *options))
-    assert last.wait() == 0, last.output()
+    assert last.wait(seconds=1200) == 0, last.output()
     return killed
 
 
@@ -118,7 +118,7 @@ def check_kills(data, tmp_path, kills, steps):
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     start_server()
     started = time.monotonic()
-    assert Child(command(data, straight, *options)).wait() == 0
+    assert Child(command(data, straight, *options)).wait(seconds=120 + steps) == 0
     # Kills fall everywhere: into the start, a step, a save. Within the time of 20 steps, or it would be over too soon.
     assert kill_until_done(data, killed, kills, (time.monotonic() - started) * 20 / steps, *options) >= 3
     for name in ("last", "best", "ema"):
