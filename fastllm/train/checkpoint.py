@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 
 from fastllm.errors import UserError
 from fastllm.files import copy_folder, previous, replace_folder, verify_folder
@@ -70,11 +71,7 @@ def save(
             model.save_pretrained(folder)
             torch.save({"version": _VERSION, **state}, folder / _STATE)
             add(folder)
-        except (RuntimeError, OSError, ValueError) as error:
-            raise _as_os_error(error) from error
-        except Exception as error:
-            if type(error).__name__ != "SafetensorError":
-                raise
+        except (RuntimeError, OSError, ValueError, SafetensorError) as error:
             raise _as_os_error(error) from error
         tokenizer.save(folder)
 

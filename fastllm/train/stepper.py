@@ -74,6 +74,8 @@ class Stepper:
         return torch.stack(shares).sum() if len(shares) > 1 else shares[0]
 
     def _accumulate(self, micro_batch: tuple[Tensor, ...], share: float, last: bool) -> Tensor:
+        # From pinned memory this only queues the copy, behind the step that the GPU is still at. A stream of its own
+        # would gain nothing: 12 x 1024 tokens and targets are 200 kB, 10 us at 20 GB/s.
         tokens, targets, *others = (part.to(self.device, non_blocking=True) for part in micro_batch)
         if not share:  # the mean over nothing is NaN; any target will do for a gradient of zero
             targets = tokens

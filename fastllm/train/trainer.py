@@ -326,9 +326,9 @@ class Trainer:
         if model is None or not self.parallel.is_main:
             return
         prompt = self._splits["val"].read(0, min(_PROMPT_TOKENS, self.config.context_length)).tolist()
-        ids = list(generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed,
-                            vocabulary=self.data.tokenizer.vocab_size))  # fmt: skip
-        text = self.data.tokenizer.decode(prompt + ids)
+        vocabulary = self.data.tokenizer.vocab_size
+        ids = generate(model, prompt, _SAMPLE_TOKENS, temperature=0.8, seed=self.config.seed, vocabulary=vocabulary)
+        text = self.data.tokenizer.decode([*prompt, *ids])
         files.write_text(self.run / "samples" / f"{self.step}.txt", text + "\n")
 
     # --- writing -----------------------------------------------------------------------------------------------------

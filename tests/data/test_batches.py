@@ -162,6 +162,15 @@ def test_prefetching_is_ahead_by_its_depth_and_ends():
     assert not any(thread.name == "fastllm-prefetch" for thread in threading.enumerate())
 
 
+@pytest.mark.cuda
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+def test_batches_for_a_gpu_are_pinned():
+    plain, ahead = (Batches(counting(500), 4, 16, seed=1, document_mask=True) for _ in range(2))
+    with Prefetcher(ahead, pin=True) as prefetcher:
+        for part, expected in zip(prefetcher.next(), plain.next(), strict=True):
+            assert part.is_pinned() and torch.equal(part, expected)
+
+
 def test_an_error_in_the_thread_is_raised_where_it_is_asked_for():
     class Broken(Batches):
         def batch(self, position, rows=None):

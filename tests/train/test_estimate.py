@@ -145,6 +145,8 @@ def test_the_command(capsys, data):
     output = estimated(capsys, f"--data={data}", "--n_embd=64")
     assert "this CPU" in output
     assert f"{estimate.parameters(GPTConfig(28, 64, 4, 4, 64, bias=False)):,}" in output
+    output = estimated(capsys, f"--data={data}", "--n_embd=64", "--vocab_size=64")
+    assert f"{estimate.parameters(GPTConfig(64, 64, 4, 4, 64, bias=False)):,}" in output
     gpus = ["--device=H100", "--gpus=8", "--precision=bfloat16", "--batch_size=512", "--micro_batch_size=8"]
     xl = ["--n_layer=48", "--n_head=25", "--n_embd=1600", "--context_length=1024", "--bias=true"]
     output = estimated(capsys, *xl, *gpus, "--parallel=fsdp")

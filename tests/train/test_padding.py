@@ -49,6 +49,8 @@ def test_a_nanogpt_checkpoint_is_fine_tuned_resumed_and_used(data, tmp_path, nan
     assert cli.main(["sample", str(straight), "--prompt=the ", "--max_new_tokens=50"]) == 0
     assert cli.main(["export", str(straight), str(tmp_path / "exported")]) == 0
     assert GPT.from_pretrained(tmp_path / "exported").config.vocab_size == IDS
+    assert cli.main(["estimate", f"--init={straight}"]) == 0
+    assert f"{GPT.from_pretrained(tmp_path / 'exported').num_parameters():,}" in capsys.readouterr().out
     # ... and the run's own checkpoint starts another one.
     assert tune(data, tmp_path / "again", straight, "--max_steps=1") == 0
 

@@ -15,6 +15,7 @@ import torch
 from fastllm import cli
 from fastllm.data.batches import IGNORED, Batch
 from fastllm.errors import UserError
+from fastllm.files import verify_folder
 from fastllm.optim import AdamW
 from fastllm.train import TrainConfig, checkpoint, sharded
 from fastllm.train.evaluation import mean_loss
@@ -45,7 +46,7 @@ def assert_near(run, other):
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_two_processes_train_what_one_does(kind, data, tmp_path, alone):
     two = tmp_path / "two"
-    options = [f"--parallel={kind}", "--micro_batch_size=1", "--sample_interval=5"]
+    options = [f"--parallel={kind}", "--micro_batch_size=1", "--sample_interval=5", "--keep_checkpoints=1"]
     children = run_together(command(data, two, *OPTIONS, *options), 2)
     assert_near(alone, two)
     assert children[1].output() == ""  # one of them talks
@@ -55,6 +56,8 @@ def test_two_processes_train_what_one_does(kind, data, tmp_path, alone):
             torch.testing.assert_close(weights(two, name)[key], value, rtol=1e-3, atol=2e-4)
     assert cli.main(["eval", str(two), "--checkpoint=last"]) == 0  # a plain checkpoint, whoever wrote it
     assert len((two / "samples" / "10.txt").read_text()) > 200
+    for folder in (*checkpoint.kept(two), checkpoint.folder_of(two, "best")):
+        verify_folder(folder)
     if kind == "fsdp":
         every_damaged_file_is_named(checkpoint.folder_of(two, "last"))
 
