@@ -112,7 +112,9 @@ def _load(folder: Path, name: str):
 
     model, tokenizer = checkpoint.load_source(folder, name)
     if tokenizer is None:
-        raise UserError(f"sample: {folder} has no tokenizer; fastllm export FOLDER OUT --tokenizer DIR adds one")
+        raise UserError(
+            f"sample: {folder} has no tokenizer; make a folder with one: fastllm export {folder} OUT --tokenizer DIR"
+        )
     return model, tokenizer
 
 

@@ -36,7 +36,8 @@ class Metrics:
 
     def __init__(self, run: Path, step: int = -1, tensorboard: bool = False) -> None:
         self._path, self._step = run / FILE, step
-        self._writer: Any = _tensorboard(run, step) if tensorboard else None
+        # purge_step: TensorBoard then hides what earlier files say of this step and later ones.
+        self._writer = tensorboard_writer()(str(run / "tensorboard"), purge_step=step + 1) if tensorboard else None
 
     def record(self, row: dict) -> None:
         """Add a line.
@@ -87,10 +88,14 @@ def _is_final(row: dict) -> bool:
     return "final_val_loss" in row
 
 
-def _tensorboard(run: Path, step: int) -> Any:
+def tensorboard_writer() -> Any:
+    """Return TensorBoard's class for writing its files.
+
+    Raises:
+        UserError: the package is missing.
+    """
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ImportError as error:
         raise UserError("train: 'tensorboard' needs its package: pip install 'fastllm[tensorboard]'") from error
-    # purge_step: TensorBoard then hides what earlier files say of this step and later ones.
-    return SummaryWriter(str(run / "tensorboard"), purge_step=step + 1)
+    return SummaryWriter

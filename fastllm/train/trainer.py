@@ -19,7 +19,7 @@ from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.estimate import flops_per_token
 from fastllm.train.evaluation import Evaluator
-from fastllm.train.metrics import Metrics
+from fastllm.train.metrics import Metrics, tensorboard_writer
 from fastllm.train.parallel import LossModule, Parallel, is_sharded, whole_model, whole_tensors
 from fastllm.train.plot import plot_loss
 from fastllm.train.report import Reporter
@@ -72,6 +72,8 @@ class Trainer:
         if resume == checkpoint.LAST and checkpoint.never_saved(self.run):
             resume = None
         self.device = device.choose(config, parallel.local_rank)
+        if config.tensorboard:
+            tensorboard_writer()  # say now that it is missing, not when there is a folder
         parallel.start(self.device)
         self._rows = parallel.rows(config.batch_size)
         self.data = TokenData(config.data)

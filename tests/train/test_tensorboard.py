@@ -18,6 +18,7 @@ def test_tensorboard_missing_is_said(data, tmp_path, capsys, monkeypatch):
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
     assert train(data, tmp_path / "run", "--tensorboard", "--max_steps=1") == 2
     assert "pip install 'fastllm[tensorboard]'" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_line_is_handed_on(data, tmp_path, monkeypatch):
