@@ -83,30 +83,32 @@ def in_eval_mode(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
+def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor, vocabulary: int | None = None) -> list[int]:
     """Return a prompt's ids.
 
+    Args:
+        model: who is to continue it.
+        prompt: the ids.
+        vocabulary: only the first so many of the model's tokens may be in it; None is all of them.
+
     Raises:
-        UserError: there are none, or some are outside the vocabulary, or it is a text.
+        UserValueError: there are no ids, or some are outside the vocabulary, or it is a text; or the model has no such
+            vocabulary.
     """
     if isinstance(prompt, str):
         raise UserValueError(
             "generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those"
         )
+    most = model.config.vocab_size
+    vocabulary = most if vocabulary is None else vocabulary
+    if not 1 <= vocabulary <= most:
+        raise UserValueError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
-    vocabulary = model.config.vocab_size
     if ids.numel() == 0:
         raise UserValueError("generate: 'prompt' must have at least one token, got none")
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UserValueError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
     return ids.tolist()
-
-
-def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
-    """Raise UserError if the model has not so many tokens; None is all of them."""
-    most = model.config.vocab_size
-    if vocabulary is not None and not 1 <= vocabulary <= most:
-        raise UserValueError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
 
 
 def check_count(max_new_tokens: int, least: int = 0) -> None:

@@ -74,7 +74,8 @@ class Metrics:
 
     def forget_later(self) -> None:
         """Take out lines past the run's step, of a run's end, and one that was cut off: they will be reported again."""
-        kept = [row for row in read_metrics(self._path.parent) if row["step"] <= self._step and not _is_final(row)]
+        rows = read_metrics(self._path.parent)
+        kept = [row for row in rows if row["step"] <= self._step and "final_val_loss" not in row]
         if kept or self._path.exists():
             write_text(self._path, "".join(json.dumps(row) + "\n" for row in kept))
 
@@ -82,10 +83,6 @@ class Metrics:
         """Finish TensorBoard's file."""
         if self._writer is not None:
             self._writer.close()
-
-
-def _is_final(row: dict) -> bool:
-    return "final_val_loss" in row
 
 
 def tensorboard_writer() -> Any:
