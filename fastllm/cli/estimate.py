@@ -27,9 +27,6 @@ def add_to(commands) -> None:
         "--mfu", type=float | None, default=None,
         help="share of the device's peak that is reached; if not given 0.6 on cpu, 0.4 on GPUs",
     )  # fmt: skip
-    parser.add_argument(
-        "--vocab_size", type=int | None, default=None, help="tokens, where there is no --data; if not given GPT-2's"
-    )
     commands.add_subcommand("estimate", parser, help="parameters, FLOPs, memory and time of a run")
 
 

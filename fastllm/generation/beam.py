@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastllm.errors import UserError, UserValueError
-from fastllm.generation.context import Context, check_count, checked_prompt, in_eval_mode
+from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.decoding import stop_ids
 from fastllm.models import GPT
 
@@ -61,7 +61,7 @@ def beam_search(
             ((5 + l) / 6)^alpha (Wu et al., "Google's neural machine translation system", 2016), or "power", l^alpha;
             both go by this name elsewhere.
         alpha: 0 is no penalty; more favours longer sequences.
-        vocabulary: take the first so many tokens only: those that a tokenizer has, of a model with more.
+        vocabulary: search among the first so many tokens only: those that a tokenizer has, of a model with more.
 
     Raises:
         UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
@@ -99,6 +99,7 @@ def beam_search_batch(
     """
     checked = [checked_prompt(model, prompt) for prompt in prompts]
     check_count(max_new_tokens, least=1)
+    check_vocabulary(model, vocabulary)
     if num_beams < 1:
         raise UserValueError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
     if not math.isfinite(alpha):

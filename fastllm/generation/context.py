@@ -83,27 +83,18 @@ def in_eval_mode(model: GPT) -> Iterator[None]:
         model.train(was_training)
 
 
-def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor, vocabulary: int | None = None) -> list[int]:
+def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
     """Return a prompt's ids.
 
-    Args:
-        model: who is to continue it.
-        prompt: the ids.
-        vocabulary: only the first so many of the model's tokens may be in it; None is all of them.
-
     Raises:
-        UserValueError: there are no ids, or some are outside the vocabulary, or it is a text; or the model has no such
-            vocabulary.
+        UserError: there are none, or some are outside the vocabulary, or it is a text.
     """
     if isinstance(prompt, str):
         raise UserValueError(
             "generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those"
         )
-    most = model.config.vocab_size
-    vocabulary = most if vocabulary is None else vocabulary
-    if not 1 <= vocabulary <= most:
-        raise UserValueError(f"generate: 'vocabulary' must be in [1, {most}], got {vocabulary}")
     ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    vocabulary = model.config.vocab_size
     if ids.numel() == 0:
         raise UserValueError("generate: 'prompt' must have at least one token, got none")
     if ids.min() < 0 or ids.max() >= vocabulary:
@@ -114,10 +105,10 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor, vocabulary: int |
 def check_count(max_new_tokens: int, least: int = 0) -> None:
     """Raise UserError if max_new_tokens is under least."""
     if max_new_tokens < least:
-        raise UserError(f"generate: 'max_new_tokens' must be at least {least}, got {max_new_tokens}")
+        raise UserValueError(f"generate: 'max_new_tokens' must be at least {least}, got {max_new_tokens}")
 
 
 def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
     """Raise UserError if a model has not that many tokens, or none is left."""
     if vocabulary is not None and not 1 <= vocabulary <= model.config.vocab_size:
-        raise UserError(f"generate: 'vocabulary' must be in [1, {model.config.vocab_size}], got {vocabulary}")
+        raise UserValueError(f"generate: 'vocabulary' must be in [1, {model.config.vocab_size}], got {vocabulary}")

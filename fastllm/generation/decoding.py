@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fastllm.errors import UserValueError
-from fastllm.generation.context import Context, check_count, checked_prompt, in_eval_mode
+from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
 from fastllm.models import GPT
@@ -149,8 +149,9 @@ def generate(
         5
     """
     check_count(max_new_tokens)
+    check_vocabulary(model, vocabulary)
     how, stops = Sampling(**sampling), stop_ids(model, stop)
-    track = Track(checked_prompt(model, prompt, vocabulary), how, seeds_of(seed, 1)[0], stops, vocabulary)
+    track = Track(checked_prompt(model, prompt), how, seeds_of(seed, 1)[0], stops, vocabulary)
     return _stream(model, track, max_new_tokens)
 
 
@@ -188,9 +189,9 @@ def generate_batch(
         UserError: as generate does, or there are not as many seeds as prompts.
     """
     check_count(max_new_tokens)
+    check_vocabulary(model, vocabulary)
     how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(prompts))
-    checked = [checked_prompt(model, prompt, vocabulary) for prompt in prompts]
-    tracks = [Track(ids, how, one, stops, vocabulary) for ids, one in zip(checked, seeds, strict=True)]
+    tracks = [Track(checked_prompt(model, p), how, s, stops, vocabulary) for p, s in zip(prompts, seeds, strict=True)]
     for _ in run(model, tracks, max_new_tokens):
         pass
     return [track.result() for track in tracks]
