@@ -69,7 +69,8 @@ class Sampling:
     def _penalised(self, logits: Tensor, seen: Set[int]) -> Tensor:
         if self.repetition_penalty == 1:
             return logits
-        ids = torch.tensor(sorted(seen), dtype=torch.int64)
+        # A prompt may hold tokens that are not to be drawn, past the logits' end.
+        ids = torch.tensor(sorted(token for token in seen if token < logits.numel()), dtype=torch.int64)
         values = logits[ids]
         factor = torch.where(values > 0, 1 / self.repetition_penalty, self.repetition_penalty).to(values)
         return logits.index_copy(0, ids, values * factor)

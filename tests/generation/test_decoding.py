@@ -61,6 +61,8 @@ def test_tokens_past_the_vocabulary_are_neither_drawn_nor_counted():
     (result,) = generate_batch(model, [[20]], 40, seed=0, vocabulary=9)  # what a prompt has is not looked at
     assert max(result.ids) < 9
     assert list(generate(model, [20], 40, seed=0, vocabulary=9)) == result.ids
+    (penalised,) = generate_batch(model, [[20]], 40, seed=0, vocabulary=9, repetition_penalty=1.5)
+    assert max(penalised.ids) < 9
     with torch.no_grad():
         logprobs = model(torch.tensor([[20, *result.ids[:10]]]))[0, :, :9].log_softmax(-1)
     expected = [float(logprobs[i, token]) for i, token in enumerate(result.ids[:10])]
