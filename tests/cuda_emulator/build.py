@@ -117,6 +117,22 @@ class Plan:
 
 
 @cache
+def build(name: str) -> str | None:
+    """Build a module; return the compiler's complaint, if any. Once a process: a test suite asks often."""
+    import ninja
+
+    BUILD.mkdir(parents=True, exist_ok=True)
+    with open(BUILD / "lock", "w") as lock:  # several test processes may come at once
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        plan, file = Plan().text(), BUILD / "build.ninja"
+        if not file.exists() or file.read_text() != plan:
+            file.write_text(plan)
+        command = [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, name]
+        run = subprocess.run(command, capture_output=True, text=True, check=False)
+    return run.stdout + run.stderr if run.returncode else None
+
+
+@cache
 def load(name: str) -> ModuleType:
     """Build `emulated`, `samples` or `planted`, and import it.
 
@@ -124,21 +140,11 @@ def load(name: str) -> ModuleType:
         CannotBuildError: this machine lacks a tool.
         RuntimeError: the sources do not compile; the message has the compiler's.
     """
-    try:
-        import ninja
-    except ImportError as error:
-        raise CannotBuildError("the CUDA emulator needs the Python package ninja") from error
-    BUILD.mkdir(parents=True, exist_ok=True)
-    with open(BUILD / "lock", "w") as lock:  # several test processes may come at once
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        plan, file = Plan().text(), BUILD / "build.ninja"
-        if not file.exists() or file.read_text() != plan:
-            file.write_text(plan)
-        run = subprocess.run(
-            [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, name], capture_output=True, text=True, check=False
-        )
-    if run.returncode:
-        raise RuntimeError(f"the CUDA emulator's module '{name}' does not compile:\n{run.stdout}{run.stderr}")
+    if importlib.util.find_spec("ninja") is None:
+        raise CannotBuildError("the CUDA emulator needs the Python package ninja")
+    complaint = build(name)
+    if complaint:
+        raise RuntimeError(f"the CUDA emulator's module '{name}' does not compile:\n{complaint}")
     import torch  # noqa: F401, whose libraries the module is linked with
 
     spec = importlib.util.spec_from_file_location(name, BUILD / f"{name}{SUFFIX}")

@@ -110,6 +110,17 @@ def test_the_last_block_without_a_fence():
     )  # fmt: skip
 
 
+@pytest.mark.parametrize("fence", ["kNone", "kWithoutBarrier"])
+def test_the_last_block_and_rows_that_are_not_published(fence):
+    COUNTER.zero_()
+    x, rows, sums = torch.randn(20, 64), torch.empty(20, 64), torch.empty(64)
+    assert_reports(
+        f"column_sums_of_grid<Fence::{fence}>",
+        rf"race in byte \d+ of 'rows': this thread reads .* what {THREAD} of block \(\d+, 0, 0\) wrote .*",
+        blocks=20, shared_bytes=4, x=x, rows=rows, counter=COUNTER, sums=sums, seeds=[0],
+    )  # fmt: skip
+
+
 def test_float_atomic():
     assert_reports(
         "adds_floats_atomically",
@@ -266,6 +277,14 @@ def test_threads_that_wait_for_each_other():
         rf"no thread can go on: threads 0 to 2 wait at the __syncthreads of {barrier}; thread 3 waits at the "
         rf"__shfl_sync of {shuffle}; threads 4 to 63 wait at the __syncthreads of {barrier}",
     )
+
+
+def test_a_block_that_waits_for_another():
+    assert_reports(
+        "waits_for_another_block",
+        r"has made 1048576 atomics in a row .*: does it wait for another block\? Blocks run one after another",
+        blocks=2, arrived=COUNTER.zero_(), seeds=[0],
+    )  # fmt: skip
 
 
 def test_shuffle_with_lanes_that_have_ended():

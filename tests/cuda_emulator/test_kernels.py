@@ -42,6 +42,14 @@ def test_the_last_block_may_sum_what_all_wrote():
         torch.testing.assert_close(total[0], x.sum())
 
 
+@pytest.mark.parametrize("fence", ["kEachThread", "kOneThread"])
+def test_the_last_block_may_sum_what_all_threads_wrote(fence):
+    x, rows, sums = torch.randn(20, 64), torch.empty(20, 64), torch.empty(64)
+    counter, name = torch.zeros(1, dtype=torch.int32), f"column_sums_of_grid<Fence::{fence}>"
+    samples.run(name, blocks=20, shared_bytes=4, x=x, rows=rows, counter=counter, sums=sums)
+    torch.testing.assert_close(sums, x.sum(0))
+
+
 @pytest.mark.parametrize("width", [32, 8])
 @pytest.mark.parametrize("operand", [0, 1, 5, 12, 31])
 @pytest.mark.parametrize("which", ["index", "up", "down", "xor"])
@@ -95,6 +103,12 @@ def test_atomics():
     assert (least.item(), most.item()) == (-149, 149)
     assert wide.item() == 150 << 33
     assert swapped.item() == 8
+
+
+def test_threads_that_wait_for_a_lock():
+    state, sum_ = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    samples.run("lock", blocks=2, state=state, sum=sum_)
+    assert sum_.item() == 128
 
 
 def test_threads_run_in_an_order_drawn_from_the_seed():

@@ -210,6 +210,16 @@ inline float __fadd_rn(float a, float b) {
   return a + b;
 }
 
+inline float __fsub_rn(float a, float b) {
+  return __fadd_rn(a, -b);
+}
+inline float __fmaf_rn(float a, float b, float c) {
+  return std::fma(a, b, c);
+}
+inline float __fdiv_rn(float a, float b) {
+  return a / b;
+}
+
 inline unsigned __float_as_uint(float x) {
   unsigned bits;
   __builtin_memcpy(&bits, &x, sizeof bits);

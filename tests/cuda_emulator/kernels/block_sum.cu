@@ -64,3 +64,30 @@ __global__ void sum_of_grid(const float* x, float* sums, unsigned* counter, floa
 }
 SAMPLE(sum_of_grid<true>);
 SAMPLE(sum_of_grid<false>);
+
+enum class Fence { kEachThread, kOneThread, kNone, kWithoutBarrier };
+
+// Column sums of x (blocks, threads): each block leaves its row, the last one adds the rows up. A row is visible to
+// other blocks if each of its threads fences and then meets the one that takes the ticket, or if that one fences after
+// they met.
+template <Fence kFence>
+__global__ void column_sums_of_grid(const float* x, float* rows, unsigned* counter, float* sums) {
+  auto* ticket = shared_memory<unsigned>();
+  const int i = blockIdx.x * blockDim.x + threadIdx.x;
+  rows[i] = x[i];
+  if constexpr (kFence == Fence::kEachThread || kFence == Fence::kWithoutBarrier) __threadfence();
+  if constexpr (kFence != Fence::kWithoutBarrier) __syncthreads();
+  if (threadIdx.x == 0) {
+    if constexpr (kFence == Fence::kOneThread) __threadfence();
+    *ticket = atomicAdd(counter, 1u);
+  }
+  __syncthreads();
+  if (*ticket != gridDim.x - 1) return;
+  float sum = 0.0f;
+  for (unsigned row = 0; row < gridDim.x; ++row) sum += rows[row * blockDim.x + threadIdx.x];
+  sums[threadIdx.x] = sum;
+}
+SAMPLE(column_sums_of_grid<Fence::kEachThread>);
+SAMPLE(column_sums_of_grid<Fence::kOneThread>);
+SAMPLE(column_sums_of_grid<Fence::kNone>);
+SAMPLE(column_sums_of_grid<Fence::kWithoutBarrier>);

@@ -64,3 +64,12 @@ __global__ void arrivals(int* order, unsigned* counter) {
   order[atomicAdd(counter, 1u)] = threadIdx.x;
 }
 SAMPLE(arrivals);
+
+// Threads of a block take turns under a lock: the one that waits lets others go on.
+__global__ void lock(int* state, int* sum) {
+  while (atomicCAS(state, 0, 1) != 0) {
+  }
+  atomicAdd(sum, 1);
+  atomicExch(state, 0);
+}
+SAMPLE(lock);

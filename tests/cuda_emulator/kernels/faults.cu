@@ -205,3 +205,12 @@ __global__ void meets_in_two_places(int* y) {
   }
 }
 SAMPLE(meets_in_two_places);
+
+// Waits for a block that comes later: here blocks run one after another, and on a GPU nothing promises better.
+__global__ void waits_for_another_block(int* arrived) {
+  if (threadIdx.x != 0) return;
+  atomicAdd(arrived, 1);
+  while (atomicAdd(arrived, 0) < static_cast<int>(gridDim.x)) {
+  }
+}
+SAMPLE(waits_for_another_block);

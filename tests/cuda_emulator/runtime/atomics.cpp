@@ -1,4 +1,5 @@
-// Atomics on integers. Fibers never run at once, so that a plain read and write will do.
+// Atomics on integers. Fibers never run at once, so that a plain read and write will do. Each lets other threads go on
+// first: who waits for another thread of its block by atomics gets there, and orders are mixed further.
 #include <cstring>
 
 #include "block.h"
@@ -45,11 +46,18 @@ uint64_t exchange(Atomic kind, void* address, uint64_t operand, uint64_t expecte
   return static_cast<uint64_t>(old);
 }
 
+constexpr uint32_t kMostInARow = 1 << 20;
+
 }  // namespace
 
 uint64_t atomic(Atomic kind, void* address, size_t bytes, bool is_signed, uint64_t operand, uint64_t expected) {
-  memory.touch(reinterpret_cast<uintptr_t>(address), static_cast<uint32_t>(bytes), Use::kAtomic,
-               reinterpret_cast<uintptr_t>(__builtin_return_address(0)));
+  const auto site = reinterpret_cast<uintptr_t>(__builtin_return_address(0));
+  if (++block.current().atomics_in_a_row == kMostInARow) {
+    fault("has made " + std::to_string(kMostInARow) + " atomics in a row" + memory.place_of(site) +
+          ": does it wait for another block? Blocks run one after another");
+  }
+  block.yield();
+  memory.touch(reinterpret_cast<uintptr_t>(address), static_cast<uint32_t>(bytes), Use::kAtomic, site);
   if (bytes == 4) {
     return is_signed ? exchange<int32_t>(kind, address, operand, expected)
                      : exchange<uint32_t>(kind, address, operand, expected);

@@ -41,6 +41,7 @@ void Block::run(const Grid& grid, uint3 index) {
     thread.state = Thread::State::kReady;
     thread.wrote_since_fence = false;
     thread.last_fence_step = 0;
+    thread.atomics_in_a_row = 0;
     thread.async_copies.clear();
     thread.fiber.start(stacks_.top(i), StackPool::kBytes - 4096, &Block::thread_main);
     if (i % kLanes == 0) warps_[i / kLanes].start(i / kLanes, std::min(kLanes, thread_count_ - i));
@@ -94,12 +95,18 @@ void Block::wait(const char* what, Place where) {
   current_->state = Thread::State::kWaiting;
   current_->waits_for = what;
   current_->waits_at = where;
+  current_->atomics_in_a_row = 0;
   go_on();
 }
 
 void Block::wake(Thread& thread) {
   thread.state = Thread::State::kReady;
   ready_.push_back(thread.number);
+}
+
+void Block::yield() {
+  ready_.push_back(current_->number);
+  go_on();
 }
 
 void Block::leave(const std::string& what) {

@@ -30,9 +30,10 @@ struct Thread {
   State state;
   const char* waits_for;  // "__syncthreads", ...
   Place waits_at;
-  bool predicate;            // what it brought to a barrier
-  bool wrote_since_fence;    // global memory
-  uint32_t last_fence_step;  // 0: none yet
+  bool predicate;             // what it brought to a barrier
+  bool wrote_since_fence;     // global memory
+  uint32_t last_fence_step;   // 0: none yet
+  uint32_t atomics_in_a_row;  // with no wait between
   AsyncCopies async_copies;
 
   int warp() const { return number / kLanes; }
@@ -50,6 +51,7 @@ class Block {
   // The calling thread waits, until wake(); comes back when it is its turn.
   void wait(const char* what, Place where);
   void wake(Thread& thread);
+  void yield();                                      // others may go on before the calling thread does
   [[noreturn]] void leave(const std::string& what);  // ends the launch with this sentence
 
   int synchronize(Barrier kind, bool predicate, Place place);
