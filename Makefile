@@ -31,7 +31,7 @@ demo: setup
 	$(BIN)/python examples/demo.py
 
 test: setup
-	$(BIN)/python -m tests.cuda_emulator.build
+	$(BIN)/python -m tests.cuda_emulator
 	$(BIN)/python -m pytest -m "not slow"
 	FASTLLM_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow and not emulated" tests/ops
 

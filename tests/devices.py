@@ -5,7 +5,7 @@ import zlib
 import pytest
 import torch
 
-from tests.cuda_emulator import build
+from tests.cuda_emulator import load
 
 EMULATED, CUDA = "cuda-emulated", "cuda"
 PARAMETERS = ["cpu", pytest.param(EMULATED, marks=pytest.mark.emulated), pytest.param(CUDA, marks=pytest.mark.cuda)]
@@ -19,10 +19,7 @@ def device(request):
     if request.param != EMULATED:
         yield torch.device(request.param)
         return
-    try:
-        emulated = build.load("emulated")
-    except build.CannotBuildError as missing:
-        pytest.skip(str(missing))
+    emulated = load("emulated")
     emulated.seed(zlib.crc32(request.node.nodeid.encode()))
     emulated.install()
     calls = emulated.calls()
@@ -30,6 +27,15 @@ def device(request):
     ran = emulated.calls() - calls
     emulated.uninstall()
     assert ran, "this test called no op that has a CUDA implementation"
+
+
+@pytest.fixture
+def parallelism(device, request, threads):
+    """Give a function of a number that changes in what order the device works: results must not change with it."""
+    kind = request.node.callspec.params["device"]
+    if kind == EMULATED:
+        return load("emulated").seed
+    return threads if kind == "cpu" else lambda number: None
 
 
 def deselect_float64_on_cuda(config, items):

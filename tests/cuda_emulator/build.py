@@ -153,11 +153,3 @@ def load(name: str) -> ModuleType:
     spec.loader.exec_module(module)
     module.set_error_class(EmulatorError)
     return module
-
-
-if __name__ == "__main__":  # so that no test has to wait for the compiler
-    try:
-        for each in ("samples", "planted", "emulated"):
-            load(each)
-    except CannotBuildError as missing:
-        print(f"skipped: {missing}")

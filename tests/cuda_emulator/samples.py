@@ -1,20 +1,9 @@
 """Runs the kernels of tests/cuda_emulator/kernels on torch's CPU tensors."""
 
-import pytest
 import torch
 
-from tests.cuda_emulator import build
+from tests.cuda_emulator import load
 from tests.cuda_emulator.traffic import Traffic
-
-SHARED_BYTES = 48 * 1024
-
-
-def module():
-    """Return the compiled samples, or skip the test where they cannot be compiled."""
-    try:
-        return build.load("samples")
-    except build.CannotBuildError as missing:
-        pytest.skip(str(missing))
 
 
 def launch(kernel, blocks=1, threads=64, shared_bytes=0, seed=0, **arguments):
@@ -38,7 +27,7 @@ def launch(kernel, blocks=1, threads=64, shared_bytes=0, seed=0, **arguments):
         assert value.is_contiguous()
         return value.data_ptr(), value.numel() * value.element_size(), f"'{name}'"
 
-    samples = module()
+    samples = load("samples")
     samples.seed(seed)
     samples.reset()
     values = [convert(name, value) for name, value in arguments.items()]
@@ -48,4 +37,4 @@ def launch(kernel, blocks=1, threads=64, shared_bytes=0, seed=0, **arguments):
 def run(kernel, **how):
     """Run SAMPLE(kernel), which must launch; return its memory traffic."""
     assert launch(kernel, **how) == "cudaSuccess"
-    return Traffic(module().instructions())
+    return Traffic(load("samples").instructions())

@@ -5,7 +5,7 @@ import re
 import pytest
 import torch
 
-from tests.cuda_emulator import build, samples
+from tests.cuda_emulator import build, load, samples
 
 X, Y, COUNTER = torch.zeros(300), torch.zeros(256), torch.zeros(1, dtype=torch.int32)
 INTEGERS = torch.zeros(64, dtype=torch.int32)
@@ -85,6 +85,12 @@ def test_threads_that_write_the_same():
         rf"race in byte \d+ of 'y': this thread writes at {at} what {THREAD} wrote at {at}, with no barrier between",
         y=Y,
     )
+
+
+def test_accesses_of_several_widths():
+    # In some of these orders the wide store comes first.
+    message = rf"race in byte 8 of 'y': this thread writes .* what {THREAD} wrote .*"
+    assert_reports("mixes_widths", message, y=Y, seeds=range(8))
 
 
 def test_a_block_that_reads_what_another_wrote():
@@ -358,9 +364,9 @@ def test_launch_limits(how, error):
 def test_shared_memory_beyond_48_kib_must_be_allowed():
     most = 227 * 1024
     order, counter = torch.zeros(64, dtype=torch.int32), COUNTER.zero_()
-    assert samples.module().allow_shared_bytes("arrivals", most + 1) == "cudaErrorInvalidValue"
+    assert load("samples").allow_shared_bytes("arrivals", most + 1) == "cudaErrorInvalidValue"
     assert samples.launch("arrivals", shared_bytes=most, order=order, counter=counter) == "cudaErrorInvalidValue"
-    assert samples.module().allow_shared_bytes("arrivals", most) == "cudaSuccess"
+    assert load("samples").allow_shared_bytes("arrivals", most) == "cudaSuccess"
     assert samples.launch("arrivals", shared_bytes=most, order=order, counter=counter) == "cudaSuccess"
 
 

@@ -4,14 +4,7 @@ import pytest
 import torch
 
 from fastllm import ops
-from tests.cuda_emulator import build
-
-
-def load(name):
-    try:
-        return build.load(name)
-    except build.CannotBuildError as missing:
-        pytest.skip(str(missing))
+from tests.cuda_emulator import build, load
 
 
 @pytest.fixture

@@ -3,8 +3,9 @@
 import pytest
 import torch
 
-from tests.cuda_emulator import build, samples
-from tests.cuda_emulator.traffic import Traffic
+from fastllm import ops
+from tests.cuda_emulator import samples
+from tests.cuda_emulator.traffic import traffic_of
 
 N = 64
 
@@ -70,17 +71,8 @@ def test_async_copies_and_matrix_loads_count():
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_gelu_loads_and_stores_16_bytes_a_lane_and_wastes_no_sector(dtype):
-    from fastllm import ops
-
-    try:
-        emulated = build.load("emulated")
-    except build.CannotBuildError as missing:
-        pytest.skip(str(missing))
-    emulated.reset()
-    emulated.install()
-    ops.gelu(torch.randn(1 << 14).to(dtype))
-    emulated.uninstall()
-    seen = Traffic(emulated.instructions())
+    x = torch.randn(1 << 14).to(dtype)
+    seen = traffic_of(lambda: ops.gelu(x))
     for writes in (False, True):
         access = seen.total("global", writes, "gelu_kernel")
         assert access.bytes == 16

@@ -3,6 +3,8 @@
 from collections import defaultdict
 from dataclasses import dataclass
 
+from tests.cuda_emulator import load
+
 
 @dataclass
 class Line:
@@ -73,3 +75,15 @@ class Traffic:
             + f" ({each.source})"
             for each in self.lines
         )  # fmt: skip
+
+
+def traffic_of(call):
+    """Return the traffic of the ops that call() runs on CPU tensors, on the emulator."""
+    emulated = load("emulated")
+    emulated.reset()
+    emulated.install()
+    try:
+        call()
+    finally:
+        emulated.uninstall()
+    return Traffic(emulated.instructions())

@@ -86,7 +86,7 @@ def assert_matches_reference(ours, reference, inputs, dtype, torch_op=None, devi
 
 
 def assert_deterministic(function, inputs, threads):
-    """Same bits on repeat and for 1, 2 and 3 threads."""
+    """Same bits on repeat and for 1, 2 and 3 threads; elsewhere than on the CPU, `threads` is `parallelism`."""
     results = []
     for count in (1, 2, 3, 3):
         threads(count)

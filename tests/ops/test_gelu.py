@@ -103,6 +103,11 @@ def test_compiles():
     harness.assert_compiles(ops.bias_gelu, [x, bias])
 
 
+def test_gelu_is_deterministic(device, parallelism):
+    x = torch.randn(300, 129, requires_grad=True)
+    harness.assert_deterministic(ops.gelu, harness.on(device, [x]), parallelism)
+
+
 def test_deterministic(threads):
     x, bias = torch.randn(300, 129, requires_grad=True), torch.randn(129, requires_grad=True)
     harness.assert_deterministic(ops.bias_gelu, [x, bias], threads)

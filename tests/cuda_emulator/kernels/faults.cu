@@ -214,3 +214,10 @@ __global__ void waits_for_another_block(int* arrived) {
   }
 }
 SAMPLE(waits_for_another_block);
+
+// Two threads at the same 4 bytes, one of them by a store of 16.
+__global__ void mixes_widths(float* y) {
+  if (threadIdx.x == 0) *reinterpret_cast<float4*>(y) = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+  if (threadIdx.x == 32) y[2] = 1.0f;
+}
+SAMPLE(mixes_widths);

@@ -14,7 +14,8 @@
 
 namespace emulator {
 
-Memory memory;
+// Before all other variables of the program: kernels' files have some too, whose making is instrumented.
+__attribute__((init_priority(101))) Memory memory;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Set-up
