@@ -48,6 +48,7 @@ def test_the_last_block_may_sum_what_all_threads_wrote(fence):
     counter, name = torch.zeros(1, dtype=torch.int32), f"column_sums_of_grid<Fence::{fence}>"
     samples.run(name, blocks=20, shared_bytes=4, x=x, rows=rows, counter=counter, sums=sums)
     torch.testing.assert_close(sums, x.sum(0))
+    assert counter.item() == 0
 
 
 @pytest.mark.parametrize("width", [32, 8])

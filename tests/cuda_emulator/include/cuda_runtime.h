@@ -17,7 +17,6 @@
 #define __global__ __attribute__((noinline))  // so that reports tell lines up to the kernel and no further
 #define __forceinline__ inline __attribute__((always_inline))
 #define __launch_bounds__(...)
-#define __restrict__ __restrict
 #define __align__(bytes) alignas(bytes)
 
 // Set at every change of fibers.

@@ -63,7 +63,6 @@ class Block {
   void set_subject(const Thread& thread) { subject_ = &thread; }
   Thread& thread(int number) { return threads_[number]; }
   Warp& warp(int number) { return warps_[number]; }
-  int thread_count() const { return thread_count_; }
   const Grid& grid() const { return *grid_; }
   uint32_t step() const { return step_; }
   uint32_t first_step() const { return first_step_; }

@@ -208,9 +208,8 @@ std::string Memory::place_of(uintptr_t site) {
   return line.empty() ? "" : " at " + line;
 }
 
-std::string Memory::place(uint32_t site, const char* prefix) const {
-  const std::string at = place_of(image_begin_ + site);
-  return at.empty() ? "" : prefix + at;
+std::string Memory::place(uint32_t site) const {
+  return place_of(image_begin_ + site);
 }
 
 std::string Memory::describe(uintptr_t address) const {

@@ -51,6 +51,7 @@ class Memory {
   void touch_shared(Thread& thread, uintptr_t address, uint32_t bytes, Use use, uintptr_t site);
   void touch_global(Thread& thread, uintptr_t address, uint32_t bytes, Use use, uintptr_t site);
 
+  // What the runtime's API writes on the host's behalf.
   void check_host_write(uintptr_t address, size_t bytes, const char* function) const;
 
   // cp.async: from here to landed(), the bytes are nobody's to read or write.
@@ -60,11 +61,10 @@ class Memory {
   void* shared() const { return reinterpret_cast<void*>(shared_begin_); }
   size_t shared_bytes() const { return shared_end_ - shared_begin_; }
   bool is_shared(uintptr_t address) const { return address - arena_ < kArenaBytes + kGuardBytes; }
-  uintptr_t image() const { return image_begin_; }
 
   // For reports.
-  std::string describe(uintptr_t address) const;                    // "byte 12 of shared memory"
-  std::string place(uint32_t site, const char* prefix = "") const;  // " at gelu.cu:57", or nothing if it is not known
+  std::string describe(uintptr_t address) const;  // "byte 12 of shared memory"
+  std::string place(uint32_t site) const;         // " at gelu.cu:57", or nothing if it is not known
   static std::string place_of(uintptr_t site);
   static std::string hex(uintptr_t address);
 
