@@ -106,6 +106,13 @@ def test_atomics():
     assert swapped.item() == 8
 
 
+def test_a_counter_that_the_last_block_puts_back():
+    y, counter = torch.zeros(20, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
+    samples.run("counts_and_resets", blocks=20, threads=1, y=y, counter=counter)
+    assert y.all()
+    assert counter.item() == 0
+
+
 def test_threads_that_wait_for_a_lock():
     state, sum_ = torch.zeros(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
     samples.run("lock", blocks=2, state=state, sum=sum_)

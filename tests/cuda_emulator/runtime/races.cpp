@@ -26,16 +26,15 @@ bool Races::is_stale(const Note& note, bool shared) const {
   return note.step < (shared ? block.first_step() : launch_step_);
 }
 
-bool Races::ordered(const Note& before, uintptr_t address, const Thread& now, bool shared) const {
+bool Races::ordered(const Note& before, const Thread& now, bool shared) const {
   if (is_stale(before, shared)) return true;
-  if (before.step < block.first_step()) return published(before, address);
+  if (before.step < block.first_step()) return published(before);
   if (before.thread == now.number || before.step < block.step()) return true;
   if (before.thread / kLanes != now.warp()) return false;
   return block.warp(now.warp()).ordered_since(before.syncs, now.lane(), before.thread % kLanes);
 }
 
-bool Races::published(const Note& before, uintptr_t address) const {
-  if (before.atomic && acquired_.count(address)) return true;
+bool Races::published(const Note& before) const {
   for (const auto& [at, count] : acquired_) {
     const auto& log = releases_.at(at);
     // Blocks come one after another, so the log is sorted by first_step.
@@ -63,7 +62,7 @@ void Races::atomic(uintptr_t address, const Thread& thread) {
 }
 
 void Races::read(Cell& cell, uintptr_t address, const Thread& thread, const Note& now, bool shared) {
-  if (!(now.atomic && cell.writer.atomic) && !ordered(cell.writer, address, thread, shared)) {
+  if (!(now.atomic && cell.writer.atomic) && !ordered(cell.writer, thread, shared)) {
     report("reads", cell.writer, "wrote", address, now);
   }
   Note& first = cell.first_reader;
@@ -73,11 +72,11 @@ void Races::read(Cell& cell, uintptr_t address, const Thread& thread, const Note
 }
 
 void Races::write(Cell& cell, uintptr_t address, const Thread& thread, const Note& now, bool shared) {
-  if (!(now.atomic && cell.writer.atomic) && !ordered(cell.writer, address, thread, shared)) {
+  if (!(now.atomic && cell.writer.atomic) && !ordered(cell.writer, thread, shared)) {
     report("writes", cell.writer, "wrote", address, now);
   }
   for (const Note* reader : {&cell.first_reader, &cell.last_reader}) {
-    if (!(now.atomic && reader->atomic) && !ordered(*reader, address, thread, shared)) {
+    if (!(now.atomic && reader->atomic) && !ordered(*reader, thread, shared)) {
       report("writes", *reader, "read", address, now);
     }
   }

@@ -37,8 +37,8 @@ class Races {
     uint16_t thread;
   };
 
-  bool ordered(const Note& before, uintptr_t address, const Thread& now, bool shared) const;
-  bool published(const Note& before, uintptr_t address) const;
+  bool ordered(const Note& before, const Thread& now, bool shared) const;
+  bool published(const Note& before) const;
   [[noreturn]] void report(const char* verb, const Note& before, const char* before_verb, uintptr_t address,
                            const Note& now) const;
 

@@ -32,7 +32,7 @@ inline uint16_t half_bits(float x) {
   const uint32_t bits = float_bits(x), magnitude = bits & 0x7FFFFFFF;
   const auto sign = static_cast<uint16_t>(bits >> 16 & 0x8000);
   if (x != x) return kDeviceNaN;
-  if (magnitude >= 0x477FF000) return sign | 0x7C00;  // 65520 and more: halfway from the largest to the next
+  if (magnitude >= 0x47800000) return sign | 0x7C00;  // 65536 and more; from 65520 on, a carry below gives infinity
   if (magnitude < 0x38800000) {
     // Below 2^-14: adding 1/2 puts a unit of 2^-24 into float's last place, and the addition rounds.
     return sign | static_cast<uint16_t>(float_bits(float_value(magnitude) + 0.5f) - float_bits(0.5f));
