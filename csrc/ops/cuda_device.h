@@ -1,0 +1,26 @@
+// The device's side of an op's CUDA implementation: where it is registered, which device and stream it runs on. The
+// emulator of the tests has a file of this name instead.
+#pragma once
+
+#include <c10/cuda/CUDAGuard.h>
+#include <c10/cuda/CUDAStream.h>
+#include <cuda_runtime_api.h>
+
+#include "ops/op.h"
+
+// FASTLLM_CUDA_IMPL(m) { m.impl("gelu", gelu_cuda); }
+#define FASTLLM_CUDA_IMPL(m) TORCH_LIBRARY_IMPL(fastllm, CUDA, m)
+
+namespace fastllm {
+
+// While it lives, kernels go to the tensor's device.
+struct CudaGuard {
+  explicit CudaGuard(const Tensor& tensor) : guard(tensor.device()) {}
+  c10::cuda::CUDAGuard guard;
+};
+
+inline cudaStream_t current_stream() {
+  return c10::cuda::getCurrentCUDAStream();
+}
+
+}  // namespace fastllm
