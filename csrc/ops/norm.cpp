@@ -1,30 +1,19 @@
 // fastllm::layer_norm, rms_norm, dropout_add_layer_norm and their backward: one family over one pair of kernels.
+#include "ops/norm.h"
+
 #include "cpu/norm.h"
-
-#include <algorithm>
-
 #include "ops/dropout.h"
 
 namespace fastllm {
 namespace {
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Checks and CPU implementation
+// CPU implementation
 // ---------------------------------------------------------------------------------------------------------------------
 
-at::ScalarType compute_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Parameters may be of any floating dtype beside the input's (float32 parameters with bfloat16 activations are common):
-// they are small, and computed with in the compute type.
-Tensor parameter(const char* op, const char* name, const OptionalTensor& tensor, at::IntArrayRef shape,
-                 const Tensor& input) {
-  if (!tensor) return Tensor();
-  check_floating(op, name, *tensor);
-  check_same_device(op, name, *tensor, "input", input);
-  check_shape(op, name, *tensor, shape);
-  return tensor->to(compute_type(input)).contiguous();
+// Parameters are small: kernels compute with them in the compute type.
+Tensor parameter(const OptionalTensor& tensor, const Tensor& input) {
+  return tensor ? tensor->to(norm_compute_type(input)).contiguous() : Tensor();
 }
 
 template <typename C>
@@ -37,35 +26,19 @@ C* mutable_data(Tensor& t) {
   return t.defined() ? t.mutable_data_ptr<C>() : nullptr;
 }
 
-int64_t count_columns(const char* op, const Tensor& input, at::IntArrayRef normalized_shape) {
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(!normalized_shape.empty(), op, "normalized_shape", "have at least one dimension", "none");
-  const bool fits = input.dim() >= static_cast<int64_t>(normalized_shape.size()) &&
-                    input.sizes().slice(input.dim() - normalized_shape.size()) == normalized_shape;
-  FASTLLM_CHECK(fits, op, "normalized_shape", c10::str("be the last dimensions of 'input' (", input.sizes(), ")"),
-                normalized_shape);
-  return c10::multiply_integers(normalized_shape);
-}
-
-int64_t count_rows(const Tensor& input, int64_t dims) {
-  return c10::multiply_integers(input.sizes().slice(0, input.dim() - dims));
-}
-
 using Statistics = std::tuple<Tensor, Tensor, Tensor>;  // output, mean, rstd
 
 Statistics norm_cpu(const char* op, bool rms, const Tensor& input, at::IntArrayRef normalized_shape,
                     const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-  const int64_t cols = count_columns(op, input, normalized_shape), rows = count_rows(input, normalized_shape.size());
-  const Tensor w = parameter(op, "weight", weight, normalized_shape, input);
-  const Tensor b = parameter(op, "bias", bias, normalized_shape, input);
-  const Tensor x = input.contiguous();
-  const auto computing = input.options().dtype(compute_type(input));
+  const NormShape shape = check_norm(op, input, normalized_shape, weight, bias);
+  const Tensor x = input.contiguous(), w = parameter(weight, input), b = parameter(bias, input);
+  const auto computing = input.options().dtype(norm_compute_type(input));
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
-  Tensor mean = at::empty({rms ? 0 : rows}, computing), rstd = at::empty({rows}, computing);
+  Tensor mean = at::empty({rms ? 0 : shape.rows}, computing), rstd = at::empty({shape.rows}, computing);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
-    norm_forward<T>({rows, cols, rms, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b), output.mutable_data_ptr<T>(),
-                     mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>()});
+    norm_forward<T>({shape.rows, shape.cols, rms, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
+                     output.mutable_data_ptr<T>(), mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>()});
   });
   return {output, mean, rstd};
 }
@@ -87,23 +60,17 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cpu(const Tens
                                                                       const OptionalTensor& input_bias,
                                                                       const OptionalTensor& rng_state) {
   const char* op = "dropout_add_layer_norm";
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
+  const NormShape shape = check_dropout_add_layer_norm(op, input, residual, weight, bias, input_bias);
   const auto dropout = dropout_params(op, p, rng_state, input);
-  check_same_shape(op, "residual", residual, "input", input);
-  check_same_dtype(op, "residual", residual, "input", input);
-  check_same_device(op, "residual", residual, "input", input);
-  const int64_t cols = input.size(-1), rows = count_rows(input, 1);
-  const Tensor w = parameter(op, "weight", weight, {cols}, input), b = parameter(op, "bias", bias, {cols}, input);
-  Tensor added = parameter(op, "input_bias", input_bias, {cols}, input);
-  if (added.defined()) added = added.to(input.scalar_type());
+  const Tensor w = parameter(weight, input), b = parameter(bias, input);
+  const Tensor added = input_bias ? input_bias->to(input.scalar_type()).contiguous() : Tensor();
   const Tensor x = input.contiguous(), r = residual.contiguous();
-  const auto computing = input.options().dtype(compute_type(input));
+  const auto computing = input.options().dtype(norm_compute_type(input));
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous), new_residual = at::empty_like(output);
-  Tensor mean = at::empty({rows}, computing), rstd = at::empty({rows}, computing);
+  Tensor mean = at::empty({shape.rows}, computing), rstd = at::empty({shape.rows}, computing);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
-    norm_forward<T>({rows, cols, false, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
+    norm_forward<T>({shape.rows, shape.cols, false, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
                      output.mutable_data_ptr<T>(), mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>(),
                      r.const_data_ptr<T>(), data<T>(added), new_residual.mutable_data_ptr<T>(),
                      dropout ? &*dropout : nullptr});
@@ -119,25 +86,23 @@ Gradients norm_backward_cpu(const OptionalTensor& grad_output, const OptionalTen
                             const OptionalTensor& weight, const OptionalTensor& bias, const OptionalTensor& input_bias,
                             double p, const OptionalTensor& rng_state) {
   const char* op = "norm_backward";
+  const NormShape shape =
+      check_norm_backward(op, grad_output, grad_residual, normalized, mean, rstd, weight, bias, input_bias);
   const auto dropout = dropout_params(op, p, rng_state, normalized);
-  const int64_t rows = rstd.numel(), cols = rows ? normalized.numel() / rows : (weight ? weight->numel() : 0);
-  const Tensor x = normalized.contiguous();
   const auto incoming = [&](const OptionalTensor& grad) {
-    if (!grad) return Tensor();
-    check_same_shape(op, "grad_output", *grad, "input", normalized);
-    return grad->to(normalized.scalar_type()).contiguous();
+    return grad ? grad->to(normalized.scalar_type()).contiguous() : Tensor();
   };
+  const Tensor x = normalized.contiguous(), w = parameter(weight, normalized);
   const Tensor dy = incoming(grad_output), more = incoming(grad_residual);
-  const Tensor w = weight ? weight->to(compute_type(x)).contiguous() : Tensor();
   Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
   Tensor grad_input = dropout ? at::empty_like(grad_x) : Tensor();
   const auto like = [&](const OptionalTensor& t) {
-    return t ? at::empty(t->sizes(), t->options().dtype(compute_type(x))) : Tensor();
+    return t ? at::empty(t->sizes(), t->options().dtype(norm_compute_type(x))) : Tensor();
   };
   Tensor grad_weight = like(weight), grad_bias = like(bias), grad_input_bias = like(input_bias);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
-    norm_backward<T>({rows, cols, !mean.has_value(), data<T>(dy), data<T>(more), x.const_data_ptr<T>(),
+    norm_backward<T>({shape.rows, shape.cols, !mean.has_value(), data<T>(dy), data<T>(more), x.const_data_ptr<T>(),
                       mean ? mean->const_data_ptr<C>() : nullptr, rstd.const_data_ptr<C>(), data<C>(w),
                       grad_x.mutable_data_ptr<T>(), mutable_data<C>(grad_weight), mutable_data<C>(grad_bias),
                       dropout ? &*dropout : nullptr, mutable_data<T>(grad_input), mutable_data<C>(grad_input_bias)});

@@ -1,27 +1,13 @@
 // fastllm::softmax and its backward.
 #include "cpu/softmax.h"
 
-#include "ops/op.h"
+#include "ops/softmax.h"
 
 namespace fastllm {
 namespace {
 
-struct Shape {
-  int64_t outer, size, inner;
-};
-
-Shape check(const char* op, const Tensor& input, int64_t dim) {
-  check_floating(op, "input", input);
-  const int64_t dims = std::max<int64_t>(1, input.dim());
-  FASTLLM_CHECK(dim >= -dims && dim < dims, op, "dim", c10::str("be in [", -dims, ", ", dims, ")"), dim);
-  if (input.dim() == 0) return {1, 1, 1};
-  const int64_t at = dim < 0 ? dim + dims : dim;
-  return {c10::multiply_integers(input.sizes().slice(0, at)), input.size(at),
-          c10::multiply_integers(input.sizes().slice(at + 1))};
-}
-
 Tensor softmax_cpu(const Tensor& input, int64_t dim) {
-  const Shape shape = check("softmax", input, dim);
+  const SoftmaxShape shape = check_softmax("softmax", input, dim);
   const Tensor x = input.contiguous();
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
   if (x.numel() == 0) return output;
@@ -32,9 +18,7 @@ Tensor softmax_cpu(const Tensor& input, int64_t dim) {
 }
 
 Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int64_t dim) {
-  const Shape shape = check("softmax_backward", output, dim);
-  check_same_shape("softmax_backward", "grad_output", grad_output, "output", output);
-  check_same_dtype("softmax_backward", "grad_output", grad_output, "output", output);
+  const SoftmaxShape shape = check_softmax_backward("softmax_backward", grad_output, output, dim);
   const Tensor grad = grad_output.contiguous(), y = output.contiguous();
   Tensor grad_input = at::empty_like(y, at::MemoryFormat::Contiguous);
   if (y.numel() == 0) return grad_input;
