@@ -32,10 +32,13 @@ class DropoutMask {
   template <int kCount>
   __device__ __forceinline__ void factors(int64_t index, float (&factor)[kCount]) const {
     static_assert(Philox::kElements % kCount == 0, "the elements share one Philox block");
-    const PhiloxBlock block = philox(seed_, static_cast<uint64_t>(index / Philox::kElements), offset_);
-    const int first = static_cast<int>(index % Philox::kElements);
+    PhiloxBlock block = philox(seed_, static_cast<uint64_t>(index / Philox::kElements), offset_);
+    // What was asked for is brought to the front by selections: registers have no index known at run time.
+    if (kCount <= 4 && (index & 4) != 0) block.word[0] = block.word[2], block.word[1] = block.word[3];
+    if (kCount <= 2 && (index & 2) != 0) block.word[0] = block.word[1];
+    if (kCount == 1 && (index & 1) != 0) block.word[0] >>= 16;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) factor[i] = block.bits16(first + i) >= threshold_ ? scale_ : 0.0f;
+    for (int i = 0; i < kCount; ++i) factor[i] = block.bits16(i) >= threshold_ ? scale_ : 0.0f;
   }
 
   __device__ __forceinline__ float factor(int64_t index) const {

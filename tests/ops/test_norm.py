@@ -21,7 +21,7 @@ def inputs(rows, cols, affine=True):
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("affine", [True, False])
 @pytest.mark.parametrize("cols", COLUMNS)
-def test_layer_norm_matches_reference(cols, affine, dtype):
+def test_layer_norm_matches_reference(cols, affine, dtype, device):
     # eps of 1e-2: rows of one element have no variance, and would divide rounding errors by its root.
     def ours(x, *params):
         return ops.layer_norm(x, (cols,), *params, eps=1e-2)
@@ -32,28 +32,29 @@ def test_layer_norm_matches_reference(cols, affine, dtype):
     def theirs(x, *params):
         return F.layer_norm(x, (cols,), *params, eps=1e-2)
 
-    harness.assert_matches_reference(ours, expected, inputs(67, cols, affine), dtype, theirs)
+    harness.assert_matches_reference(ours, expected, inputs(67, cols, affine), dtype, theirs, device)
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("cols", COLUMNS)
-def test_rms_norm_matches_reference(cols, dtype):
+def test_rms_norm_matches_reference(cols, dtype, device):
     def ours(x, w):
         return ops.rms_norm(x, (cols,), w, 1e-2)
 
     def expected(x, w):
         return reference.rms_norm(x, (cols,), w, 1e-2)
 
-    harness.assert_matches_reference(
-        ours, expected, inputs(67, cols)[:2], dtype, lambda x, w: F.rms_norm(x, (cols,), w, 1e-2)
-    )
+    def theirs(x, w):
+        return F.rms_norm(x, (cols,), w, 1e-2)
+
+    harness.assert_matches_reference(ours, expected, inputs(67, cols)[:2], dtype, theirs, device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("p", [0.0, 0.3, 1.0])
 @pytest.mark.parametrize("cols", [7, 64, 129])
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype):
+def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype, device):
     x, weight, bias = inputs(33, cols)
     residual = torch.randn(33, cols, dtype=torch.float64, requires_grad=True)
     extra = [torch.randn(cols, dtype=torch.float64, requires_grad=True)] if with_bias else []
@@ -61,7 +62,7 @@ def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype):
 
     def ours(x, r, w, b, *extra):
         normed, new_residual = ops.dropout_add_layer_norm(
-            x, r, w, b, p, 1e-2, input_bias=extra[0] if extra else None, rng_state=state
+            x, r, w, b, p, 1e-2, input_bias=extra[0] if extra else None, rng_state=state.to(device)
         )
         return torch.stack([normed, new_residual])
 
@@ -69,7 +70,7 @@ def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype):
         new_residual = reference.dropout_add(x, r, p, state, extra[0] if extra else None)
         return torch.stack([reference.layer_norm(new_residual, (cols,), w, b, 1e-2), new_residual])
 
-    harness.assert_matches_reference(ours, expected, [x, residual, weight, bias, *extra], dtype)
+    harness.assert_matches_reference(ours, expected, [x, residual, weight, bias, *extra], dtype, device=device)
 
 
 @pytest.mark.parametrize("which", [0, 1])

@@ -1,0 +1,55 @@
+// CUDA kernels of layer_norm, rms_norm and dropout_add_layer_norm: no torch header, raw pointers and a stream.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/column_sums.h"
+#include "cuda/dropout.h"
+#include "cuda/dtype.h"
+#include "cuda/parameter.h"
+
+namespace fastllm::cuda {
+
+struct NormForwardParams {
+  DType dtype;
+  int64_t rows, cols;
+  bool rms;  // no mean is subtracted, `mean` is not written
+  float eps;
+  const void* input;
+  Parameter weight, bias;
+  void* output;
+  float* mean;
+  float* rstd;
+  // With these, what is normalised is new_residual = residual + dropout(input + input_bias).
+  const void* residual = nullptr;
+  Parameter input_bias;
+  void* new_residual = nullptr;
+  Dropout dropout;
+};
+
+struct NormBackwardParams {
+  DType dtype;
+  int64_t rows, cols;
+  const void* grad_output;    // of the normalised rows; null: none came
+  const void* grad_residual;  // added to the gradient of what was normalised; null: none came
+  const void* normalized;     // what was normalised: the input, or new_residual
+  const float* mean;          // null: RMS norm
+  const float* rstd;
+  Parameter weight;
+  void* grad_normalized;
+  // Where dropout was applied: grad_input = its mask times grad_normalized.
+  Dropout dropout;
+  void* grad_input = nullptr;
+  // The parameters' gradients, those with an output; each wants norm_backward_groups() partial sums.
+  ColumnSum grad_weight, grad_bias, grad_input_bias;
+};
+
+cudaError_t norm_forward(const NormForwardParams& params, cudaStream_t stream);
+
+// How many groups of rows norm_backward makes partial sums for; `partials` need not be there yet. It depends on shapes,
+// dtype and alignment alone, not on the device: the order of a sum must not.
+int64_t norm_backward_groups(const NormBackwardParams& params);
+
+cudaError_t norm_backward(const NormBackwardParams& params, cudaStream_t stream);
+
+}  // namespace fastllm::cuda

@@ -1,0 +1,27 @@
+// CUDA kernels of softmax: no torch header, raw pointers and a stream.
+#pragma once
+
+#include <cstdint>
+
+#include "cuda/dtype.h"
+
+namespace fastllm::cuda {
+
+// Over the middle dimension of contiguous (outer, size, inner). Forward: output = softmax(input). Backward: `input` is
+// the softmax, and output its gradient input (grad_output - sum grad_output input).
+struct SoftmaxParams {
+  DType dtype;
+  int64_t outer, size, inner;
+  const void* input;
+  const void* grad_output;  // backward only
+  void* output;
+};
+
+cudaError_t softmax_forward(const SoftmaxParams& params, cudaStream_t stream);
+cudaError_t softmax_backward(const SoftmaxParams& params, cudaStream_t stream);
+
+// The same where inner > 1; called by those above.
+cudaError_t strided_softmax_forward(const SoftmaxParams& params, cudaStream_t stream);
+cudaError_t strided_softmax_backward(const SoftmaxParams& params, cudaStream_t stream);
+
+}  // namespace fastllm::cuda
