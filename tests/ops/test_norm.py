@@ -9,6 +9,11 @@ from tests import reference
 from tests.ops import harness
 
 COLUMNS = [1, 7, 8, 9, 65, 255, 768, 1023]  # one element; around one AVX2 vector; odd tails; a usual width
+# On CUDA a row is shared by more threads the longer it is, 16 bytes a thread and access, or one element if it is no
+# multiple of that: several warps; more than registers hold in backward; more than they hold at all.
+LONG_ROWS = [1032, 2056, 4104, 8200, 8201, 16392, 32776]
+
+STATE = torch.tensor([123, 456])
 
 
 def inputs(rows, cols, affine=True):
@@ -58,25 +63,101 @@ def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype, dev
     x, weight, bias = inputs(33, cols)
     residual = torch.randn(33, cols, dtype=torch.float64, requires_grad=True)
     extra = [torch.randn(cols, dtype=torch.float64, requires_grad=True)] if with_bias else []
-    state = torch.tensor([123, 456])
 
     def ours(x, r, w, b, *extra):
         normed, new_residual = ops.dropout_add_layer_norm(
-            x, r, w, b, p, 1e-2, input_bias=extra[0] if extra else None, rng_state=state.to(device)
+            x, r, w, b, p, 1e-2, input_bias=extra[0] if extra else None, rng_state=STATE.to(device)
         )
         return torch.stack([normed, new_residual])
 
     def expected(x, r, w, b, *extra):
-        new_residual = reference.dropout_add(x, r, p, state, extra[0] if extra else None)
+        new_residual = reference.dropout_add(x, r, p, STATE, extra[0] if extra else None)
         return torch.stack([reference.layer_norm(new_residual, (cols,), w, b, 1e-2), new_residual])
 
     harness.assert_matches_reference(ours, expected, [x, residual, weight, bias, *extra], dtype, device=device)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cols", LONG_ROWS)
+@pytest.mark.parametrize("op", ["layer_norm", "dropout_add_layer_norm"])
+def test_long_rows(op, cols, dtype, device):
+    x, weight, bias = inputs(2, cols)
+    residual, extra = torch.randn_like(x, requires_grad=True), torch.randn_like(bias, requires_grad=True)
+
+    def ours(x, w, b, *more):
+        if not more:
+            return ops.layer_norm(x, (cols,), w, b)
+        return torch.stack(
+            ops.dropout_add_layer_norm(x, more[0], w, b, 0.3, input_bias=more[1], rng_state=STATE.to(device))
+        )
+
+    def expected(x, w, b, *more):
+        if not more:
+            return reference.layer_norm(x, (cols,), w, b)
+        total = reference.dropout_add(x, more[0], 0.3, STATE, more[1])
+        return torch.stack([reference.layer_norm(total, (cols,), w, b), total])
+
+    tensors = [x, weight, bias] if op == "layer_norm" else [x, weight, bias, residual, extra]
+    harness.assert_matches_reference(ours, expected, tensors, dtype, device=device)
+
+
+@pytest.mark.parametrize(
+    ("rows", "cols", "times"),
+    [
+        (2117, 257, 2),  # on CUDA, more than two rounds of 264 blocks of 4 rows
+        (265, 4104, 1),  # there, more than two rounds of 132 blocks of a row that registers do not hold
+    ],
+)
+def test_many_rows_are_summed_the_same_way_each_time(rows, cols, times, device):
+    x, weight, bias = (t.detach().float() for t in inputs(rows, cols))
+    grad = torch.randn(rows, cols)
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    expected = torch.autograd.grad(reference.layer_norm(exact[0], (cols,), *exact[1:]), exact, grad.double())
+    mean, rstd = x.double().mean(1).float(), (x.double().var(1, correction=0) + 1e-5).rsqrt().float()
+    given = [t.to(device) for t in (grad, x, mean, rstd, weight, bias)]
+    runs = [
+        torch.ops.fastllm.norm_backward(given[0], None, *given[1:], input_bias=None, p=0.0, rng_state=None)[:3]
+        for _ in range(times)
+    ]
+    for first, again, e in zip(runs[0], runs[-1], expected, strict=True):
+        assert torch.equal(first, again)
+        harness.assert_close(first.cpu(), e, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cols", [64, 65])
+def test_dropout_mask_is_the_contract_s(cols, dtype, device):
+    ones = torch.ones(9, cols, dtype=dtype, device=device)
+    outputs = ops.dropout_add_layer_norm(ones, 0 * ones, None, None, 0.3, rng_state=STATE.to(device))
+    expected = reference.dropout_multipliers((9, cols), 0.3, STATE).to(dtype)
+    assert torch.equal(outputs[1].cpu(), expected)
+
+
+@pytest.mark.parametrize("moved", ["input", "weight", "gradient"])
+def test_memory_that_is_not_aligned(moved, device):
+    """A tensor may begin anywhere, in the middle of 16 bytes too."""
+
+    def place(t, name):
+        if name != moved:
+            return t.to(device)
+        return torch.cat([t.new_zeros(1), t.flatten()]).to(device)[1:].view(t.shape)
+
+    x, weight, bias = (t.detach().float() for t in inputs(5, 64))
+    exact = [t.double().requires_grad_() for t in (x, weight, bias)]
+    ours = [place(t, name).requires_grad_() for t, name in ((x, "input"), (weight, "weight"), (bias, "bias"))]
+    grad = torch.randn(5, 64)
+    output, expected = ops.layer_norm(ours[0], (64,), *ours[1:]), reference.layer_norm(exact[0], (64,), *exact[1:])
+    output.backward(place(grad, "gradient"))
+    expected.backward(grad.double())
+    harness.assert_close(output.detach().cpu(), expected.detach(), torch.float32)
+    for a, e in zip(ours, exact, strict=True):
+        harness.assert_close(a.grad.cpu(), e.grad, torch.float32)
+
+
 @pytest.mark.parametrize("which", [0, 1])
-def test_either_output_alone_has_its_gradients(which):
-    x, weight, bias = (t.detach().requires_grad_() for t in inputs(5, 12))
-    residual = torch.randn(5, 12, dtype=torch.float64, requires_grad=True)
+def test_either_output_alone_has_its_gradients(which, device):
+    x, weight, bias = (t.detach().float().to(device).requires_grad_() for t in inputs(5, 12))
+    residual = torch.randn(5, 12, device=device, requires_grad=True)
     ours = ops.dropout_add_layer_norm(x, residual, weight, bias, p=0.0)[which].square().sum()
     total = x + residual
     expected = (reference.layer_norm(total, (12,), weight, bias), total)[which].square().sum()
@@ -86,24 +167,50 @@ def test_either_output_alone_has_its_gradients(which):
         torch.testing.assert_close(a, b)
 
 
-def test_large_mean_small_deviation():
+def test_large_mean_small_deviation(device):
     x = torch.randn(8, 1000) + 1e4
     expected = F.layer_norm(x.double(), (1000,))
     # The input itself is rounded to 1e4 * 6e-8; the mean too.
-    torch.testing.assert_close(ops.layer_norm(x, (1000,)).double(), expected, rtol=0, atol=2e-3)
+    torch.testing.assert_close(ops.layer_norm(x.to(device), (1000,)).cpu().double(), expected, rtol=0, atol=2e-3)
 
 
-def test_several_dimensions_strides_and_empty():
-    x = torch.randn(6, 5, 4, dtype=torch.float64).permute(2, 0, 1)
+def test_several_dimensions_strides_and_empty(device):
+    x = torch.randn(6, 5, 4, device=device).permute(2, 0, 1)
     torch.testing.assert_close(ops.layer_norm(x, (6, 5)), F.layer_norm(x, (6, 5)))
-    assert ops.layer_norm(torch.empty(0, 4), (4,)).shape == (0, 4)
 
 
-def test_low_precision_activations_with_float32_parameters():
-    x, weight, bias = (t.detach() for t in inputs(5, 12))
-    output = ops.layer_norm(x.bfloat16(), (12,), weight.float(), bias.float())
+@pytest.mark.parametrize("shape", [(0, 4), (3, 0)])
+def test_empty(shape, device):
+    x, weight, bias = (torch.ones(s, device=device, requires_grad=True) for s in (shape, shape[1:], shape[1:]))
+    for call in (
+        lambda: ops.layer_norm(x, shape[1:], weight, bias),
+        lambda: ops.layer_norm(x, shape[1:], None, bias),
+        lambda: ops.dropout_add_layer_norm(x, x, weight, bias, rng_state=STATE.to(device))[0],
+    ):
+        output = call()
+        assert output.shape == shape
+        weight.grad = bias.grad = None
+        output.sum().backward()
+        assert x.grad.shape == shape
+        assert all(torch.equal(t.grad, torch.zeros_like(t)) for t in (weight, bias) if t.grad is not None)
+
+
+@pytest.mark.parametrize("parameters", [(torch.float32, torch.float32), (torch.float16, torch.float64)])
+@pytest.mark.parametrize("cols", [11, 64])
+def test_parameters_of_other_dtypes(cols, parameters, device):
+    x, weight, bias = inputs(5, cols)
+    ours = harness.on(device, [x.bfloat16(), weight.to(parameters[0]), bias.to(parameters[1])])
+    ours = [t.detach().requires_grad_() for t in ours]
+    exact = [t.detach().cpu().double().requires_grad_() for t in ours]
+    output, expected = ops.layer_norm(ours[0], (cols,), *ours[1:]), reference.layer_norm(exact[0], (cols,), *exact[1:])
     assert output.dtype == torch.bfloat16
-    torch.testing.assert_close(output.double(), reference.layer_norm(x, (12,), weight, bias), rtol=0.02, atol=0.05)
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=0.01, atol=0.01)
+    grad = torch.randn(5, cols).bfloat16()
+    output.backward(grad.to(device))
+    expected.backward(grad.double())
+    assert [t.grad.dtype for t in ours] == [torch.bfloat16, *parameters]
+    for a, e, tolerance in zip(ours, exact, (2e-2, 2e-3, 2e-3), strict=True):
+        torch.testing.assert_close(a.grad.cpu().double(), e.grad, rtol=tolerance, atol=tolerance)
 
 
 def test_gradcheck():
