@@ -61,4 +61,31 @@ struct Packed {
   }
 };
 
+// kWidth floats of any width, 16 bytes at a time.
+template <int kWidth>
+constexpr int kFloatStep = kWidth < kWidest<float> ? kWidth : kWidest<float>;
+
+template <int kWidth>
+__device__ __forceinline__ void load_floats(const float* from, float (&value)[kWidth]) {
+  constexpr int kStep = kFloatStep<kWidth>;
+#pragma unroll
+  for (int i = 0; i < kWidth; i += kStep) {
+    const Pack<float, kStep> pack = load<float, kStep>(from + i);
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) value[i + j] = pack.value[j];
+  }
+}
+
+template <int kWidth>
+__device__ __forceinline__ void store_floats(float* to, const float (&value)[kWidth]) {
+  constexpr int kStep = kFloatStep<kWidth>;
+#pragma unroll
+  for (int i = 0; i < kWidth; i += kStep) {
+    Pack<float, kStep> pack;
+#pragma unroll
+    for (int j = 0; j < kStep; ++j) pack.value[j] = value[i + j];
+    store(to + i, pack);
+  }
+}
+
 }  // namespace fastllm::cuda

@@ -15,14 +15,7 @@ struct Parameter {
 template <typename T, int kWidth>
 __device__ __forceinline__ void load_parameter(const Parameter& parameter, int64_t column, float (&value)[kWidth]) {
   if (parameter.is_float32) {
-    constexpr int kStep = kWidth < kWidest<float> ? kWidth : kWidest<float>;
-    Pack<float, kStep> pack;
-    const float* from = static_cast<const float*>(parameter.data) + column;
-#pragma unroll
-    for (int i = 0; i < kWidth; ++i) {
-      if (i % kStep == 0) pack = load<float, kStep>(from + i);
-      value[i] = pack.value[i % kStep];
-    }
+    load_floats(static_cast<const float*>(parameter.data) + column, value);
   } else {
     Packed<T, kWidth>::load(static_cast<const T*>(parameter.data) + column).unpack(value);
   }

@@ -57,21 +57,23 @@ struct RowGroup {
   }
 
   // Each of the values over the group, in a fixed order; each thread of the group gets the results. All threads of the
-  // block must call. partial: kCount floats a warp of shared memory, others than at the call before, so that one
+  // block must call. partial: kCount times 32 floats of shared memory, others than at the call before, so that one
   // barrier is enough; a group within a warp needs none of either.
   template <typename Op, int kCount>
   __device__ __forceinline__ void reduce(float (&values)[kCount], float* partial) const {
-    within_warp<Op>(values, lanes < kWarp ? lanes : kWarp);
-    if (lanes <= kWarp) return;
+    if (lanes < kWarp) return within_warp<Op>(values, lanes);
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) values[i] = warp_reduce<Op>(values[i]);
+    if (lanes == kWarp) return;
     const int warp = threadIdx.x / kWarp, lane_of_warp = threadIdx.x % kWarp, warps = lanes / kWarp;
 #pragma unroll
     for (int i = 0; i < kCount; ++i) {
-      if (lane_of_warp == 0) partial[warp * kCount + i] = values[i];
+      if (lane_of_warp == 0) partial[i * kWarp + warp] = values[i];
     }
     __syncthreads();
     const int mine = (warp & ~(warps - 1)) + (lane_of_warp & (warps - 1));
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) values[i] = partial[mine * kCount + i];
+    for (int i = 0; i < kCount; ++i) values[i] = partial[i * kWarp + mine];
     within_warp<Op>(values, warps);
   }
 
