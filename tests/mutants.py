@@ -104,6 +104,19 @@ MUTANTS = [
            "std::sqrt(1.0 - std::pow(o.beta2, t.step));", "1.0;", "test_optim.py"),
     Mutant("AdamW: clipping is ignored", "csrc/cpu/adamw.cpp",
            "o.maximize ? -o.gradient_scale : o.gradient_scale", "o.maximize ? -1.0 : 1.0", "test_optim.py"),
+    Mutant("norms on CUDA: a long row's variance is its last chunk's", "csrc/cuda/norm_forward.cu",
+           "if (group.chunks > 1) read_again(chunk);\n    group.for_each<kVectors>(chunk,",
+           "group.for_each<kVectors>(chunk,", "ops/test_norm.py"),
+    Mutant("norms on CUDA: partial results are overwritten while others read them", "csrc/cuda/norm_backward.cu",
+           "row += step, turn ^= 1", "row += step, turn ^= 0", "ops/test_norm.py"),
+    Mutant("norms on CUDA: a block's groups of rows are not added", "csrc/cuda/norm_backward.cu",
+           "g < group.count(); ++g", "g < 1; ++g", "ops/test_norm.py"),
+    Mutant("norms on CUDA: the input bias of long rows gets nothing", "csrc/cuda/norm_backward_long.cu",
+           "add_to(sums[2], v * kWidth, gradient);", "", "ops/test_norm.py"),
+    Mutant("softmax on CUDA: threads that see only -inf", "csrc/cuda/online_softmax.h",
+           "value == -INFINITY ? 0.0f : expf", "expf", "ops/test_softmax.py"),
+    Mutant("softmax on CUDA: columns take others' sums", "csrc/cuda/strided_softmax.cu",
+           "first = warp() & ~(warps - 1);", "first = 0;", "ops/test_softmax.py"),
 ]  # fmt: skip
 
 

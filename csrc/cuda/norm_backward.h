@@ -81,10 +81,12 @@ __device__ __forceinline__ void write(const NormBackwardParams& p, const Dropout
   }
   Vector::pack(gradient).store(static_cast<T*>(p.grad_normalized) + index);
   if (!kResidual || p.grad_input == nullptr) return;
-  float factor[kWidth];
-  mask.factors(index, factor);
+  if (!mask.is_off()) {
+    float factor[kWidth];
+    mask.factors(index, factor);
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) gradient[j] *= factor[j];
+    for (int j = 0; j < kWidth; ++j) gradient[j] *= factor[j];
+  }
   Vector::pack(gradient).store(static_cast<T*>(p.grad_input) + index);
 }
 

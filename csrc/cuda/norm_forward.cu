@@ -2,10 +2,11 @@
 //
 // Bound by memory: 2 sizeof(T) bytes an element (read the input, write the output), 4 sizeof(T) with a residual.
 // Expected of an H100 (3.35 TB/s): 90% of what a copy reaches, from rows of 128 bytes on.
-// A thread holds 4 packs of 16 bytes: 64 bytes in flight a thread, 64 KiB a multiprocessor at the 64 registers that
-// blocks of 1,024 threads leave it, where some 20 KiB hide memory's latency. So a warp takes a row of up to 2 KiB
-// without any barrier, a block of 256 threads (two of them a multiprocessor's quarter) one of 16 KiB, 1,024 threads one
-// of 64 KiB, all read once; longer ones are read three times, from L2 after the first.
+// A thread holds 4 packs of 16 bytes, 2 of the input and 2 of the residual where there is one: 64 bytes in flight, 64
+// KiB for the 1,024 threads that 64 registers each leave a multiprocessor, where some 20 KiB hide memory's latency. So
+// a warp takes a row of up to 2 KiB without a barrier and 1,024 threads one of 64 KiB (half that with a residual), read
+// once; longer ones are read twice more, from L2. Of a 16-bit dtype, an element takes some 22 instructions, and memory
+// leaves time for 39: hence conversions of whole words (packed.h), and no work for what is not asked for.
 // The variance is the mean square of deviations, over the registers: E[x^2] - E[x]^2 would lose everything where the
 // mean is large.
 #include "cuda/dispatch.h"
@@ -34,13 +35,20 @@ template <typename T, int kWidth>
 __device__ __forceinline__ Packed<T, kWidth> add(const NormForwardParams& p, const DropoutMask& mask, int64_t index,
                                                  int64_t column, const Packed<T, kWidth>& input,
                                                  const Packed<T, kWidth>& residual) {
-  float x[kWidth], bias[kWidth] = {}, factor[kWidth], sum[kWidth];
+  float x[kWidth], factor[kWidth], sum[kWidth];
   input.unpack(x);
   residual.unpack(sum);
-  if (p.input_bias.data != nullptr) load_parameter<T>(p.input_bias, column, bias);
-  mask.factors(index, factor);
+  if (p.input_bias.data != nullptr) {
+    float bias[kWidth];
+    load_parameter<T>(p.input_bias, column, bias);
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) sum[j] = fmaf(x[j] + bias[j], factor[j], sum[j]);
+    for (int j = 0; j < kWidth; ++j) x[j] += bias[j];
+  }
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) factor[j] = 1.0f;
+  if (!mask.is_off()) mask.factors(index, factor);
+#pragma unroll
+  for (int j = 0; j < kWidth; ++j) sum[j] = fmaf(x[j], factor[j], sum[j]);
   return Packed<T, kWidth>::pack(sum);
 }
 

@@ -259,3 +259,26 @@ X = torch.randn(2, 3)
 def test_wrong_input(call, error, message):
     with pytest.raises(error, match=message):
         call()
+
+
+BACKWARD = {"grad_output": X, "grad_residual": None, "normalized": X, "mean": torch.ones(2), "rstd": torch.ones(2),
+            "weight": None, "bias": None, "input_bias": None, "p": 0.0, "rng_state": None}  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("given", "error", "message"),
+    [
+        ({"rstd": torch.ones(4)}, ValueError, "'rstd' must have an element for each row of 'normalized', got 4"),
+        ({"mean": torch.ones(3)}, ValueError, r"'mean' must have shape \[2\], got \[3\]"),
+        ({"rstd": torch.ones(2).double()}, TypeError, "'rstd' must be Float, got Double"),
+        ({"weight": torch.ones(4)}, ValueError, "'weight' must have 3 elements, got 4"),
+        ({"input_bias": torch.ones(2)}, ValueError, "'input_bias' must have 3 elements, got 2"),
+        ({"grad_residual": X[:1]}, ValueError, "'grad_residual' must have the shape of 'normalized'"),
+        ({"normalized": X.long()}, TypeError, "'normalized' must be float32.*got Long"),
+    ],
+)
+def test_wrong_input_of_backward(given, error, message, device):
+    with pytest.raises(error, match=message):
+        torch.ops.fastllm.norm_backward(
+            **{k: v.to(device) if isinstance(v, torch.Tensor) else v for k, v in {**BACKWARD, **given}.items()}
+        )
