@@ -234,6 +234,16 @@ def test_op_contract():
     harness.assert_op_contract(torch.ops.fastllm.dropout_add_layer_norm.default, args)
 
 
+def test_is_deterministic_on_every_device(device, parallelism):
+    x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(100, 257))
+    state = STATE.to(device)
+
+    def both(x, w, b):
+        return torch.stack(ops.dropout_add_layer_norm(x, x, w, b, 0.3, input_bias=b, rng_state=state))
+
+    harness.assert_deterministic(both, harness.on(device, [x, weight, bias]), parallelism)
+
+
 def test_compiles_and_is_deterministic(threads):
     x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(300, 65))
     harness.assert_compiles(lambda x, w, b: ops.layer_norm(x, (65,), w, b), [x, weight, bias])

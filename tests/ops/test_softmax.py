@@ -68,6 +68,12 @@ def test_memory_that_is_not_aligned(device):
     harness.assert_close(ours.grad.cpu(), exact.grad, torch.float32)
 
 
+@pytest.mark.parametrize("dim", [0, 1])
+def test_is_deterministic_on_every_device(dim, device, parallelism):
+    x = torch.randn(70, 300, requires_grad=True)
+    harness.assert_deterministic(lambda x: ops.softmax(x, dim), harness.on(device, [x]), parallelism)
+
+
 def test_gradcheck_contract_compile_threads(threads):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.softmax(x, 0), [x])
