@@ -21,11 +21,12 @@ struct RowGroup {
   int chunks;      // of a row
 
   // How rows of `vectors` are shared out: to as few lanes, `most` at most, as hold a row at `per_lane` vectors each and
-  // read 128 bytes, a cache line, at once.
+  // read 64 bytes, two sectors, at once. More lanes would read whole lines of 128, but threads that hold little spend
+  // their time on what each has to do once.
   static RowGroup of(int64_t vectors, int64_t vector_bytes, int64_t per_lane, int most) {
     RowGroup group{1, 0, 1};
     const auto too_few = [&](int lanes) {
-      return lanes * per_lane < vectors || (lanes < kWarp && lanes * vector_bytes < 128 && lanes < vectors);
+      return lanes * per_lane < vectors || (lanes < kWarp && lanes * vector_bytes < 64 && lanes < vectors);
     };
     while (group.lanes < most && too_few(group.lanes)) group.lanes *= 2, ++group.log2_lanes;
     group.chunks = static_cast<int>((vectors + group.lanes * per_lane - 1) / (group.lanes * per_lane));
