@@ -6,9 +6,14 @@
 #include "cuda/column_sums.h"
 #include "cuda/dropout.h"
 #include "cuda/dtype.h"
-#include "cuda/parameter.h"
 
 namespace fastllm::cuda {
+
+// Learned values, as many as a row has, of the rows' dtype or float32; null: none.
+struct Parameter {
+  const void* data = nullptr;
+  bool is_float32 = false;
+};
 
 struct NormForwardParams {
   DType dtype;

@@ -4,6 +4,7 @@
 #include "cuda/dropout.h"
 #include "cuda/norm.h"
 #include "cuda/packed.h"
+#include "cuda/parameter.h"
 #include "cuda/row_group.h"
 
 namespace fastllm::cuda {

@@ -14,6 +14,7 @@
 #include "cuda/launch.h"
 #include "cuda/norm.h"
 #include "cuda/packed.h"
+#include "cuda/parameter.h"
 #include "cuda/row_group.h"
 #include "cuda/shared.h"
 

@@ -1,15 +1,10 @@
-// Learned parameters beside rows: of the rows' dtype, or float32 with rows of a narrower one.
+// Learned parameters as kernels over rows read them.
 #pragma once
 
+#include "cuda/norm.h"
 #include "cuda/packed.h"
 
 namespace fastllm::cuda {
-
-// As many values as a row has; null: none.
-struct Parameter {
-  const void* data = nullptr;
-  bool is_float32 = false;
-};
 
 // Values [column, column + kWidth). Cached: every row needs them.
 template <typename T, int kWidth>

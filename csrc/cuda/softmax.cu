@@ -2,10 +2,11 @@
 //
 // Bound by memory: forward 2 sizeof(T) bytes an element, backward 3. Expected of an H100: 90% of what a copy reaches,
 // from rows of 128 bytes on (256 in float32).
-// A thread holds 4 packs of 16 bytes of a row (2 and 2 in backward), which is 64 bytes in flight, and one exponential
-// an element: forward takes it against the thread's own maximum, and corrects it by one factor a thread when the row's
-// maximum is known. So a warp takes a row of up to 2 KiB without a barrier (1 KiB in backward), 1,024 threads one of
-// 64 KiB (32 KiB); longer ones are read twice, from L2 the second time.
+// A thread holds 16 elements of a row, in backward 2 packs of 16 bytes of each tensor: 32 bytes in flight or more, some
+// 40 KiB a multiprocessor, where 20 KiB hide memory's latency; and one exponential an element: forward takes it against
+// the thread's own maximum, and corrects it by one factor a thread when the row's maximum is known. So a warp takes a
+// row of up to 512 elements without a barrier and 1,024 threads one of 16,384; longer ones are read twice, from L2 the
+// second time.
 #include "cuda/softmax.h"
 
 #include "cuda/dispatch.h"
