@@ -3,6 +3,8 @@
 import pytest
 import torch
 
+from tests.devices import device  # noqa: F401, pytest finds it here
+
 
 @pytest.fixture(autouse=True)
 def seeded():

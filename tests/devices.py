@@ -10,6 +10,9 @@ from tests.cuda_emulator import load
 EMULATED, CUDA = "cuda-emulated", "cuda"
 PARAMETERS = ["cpu", pytest.param(EMULATED, marks=pytest.mark.emulated), pytest.param(CUDA, marks=pytest.mark.cuda)]
 
+# For tests of what holds on CUDA alone.
+ON_CUDA = pytest.mark.parametrize("device", PARAMETERS[1:], indirect=True)
+
 
 @pytest.fixture(params=PARAMETERS)
 def device(request):

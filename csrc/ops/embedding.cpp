@@ -1,17 +1,13 @@
 // fastllm::embedding and its backward.
-#include "cpu/embedding.h"
+#include "ops/embedding.h"
 
-#include "ops/op.h"
+#include "cpu/embedding.h"
 
 namespace fastllm {
 namespace {
 
-constexpr int64_t kNoPadding = -1;
-
 // The tokens as contiguous int64, every one of them a row of the table.
 Tensor check_tokens(const char* op, const Tensor& input, int64_t vocabulary) {
-  FASTLLM_CHECK_TYPE(input.scalar_type() == at::kLong || input.scalar_type() == at::kInt, op, "input",
-                     "be int64 or int32", input.scalar_type());
   const Tensor tokens = input.to(at::kLong).contiguous();
   const int64_t* t = tokens.const_data_ptr<int64_t>();
   for (int64_t i = 0; i < tokens.numel(); ++i) {
@@ -21,33 +17,14 @@ Tensor check_tokens(const char* op, const Tensor& input, int64_t vocabulary) {
   return tokens;
 }
 
-int64_t length_of(const Tensor& input) {
-  return input.dim() ? std::max<int64_t>(1, input.size(-1)) : 1;
-}
-
 Tensor embedding_cpu(const Tensor& input, const Tensor& weight, int64_t padding_idx,
                      const OptionalTensor& position_weight, int64_t position_offset) {
   const char* op = "embedding";
-  FASTLLM_CHECK(weight.dim() == 2, op, "weight", "have shape (vocabulary, channels)", weight.sizes());
-  check_floating(op, "weight", weight);
-  check_same_device(op, "weight", weight, "input", input);
-  FASTLLM_CHECK(padding_idx >= kNoPadding && padding_idx < weight.size(0), op, "padding_idx",
-                c10::str("be in [0, ", weight.size(0), ")"), padding_idx);
+  check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
   const int64_t channels = weight.size(1), length = length_of(input);
-  if (position_weight) {
-    check_same_dtype(op, "position_weight", *position_weight, "weight", weight);
-    check_same_device(op, "position_weight", *position_weight, "weight", weight);
-    FASTLLM_CHECK(position_weight->dim() == 2 && position_weight->size(1) == channels, op, "position_weight",
-                  c10::str("have shape (positions, ", channels, ")"), position_weight->sizes());
-    FASTLLM_CHECK(position_offset >= 0 && position_offset + length <= position_weight->size(0), op, "position_weight",
-                  c10::str("have at least ", position_offset + length, " rows (position_offset + tokens)"),
-                  position_weight->sizes());
-  }
   const Tensor tokens = check_tokens(op, input, weight.size(0)), w = weight.contiguous();
   const Tensor p = position_weight ? position_weight->contiguous() : Tensor();
-  std::vector<int64_t> shape = input.sizes().vec();
-  shape.push_back(channels);
-  Tensor output = at::empty(shape, weight.options());
+  Tensor output = empty_rows(input, weight);
   dispatch_floating(weight.scalar_type(), [&]<typename T>() {
     embedding_forward<T>(tokens.numel(), length, channels, tokens.const_data_ptr<int64_t>(), w.const_data_ptr<T>(),
                          position_weight ? p.const_data_ptr<T>() : nullptr, position_offset,
@@ -59,7 +36,9 @@ Tensor embedding_cpu(const Tensor& input, const Tensor& weight, int64_t padding_
 std::tuple<Tensor, Tensor> embedding_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                   int64_t padding_idx, const OptionalTensor& position_weight,
                                                   int64_t position_offset) {
-  const Tensor tokens = check_tokens("embedding_backward", input, weight.size(0)), grad = grad_output.contiguous();
+  const char* op = "embedding_backward";
+  check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
+  const Tensor tokens = check_tokens(op, input, weight.size(0)), grad = grad_output.contiguous();
   const int64_t channels = weight.size(1), length = length_of(input);
   Tensor grad_weight = at::empty(weight.sizes(), weight.options());
   Tensor grad_position = position_weight ? at::empty(position_weight->sizes(), weight.options()) : Tensor();
