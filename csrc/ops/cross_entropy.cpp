@@ -1,50 +1,18 @@
 // fastllm::cross_entropy and its backward.
-#include "cpu/cross_entropy.h"
+#include "ops/cross_entropy.h"
 
 #include <algorithm>
 #include <numeric>
 
-#include "ops/loss.h"
+#include "cpu/cross_entropy.h"
 
 namespace fastllm {
 namespace {
 
-// N rows, V classes
-
-// The input as a matrix of logits, whatever its layout: (V,), (N, V) or (N, V, d1, ..).
-struct Logits {
-  Tensor matrix;  // (rows, V), contiguous
-  Tensor target;  // (rows,), contiguous
-  Tensor weight;  // (V,) in the compute type, or undefined
-};
-
-at::ScalarType compute_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 Logits check(const char* op, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
              const LossOptions& options) {
-  options.check(op);
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
-  check_target_dtype(op, target);
-  check_same_device(op, "target", target, "input", input);
-  const int64_t class_dim = input.dim() == 1 ? 0 : 1;
-  const int64_t classes = input.size(class_dim);
-  std::vector<int64_t> expected = input.sizes().vec();
-  expected.erase(expected.begin() + class_dim);
-  check_shape(op, "target", target, expected);
-  FASTLLM_CHECK(classes > 0, op, "input", "have at least one class", input.sizes());
-  Logits logits;
-  logits.matrix = input.movedim(class_dim, -1).reshape({target.numel(), classes}).contiguous();
-  logits.target = target.reshape({-1}).contiguous();
-  check_targets(op, logits.target, classes, options.ignore_index);
-  if (weight) {
-    check_same_device(op, "weight", *weight, "input", input);
-    check_floating(op, "weight", *weight);
-    check_shape(op, "weight", *weight, {classes});
-    logits.weight = weight->to(compute_type(input)).contiguous();
-  }
+  Logits logits = check_cross_entropy(op, input, target, weight, options);
+  check_targets(op, logits.target, logits.matrix.size(1), options.ignore_index);
   return logits;
 }
 
@@ -71,7 +39,7 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& 
   const Logits logits = check("cross_entropy", input, target, weight, options);
   const auto computing = input.options().dtype(compute_type(input));
   Tensor rows = at::empty({target.numel()}, computing), logsumexp = at::empty({target.numel()}, computing);
-  Tensor loss = at::empty(reduction == "none" ? target.sizes() : at::IntArrayRef(), input.options());
+  Tensor loss = at::empty(loss_shape(target, options), input.options());
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
     const CrossEntropyRows<T> in = rows_of<T>(logits, options);
@@ -94,8 +62,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input
   const char* op = "cross_entropy_backward";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check(op, input, target, weight, options);
-  check_shape(op, "grad_output", grad_output, reduction == "none" ? target.sizes() : at::IntArrayRef());
-  check_shape(op, "logsumexp", logsumexp, {target.numel()});
+  check_cross_entropy_gradient(op, grad_output, target, logsumexp, options);
   const Tensor grads = grad_output.to(compute_type(input)).reshape({-1}).contiguous();
   Tensor grad_matrix = at::empty_like(logits.matrix), grad_rows = at::empty_like(logsumexp);
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
@@ -109,10 +76,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input
     }
     cross_entropy_backward<T>(in, logsumexp.const_data_ptr<C>(), per_row, grad_matrix.mutable_data_ptr<T>());
   });
-  if (input.dim() <= 2) return grad_matrix.view(input.sizes());
-  std::vector<int64_t> classes_last = target.sizes().vec();
-  classes_last.push_back(input.size(1));
-  return grad_matrix.view(classes_last).movedim(-1, 1).contiguous();
+  return as_input(grad_matrix, input, target);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -1,37 +1,19 @@
 // fastllm::linear and its backward. float32 runs on this project's matrix product; the other dtypes on torch's.
+#include "ops/linear.h"
+
 #include <ATen/ops/linear.h>
-#include <ATen/ops/mm.h>
-#include <ATen/ops/sum.h>
 
 #include "cpu/gemm.h"
-#include "ops/matrix.h"
-#include "ops/op.h"
 
 namespace fastllm {
 namespace {
 
-// M rows of input, K input features, N output features
-
 // ---------------------------------------------------------------------------------------------------------------------
-// Checks and CPU implementation
+// CPU implementation
 // ---------------------------------------------------------------------------------------------------------------------
-
-void check(const char* op, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
-  FASTLLM_CHECK(weight.dim() == 2, op, "weight", "have shape (out_features, in_features)", weight.sizes());
-  check_same_device(op, "weight", weight, "input", input);
-  check_same_dtype(op, "weight", weight, "input", input);
-  FASTLLM_CHECK(weight.size(1) == input.size(-1), op, "weight",
-                c10::str("have ", input.size(-1), " columns, the size of input's last dimension"), weight.sizes());
-  if (!bias) return;
-  check_same_device(op, "bias", *bias, "input", input);
-  check_same_dtype(op, "bias", *bias, "input", input);
-  check_shape(op, "bias", *bias, {weight.size(0)});
-}
 
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  check("linear", input, weight, bias);
+  check_linear("linear", input, weight, bias);
   if (input.scalar_type() != at::kFloat) return at::linear(input, weight, bias);
   const RowMajor x = rows_of(input), w = rows_of(weight);
   const Tensor b = bias ? bias->contiguous() : Tensor();
@@ -47,16 +29,11 @@ Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
 std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
                                                        const Tensor& weight, bool need_input, bool need_weight,
                                                        bool need_bias) {
-  check("linear_backward", input, weight, std::nullopt);
-  check_same_dtype("linear_backward", "grad_output", grad_output, "input", input);
-  Tensor grad_input, grad_weight, grad_bias;
+  check_linear_backward("linear_backward", grad_output, input, weight);
   if (input.scalar_type() != at::kFloat) {
-    const Tensor grad = flatten_rows(grad_output);
-    if (need_input) grad_input = at::mm(grad, weight).view(input.sizes());
-    if (need_weight) grad_weight = at::mm(grad.t(), flatten_rows(input));
-    if (need_bias) grad_bias = at::sum(grad, 0);
-    return {grad_input, grad_weight, grad_bias};
+    return linear_backward_by_torch(grad_output, input, weight, need_input, need_weight, need_bias);
   }
+  Tensor grad_input, grad_weight, grad_bias;
   const RowMajor grad = need_bias ? contiguous_rows_of(grad_output) : rows_of(grad_output);
   const RowMajor x = rows_of(input), w = rows_of(weight);
   const int64_t m = x.rows(), n = w.rows(), k = x.cols();

@@ -8,6 +8,8 @@
 // wide_loss is what autocast sets: the loss, and the gradients that wait for backward, stay in the type that is
 // computed in. In bfloat16 a loss would have 8 bits; in float16 gradients of 1/N would vanish before the scaler's
 // factor comes.
+#include "ops/linear_cross_entropy.h"
+
 #include <ATen/ops/addmm.h>
 #include <ATen/ops/mm.h>
 #include <ATen/ops/mul.h>
@@ -17,13 +19,10 @@
 #include <numeric>
 
 #include "cpu/cross_entropy.h"
-#include "ops/loss.h"
 #include "ops/matrix.h"
 
 namespace fastllm {
 namespace {
-
-// N rows, C channels, V classes
 
 // Logits at a time: 32 MiB, so that large vocabularies' weights are read few times and the logits stay near the cache.
 constexpr int64_t kChunkElements = 8 * 1024 * 1024;
@@ -32,27 +31,12 @@ struct Arguments {
   Tensor input, weight, bias, target;  // float32 or float64, contiguous; bias may be undefined
 };
 
-Arguments check(const char* op, const Tensor& input, const Tensor& weight, const Tensor& target,
-                const OptionalTensor& bias, const LossOptions& options) {
-  options.check(op);
-  check_floating(op, "input", input);
-  FASTLLM_CHECK(input.dim() == 2, op, "input", "have shape (rows, channels)", input.sizes());
-  FASTLLM_CHECK(weight.dim() == 2 && weight.size(1) == input.size(1) && weight.size(0) > 0, op, "weight",
-                c10::str("have shape (classes, ", input.size(1), ")"), weight.sizes());
-  check_same_device(op, "weight", weight, "input", input);
-  check_same_dtype(op, "weight", weight, "input", input);
-  check_target_dtype(op, target);
-  check_same_device(op, "target", target, "input", input);
-  check_shape(op, "target", target, {input.size(0)});
-  if (bias) {
-    check_same_device(op, "bias", *bias, "input", input);
-    check_same_dtype(op, "bias", *bias, "input", input);
-    check_shape(op, "bias", *bias, {weight.size(0)});
-  }
+Arguments prepare(const char* op, const Tensor& input, const Tensor& weight, const Tensor& target,
+                  const OptionalTensor& bias, const LossOptions& options) {
+  check_linear_cross_entropy(op, input, weight, target, bias, options);
   // bfloat16 and float16 are computed in float32 throughout: their logits are never rounded.
-  const at::ScalarType dtype = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-  const auto prepare = [&](const Tensor& t) { return t.to(dtype).contiguous(); };
-  Arguments arguments{prepare(input), prepare(weight), bias ? prepare(*bias) : Tensor(), target.contiguous()};
+  const auto computed = [&](const Tensor& t) { return t.to(compute_type(input)).contiguous(); };
+  Arguments arguments{computed(input), computed(weight), bias ? computed(*bias) : Tensor(), target.contiguous()};
   check_targets(op, arguments.target, weight.size(0), options.ignore_index);
   return arguments;
 }
@@ -151,16 +135,12 @@ Tensor reduce_losses(const Tensor& losses, const LossOptions& options, double di
   return (losses.sum(at::kDouble) / divisor).to(dtype);
 }
 
-at::ScalarType loss_type(const Tensor& input, const Arguments& a, bool wide_loss) {
-  return wide_loss ? a.input.scalar_type() : input.scalar_type();
-}
-
 Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& weight, const Tensor& target,
                                 const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
                                 double label_smoothing, bool wide_loss) {
   const LossOptions options{ignore_index, reduction, label_smoothing};
-  const Arguments a = check("linear_cross_entropy", input, weight, target, bias, options);
-  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), loss_type(input, a, wide_loss));
+  const Arguments a = prepare("linear_cross_entropy", input, weight, target, bias, options);
+  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), loss_type(input, wide_loss));
 }
 
 // The loss (mean or sum) and the gradients of input, weight and bias for an incoming gradient of 1.
@@ -170,14 +150,14 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& inpu
                                                               double label_smoothing, bool wide_loss) {
   const char* op = "linear_cross_entropy_with_gradients";
   const LossOptions options{ignore_index, reduction, label_smoothing};
-  const Arguments a = check(op, input, weight, target, bias, options);
+  const Arguments a = prepare(op, input, weight, target, bias, options);
   FASTLLM_CHECK(reduction != "none", op, "reduction", "be 'mean' or 'sum'", "'none'");
   const double by = divisor(a, options);
   const Tensor row_grads = at::empty({a.input.size(0)}, a.input.options()).fill_(1.0 / by);
   const Result result = run(a, options, row_grads);
-  const at::ScalarType dtype = loss_type(input, a, wide_loss);
-  return {reduce_losses(result.losses, options, by, dtype), result.grad_input.to(dtype), result.grad_weight.to(dtype),
-          result.grad_bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
+  const at::ScalarType kept = kept_type(input, wide_loss);
+  return {reduce_losses(result.losses, options, by, loss_type(input, wide_loss)), result.grad_input.to(kept),
+          result.grad_weight.to(kept), result.grad_bias.defined() ? result.grad_bias.to(kept) : Tensor()};
 }
 
 // For reduction="none": everything again, with the rows' incoming gradients.
@@ -186,8 +166,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const
                                                 double label_smoothing) {
   const char* op = "linear_cross_entropy_backward";
   const LossOptions options{ignore_index, "none", label_smoothing};
-  const Arguments a = check(op, input, weight, target, bias, options);
-  check_same_shape(op, "grad_output", grad_output, "target", target);
+  const Arguments a = prepare(op, input, weight, target, bias, options);
+  check_row_gradients(op, grad_output, target);
   const Result result = run(a, options, grad_output.to(a.input.scalar_type()).contiguous());
   const at::ScalarType dtype = input.scalar_type();
   return {result.grad_input.to(dtype), result.grad_weight.to(dtype),

@@ -18,7 +18,12 @@ struct LossOptions {
   }
 };
 
-// Every target is a class or ignore_index.
+// What losses are computed in.
+inline at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// Every target is a class or ignore_index. It reads them, so it is for the CPU.
 inline void check_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
   const int64_t* t = target.const_data_ptr<int64_t>();
   for (int64_t row = 0; row < target.numel(); ++row) {

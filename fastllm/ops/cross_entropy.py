@@ -33,6 +33,8 @@ def cross_entropy(
 
     Raises:
         ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
+            On CUDA, where looking at targets would stall, such a target makes its row's loss NaN instead, and with it
+            the mean and the row's gradient.
         TypeError: input is not of a supported floating dtype, or target is not int64.
 
     Example:

@@ -23,7 +23,8 @@ def linear_cross_entropy(
     forward and backward would, and backward nearly nothing.
 
     Args:
-        input: (N, C); float32, float64, or bfloat16 and float16, which are computed in float32.
+        input: (N, C); float32, float64, or bfloat16 and float16, which are computed in float32 on the CPU. On CUDA
+            their logits have the input's dtype, as torch's, and sums are float32.
         weight: (V, C), of input's dtype.
         target: (N,) class indices int64.
         bias: (V,), of input's dtype, or None.
@@ -37,6 +38,8 @@ def linear_cross_entropy(
 
     Raises:
         ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
+            On CUDA, where looking at targets would stall, such a target makes its row's loss NaN instead, and with it
+            the mean and the row's gradient.
         TypeError: input is not of a supported floating dtype, others differ from it, or target is not int64.
 
     Example:
@@ -56,7 +59,8 @@ def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", lab
 @register_fake("linear_cross_entropy_with_gradients")
 def _(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss):
     dtype = _loss_dtype(input, wide_loss)
-    return (loss_like(input, target, reduction).to(dtype), *_gradients(input, weight, bias, dtype))
+    kept = torch.float32 if input.dtype == torch.float16 else dtype
+    return (loss_like(input, target, reduction).to(dtype), *_gradients(input, weight, bias, kept))
 
 
 @register_fake("linear_cross_entropy_backward")

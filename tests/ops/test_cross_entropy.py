@@ -5,9 +5,12 @@ import torch
 import torch.nn.functional as F
 
 from fastllm import ops
+from tests.devices import ON_CUDA
 from tests.ops import harness
 
-CLASSES = [1, 7, 65, 1025]  # one; less than a vector; a character vocabulary; one past a block of the online sum
+# One; less than a vector; a character vocabulary; one past a block of the CPU's online sum and past what a CUDA warp
+# takes; one past what a CUDA block has under way.
+CLASSES = [1, 7, 65, 1025, 8193]
 
 
 def problem(rows, classes):
@@ -20,54 +23,92 @@ def problem(rows, classes):
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
 @pytest.mark.parametrize("classes", CLASSES)
-def test_cross_entropy_matches_torch_in_float64(classes, label_smoothing, reduction, dtype):
-    logits, target = problem(23, classes)
+def test_cross_entropy_matches_torch_in_float64(classes, label_smoothing, reduction, dtype, device):
+    logits, target = problem(23 if classes < 1000 else 6, classes)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
     harness.assert_matches_reference(
-        lambda x: ops.cross_entropy(x, target, **options),
+        lambda x: ops.cross_entropy(x, target.to(device), **options),
         lambda x: F.cross_entropy(x, target, **options),
-        [logits], dtype,
+        [logits], dtype, device=device,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["mean", "sum"])
+def test_more_rows_than_are_summed_at_a_time(reduction, device):
+    logits, target = problem(9000, 3)  # three pieces of CUDA's reduction
+    harness.assert_matches_reference(
+        lambda x: ops.cross_entropy(x, target.to(device), reduction=reduction),
+        lambda x: F.cross_entropy(x, target, reduction=reduction),
+        [logits], torch.float32, device=device,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
-def test_class_weights(label_smoothing, reduction):
-    logits, target = problem(23, 65)
-    weight = torch.rand(65, dtype=torch.float64)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("classes", [65, 1025])
+def test_class_weights(classes, dtype, label_smoothing, reduction, device):
+    logits, target = problem(23, classes)
+    weight = torch.rand(classes, dtype=torch.float64)
     options = {"reduction": reduction, "label_smoothing": label_smoothing}
-    for dtype in (torch.float32, torch.float64):
-        harness.assert_matches_reference(
-            lambda x: ops.cross_entropy(x, target, weight.to(x.dtype), **options),
-            lambda x: F.cross_entropy(x, target, weight.to(x.dtype), **options),
-            [logits], dtype,
-        )  # fmt: skip
+    harness.assert_matches_reference(
+        lambda x: ops.cross_entropy(x, target.to(device), weight.to(x), **options),
+        lambda x: F.cross_entropy(x, target, weight.to(x.dtype), **options),
+        [logits], dtype, device=device,
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize("shape", [(5,), (3, 5), (3, 5, 4), (2, 5, 3, 2)])
-def test_shapes(shape):
+def test_shapes(shape, device):
     logits = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     target = torch.randint(5, () if len(shape) == 1 else (shape[0], *shape[2:]))
     harness.assert_matches_reference(
-        lambda x: ops.cross_entropy(x, target, reduction="none"),
+        lambda x: ops.cross_entropy(x, target.to(device), reduction="none"),
         lambda x: F.cross_entropy(x, target, reduction="none"),
-        [logits], torch.float32,
+        [logits], torch.float32, device=device,
     )  # fmt: skip
+
+
+# Rows of which CUDA's 16-byte accesses begin after 0 to 3 floats; in the first case the gradient's begin elsewhere.
+@pytest.mark.parametrize("classes", [64, 70, 1031])
+def test_logits_that_start_anywhere(classes, device):
+    base = torch.randn(9 * classes + 1)
+    logits, target = base[1:].view(9, classes), torch.randint(classes, (9,))
+    leaf, exact = logits.to(device).requires_grad_(), logits.double().requires_grad_()
+    loss, expected = ops.cross_entropy(leaf, target.to(device)), F.cross_entropy(exact, target)
+    (grad,), (expected_grad,) = torch.autograd.grad(loss, leaf), torch.autograd.grad(expected, exact)
+    harness.assert_close(loss.cpu(), expected, torch.float32)
+    harness.assert_close(grad.cpu(), expected_grad, torch.float32)
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("classes", [7, 65, 1025])
-def test_linear_cross_entropy_matches_torch_in_float64(classes, bias, reduction, dtype):
+def test_linear_cross_entropy_matches_torch_in_float64(classes, bias, reduction, dtype, device):
     _, target = problem(61, classes)
     x = torch.randn(61, 12, dtype=torch.float64, requires_grad=True)
     weight = torch.randn(classes, 12, dtype=torch.float64, requires_grad=True)
     extra = [torch.randn(classes, dtype=torch.float64, requires_grad=True)] if bias else []
     harness.assert_matches_reference(
-        lambda x, w, *b: ops.linear_cross_entropy(x, w, target, *b, reduction=reduction, label_smoothing=0.1),
+        lambda x, w, *b: ops.linear_cross_entropy(
+            x, w, target.to(device), *b, reduction=reduction, label_smoothing=0.1
+        ),
         lambda x, w, *b: F.cross_entropy(F.linear(x, w, *b), target, reduction=reduction, label_smoothing=0.1),
-        [x, weight, *extra], dtype,
+        [x, weight, *extra], dtype, device=device,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_linear_cross_entropy_over_several_chunks_on_cuda(dtype, reduction, device):
+    _, target = problem(4200, 9)  # 2048 rows a chunk, and a rest
+    inputs = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4200, 9)]
+    inputs.append(torch.randn(9, dtype=torch.float64, requires_grad=True))
+    harness.assert_matches_reference(
+        lambda x, w, b: ops.linear_cross_entropy(x, w, target.to(device), b, reduction=reduction),
+        lambda x, w, b: F.cross_entropy(F.linear(x, w, b), target, reduction=reduction),
+        inputs, dtype, device=device,
     )  # fmt: skip
 
 
@@ -129,11 +170,97 @@ def test_linear_cross_entropy_over_several_chunks():
         harness.assert_close(a, b, torch.float32)
 
 
-def test_extremes():
+def test_extremes(device):
     logits = torch.tensor([[1e4, -1e4], [-torch.inf, 0.0], [0.0, 0.0]])
     target = torch.tensor([0, 1, 1])
-    torch.testing.assert_close(ops.cross_entropy(logits, target), F.cross_entropy(logits, target))
-    assert ops.cross_entropy(logits, torch.full((3,), -100)).isnan()  # as torch: nothing to average
+    loss = ops.cross_entropy(logits.to(device), target.to(device))
+    torch.testing.assert_close(loss.cpu(), F.cross_entropy(logits, target))
+
+
+@pytest.mark.parametrize("classes", [6, 1030])
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 1e-40])
+def test_one_extreme_logit(value, classes, device):
+    logits = torch.randn(3, classes)
+    logits[0, 1] = logits[1, -1] = value
+    target = torch.tensor([1, 0, 0])
+    leaf, exact = logits.to(device).requires_grad_(), logits.double().requires_grad_()
+    loss = ops.cross_entropy(leaf, target.to(device), reduction="none")
+    expected = F.cross_entropy(exact, target, reduction="none")
+    harness.assert_close(loss.cpu(), expected, torch.float32)
+    (grad,), (expected_grad,) = (torch.autograd.grad(y.sum(), x) for y, x in ((loss, leaf), (expected, exact)))
+    harness.assert_close(grad.cpu(), expected_grad, torch.float32)
+
+
+@pytest.mark.parametrize("classes", [6, 1030])
+def test_rows_of_nothing_but_minus_infinity(classes, device):
+    logits = torch.full((2, classes), -torch.inf, device=device)
+    assert ops.cross_entropy(logits, torch.zeros(2, dtype=torch.int64, device=device), reduction="none").isnan().all()
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "linear_cross_entropy"])
+def test_no_target_that_counts(function, device):
+    x = torch.randn(3, 2, device=device, requires_grad=True)
+    target = torch.full((3,), -100, device=device)
+    if function == "cross_entropy":
+        loss = ops.cross_entropy(x, target)
+    else:
+        loss = ops.linear_cross_entropy(x, torch.randn(4, 2, device=device), target)
+    assert loss.isnan()  # as torch: nothing to average
+    assert not torch.autograd.grad(loss, x)[0].any()
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "linear_cross_entropy"])
+@pytest.mark.parametrize("target", [5, -1])
+@ON_CUDA
+def test_a_target_out_of_range_on_cuda_gives_nan(target, function, device):
+    x = torch.randn(3, 2 if function == "linear_cross_entropy" else 5, device=device, requires_grad=True)
+    targets = torch.tensor([1, target, -100], device=device)
+    weight = torch.randn(5, 2, device=device)
+
+    def loss(reduction):
+        if function == "cross_entropy":
+            return ops.cross_entropy(x, targets, reduction=reduction)
+        return ops.linear_cross_entropy(x, weight, targets, reduction=reduction)
+
+    rows = loss("none")
+    assert rows.isnan().tolist() == [False, True, False]
+    mean = loss("mean")
+    assert mean.isnan()
+    assert torch.autograd.grad(mean, x)[0].isnan().any(1).tolist() == [False, True, False]
+
+
+def test_float16_gradients_of_a_mean_do_not_underflow(device):
+    """Softmax / N is below what float16 holds, small weights make the input's gradient so; a loss scale lifts it."""
+    rows, classes, targets = 8192, 300, 4
+    x = torch.rand(rows, 8).half().to(device).requires_grad_()
+    weight = (1e-3 * torch.randn(classes, 8)).half().to(device).requires_grad_()
+    target, scale = torch.randint(targets, (rows,)), torch.tensor(32768.0)
+    grads = torch.autograd.grad(ops.linear_cross_entropy(x, weight, target.to(device)), [x, weight], scale.to(x))
+    exact = [t.detach().double().cpu().requires_grad_() for t in (x, weight)]
+    expected = torch.autograd.grad(F.cross_entropy(F.linear(*exact), target), exact, scale.double())
+    # Of the weight, the classes that are no target: their gradient is made of nothing but softmax / N.
+    for ours, reference in ((grads[0], expected[0]), (grads[1][targets:], expected[1][targets:])):
+        assert (ours.cpu().double() - reference).abs().max() < 2e-3 * reference.abs().max()
+
+
+@pytest.mark.parametrize("function", ["cross_entropy", "linear_cross_entropy"])
+@ON_CUDA
+def test_float64_on_cuda(function, device):
+    x, target = torch.randn(3, 5, dtype=torch.float64, device=device), torch.tensor([1, 2, 3], device=device)
+    arguments = (x, target) if function == "cross_entropy" else (x, x, target - 1)
+    with pytest.raises(TypeError, match=f"{function}: 'input' must be float32, bfloat16 or float16 on CUDA, got Doub"):
+        getattr(ops, function)(*arguments)
+
+
+@pytest.mark.parametrize("classes", [65, 2001])
+def test_same_bits_on_repeat(classes, device):
+    logits, target = problem(50, classes)
+    leaf = logits.detach().float().to(device).requires_grad_()
+    results = []
+    for _ in range(2):
+        loss = ops.cross_entropy(leaf, target.to(device), label_smoothing=0.1)
+        results.append((loss, *torch.autograd.grad(loss, leaf)))
+    assert all(torch.equal(first, again) for first, again in zip(*results, strict=True))
 
 
 def test_gradcheck():

@@ -37,15 +37,15 @@ def inputs(m, k, n, bias=True):
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("shape", SHAPES)
-def test_matches_reference(shape, bias, dtype):
-    harness.assert_matches_reference(ops.linear, reference.linear, inputs(*shape, bias), dtype, torch_op=F.linear)
+def test_matches_reference(shape, bias, dtype, device):
+    harness.assert_matches_reference(ops.linear, reference.linear, inputs(*shape, bias), dtype, F.linear, device)
 
 
 @pytest.mark.parametrize("lead", [(), (3,), (2, 3, 4), (2, 0)])
-def test_leading_dimensions(lead):
+def test_leading_dimensions(lead, device):
     x = torch.randn(*lead, 10, dtype=torch.float64, requires_grad=True)
     _, weight, bias = inputs(1, 10, 7)
-    harness.assert_matches_reference(ops.linear, reference.linear, [x, weight, bias], torch.float32)
+    harness.assert_matches_reference(ops.linear, reference.linear, [x, weight, bias], torch.float32, device=device)
 
 
 @pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided", "permuted"])
