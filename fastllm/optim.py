@@ -25,9 +25,9 @@ class AdamW(torch.optim.Optimizer):
     All tensors are updated in one parallel pass, and gradients are clipped on the way instead of being rewritten.
 
     Args:
-        params: parameters or parameter groups; float32 or float64 on the CPU, contiguous. Of FSDP's sharded ones each
-            process updates its part, and the norm to clip is that of all parts.
-        lr: learning rate.
+        params: parameters or parameter groups; float32 or float64 on the CPU, float32 on CUDA, contiguous. Of FSDP's
+            sharded ones each process updates its part, and the norm to clip is that of all parts.
+        lr: learning rate; a scalar tensor where a captured CUDA graph is to see it change.
         betas: decays of the two moments.
         eps: added to the root of the second moment.
         weight_decay: decoupled, as a multiple of lr.
@@ -35,11 +35,13 @@ class AdamW(torch.optim.Optimizer):
         max_grad_norm: gradients of all groups together are scaled to at most this norm, as
             torch.nn.utils.clip_grad_norm_ does; None does not clip.
 
-    After a step with max_grad_norm, last_grad_norm is the norm before clipping.
+    After a step with max_grad_norm, grad_norm is the norm before clipping, a scalar tensor where the parameters are,
+    and last_grad_norm the same as a number. On CUDA a step never waits for the device: norm, clipping and step counts
+    stay there, and a step can be captured in a CUDA graph. Reading last_grad_norm waits.
 
     Raises:
         ValueError: a setting is out of range.
-        TypeError: a parameter is not on the CPU (use torch.optim.AdamW(fused=True) there) or its gradient is sparse.
+        TypeError: a parameter has another dtype or is on another kind of device, or its gradient is sparse.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(2))
@@ -51,7 +53,7 @@ class AdamW(torch.optim.Optimizer):
     def __init__(
         self,
         params: Iterable[Any],
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
         weight_decay: float = 1e-2,
@@ -74,12 +76,24 @@ class AdamW(torch.optim.Optimizer):
         }  # fmt: skip
         super().__init__(params, defaults)
         self.max_grad_norm = max_grad_norm
-        self.last_grad_norm: float | None = None
+        self.grad_norm: Tensor | None = None
 
     add_param_group = _plain(torch.optim.Optimizer.add_param_group)
     zero_grad = _plain(torch.optim.Optimizer.zero_grad)
     state_dict = _plain(torch.optim.Optimizer.state_dict)
-    load_state_dict = _plain(torch.optim.Optimizer.load_state_dict)
+    _load_state_dict = _plain(torch.optim.Optimizer.load_state_dict)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over a state_dict of this class or of torch.optim.AdamW."""
+        self._load_state_dict(state_dict)
+        for parameter, state in self.state.items():
+            if "step" in state:  # torch keeps it on the CPU unless the group is fused or capturable
+                state["step"] = state["step"].to(parameter.device)
+
+    @property
+    def last_grad_norm(self) -> float | None:
+        """The norm of all gradients at the last step, before clipping; None without max_grad_norm."""
+        return None if self.grad_norm is None else self.grad_norm.item()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -88,55 +102,57 @@ class AdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        groups = [[p for p in group["params"] if p.grad is not None] for group in self.param_groups]
-        gradients = [[self._gradient(p) for p in parameters] for parameters in groups]
-        scale = 1.0
+        groups = [
+            [(p, self._gradient(p)) for p in group["params"] if p.grad is not None] for group in self.param_groups
+        ]
         if self.max_grad_norm is not None:
-            norm = self._norm([p for group in groups for p in group], [g for group in gradients for g in group])
-            self.last_grad_norm = norm
-            # Written so that a NaN norm reaches the parameters, as it does with clip_grad_norm_.
-            scale = 1.0 if norm + 1e-6 <= self.max_grad_norm else self.max_grad_norm / (norm + 1e-6)
-        for group, parameters, own_gradients in zip(self.param_groups, groups, gradients, strict=True):
-            self._update(group, parameters, own_gradients, scale)
+            self.grad_norm = self._norm([pair for pairs in groups for pair in pairs])
+        for group, pairs in zip(self.param_groups, groups, strict=True):
+            for device in dict.fromkeys(p.device for p, _ in pairs):
+                self._update(group, [(p, g) for p, g in pairs if p.device == device], device)
         return loss
 
     @staticmethod
     def _gradient(parameter: Tensor) -> Tensor:
         gradient = parameter.grad
         assert gradient is not None
-        if parameter.device.type != "cpu":
-            raise TypeError(
-                f"AdamW: 'params' must be on the CPU, got {parameter.device}: use torch.optim.AdamW(fused=True) there"
-            )
+        if parameter.device.type not in ("cpu", "cuda"):
+            raise TypeError(f"AdamW: 'params' must be on the CPU or on CUDA, got {parameter.device}")
         if gradient.is_sparse:
             raise TypeError("AdamW: gradients must be dense, got a sparse one")
         return local(gradient).contiguous()
 
     @staticmethod
-    def _norm(parameters: list[Tensor], gradients: list[Tensor]) -> float:
+    def _norm(pairs: list[tuple[Tensor, Tensor]]) -> Tensor:
         """Return the norm of all gradients; of sharded parameters, over the processes that share them."""
         parts: dict[Any, list[Tensor]] = {}
-        for parameter, gradient in zip(parameters, gradients, strict=True):
-            parts.setdefault(getattr(parameter, "device_mesh", None), []).append(gradient)
-        norms = {mesh: torch.ops.fastllm.grad_norm.default(part) for mesh, part in parts.items()}
-        if set(norms) <= {None}:
-            return norms.get(None, 0.0)
-        squares = norms.pop(None, 0.0) ** 2
-        for mesh, norm in norms.items():
-            square = torch.tensor(norm**2, dtype=torch.float64)
-            torch.distributed.all_reduce(square, group=mesh.get_group())
-            squares += square.item()
-        return squares**0.5
+        for parameter, gradient in pairs:
+            parts.setdefault((getattr(parameter, "device_mesh", None), parameter.device), []).append(gradient)
+        norms = {part: torch.ops.fastllm.grad_norm.default(tensors) for part, tensors in parts.items()}
+        if len(norms) == 1 and next(iter(norms))[0] is None:
+            return next(iter(norms.values()))
+        squares = []
+        for (mesh, _), norm in norms.items():
+            squares.append(norm.square())
+            if mesh is not None:
+                torch.distributed.all_reduce(squares[-1], group=mesh.get_group())
+        if not squares:
+            return torch.zeros((), dtype=torch.float64)
+        return torch.stack([square.to(squares[0].device) for square in squares]).sum().sqrt()
 
-    def _update(self, group: dict[str, Any], parameters: list[Tensor], gradients: list[Tensor], scale: float) -> None:
-        states = [self.state[p] for p in parameters]
-        for parameter, state in zip(parameters, states, strict=True):
+    def _update(self, group: dict[str, Any], pairs: list[tuple[Tensor, Tensor]], device: torch.device) -> None:
+        states = [self.state[p] for p, _ in pairs]
+        for (parameter, _), state in zip(pairs, states, strict=True):
             if not state:
-                state["step"] = torch.tensor(0.0)
+                state["step"] = torch.zeros((), dtype=torch.float32, device=device)
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
                 state["exp_avg_sq"] = torch.zeros_like(parameter, memory_format=torch.contiguous_format)
+        lr = group["lr"]
+        rate, tensor = (0.0, lr.to(device)) if isinstance(lr, Tensor) else (lr, None)
+        norm = None if self.max_grad_norm is None or self.grad_norm is None else self.grad_norm.to(device)
         torch.ops.fastllm.adamw_.default(
-            [local(p) for p in parameters], gradients,
+            [local(p) for p, _ in pairs], [gradient for _, gradient in pairs],
             *([local(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq", "step")),
-            group["lr"], *group["betas"], group["eps"], group["weight_decay"], group["maximize"], scale,
+            rate, tensor, *group["betas"], group["eps"], group["weight_decay"], group["maximize"],
+            norm, self.max_grad_norm or 0.0,
         )  # fmt: skip

@@ -8,6 +8,7 @@ from torch import Tensor
 from fastllm.data.batches import IGNORED, Batch
 from fastllm.errors import UserError
 from fastllm.models import GPT
+from fastllm.ops import build_info
 from fastllm.optim import AdamW
 from fastllm.train import parallel as processes
 from fastllm.train.config import TrainConfig
@@ -43,7 +44,8 @@ class Stepper:
         if vectors:
             groups.append({"params": vectors, "weight_decay": 0.0})
         betas = (config.beta1, config.beta2)
-        if self.device.type == "cuda":
+        kernels = self.device.type == "cpu" or build_info()["cuda"] == "yes"
+        if not kernels or config.precision == "float16":  # a GradScaler unscales and clips before the step
             return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
         return AdamW(groups, lr=config.learning_rate, betas=betas, max_grad_norm=config.grad_clip or math.inf)
 
@@ -89,7 +91,7 @@ class Stepper:
     def _update(self) -> None:
         if isinstance(self.optimizer, AdamW):
             self.optimizer.step()
-            self.grad_norm = self.optimizer.last_grad_norm or 0.0
+            self.grad_norm = 0.0 if self.optimizer.grad_norm is None else self.optimizer.grad_norm
             return
         self.scaler.unscale_(self.optimizer)
         norm = torch.nn.utils.clip_grad_norm_(self.model.parameters(), self.config.grad_clip or math.inf)
