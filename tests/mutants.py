@@ -69,7 +69,7 @@ MUTANTS = [
            "const C uniform = in.label_smoothing / static_cast<C>(in.classes - 1);\n  const C on_target",
            "ops/test_cross_entropy.py"),
     Mutant("linear_cross_entropy: gradients wait for a float16 scaler in float16", "csrc/ops/linear_cross_entropy.cpp",
-           "by, dtype), result.grad_input.to(dtype)", "by, dtype), result.grad_input.to(input.scalar_type()).to(dtype)",
+           "result.grad_input.to(kept),", "result.grad_input.to(input.scalar_type()).to(kept),",
            "ops/test_cross_entropy.py"),
     Mutant("linear_cross_entropy: chunks overwrite the weight's gradient", "csrc/ops/linear_cross_entropy.cpp",
            "options.accumulate = !first;", "options.accumulate = false;", "ops/test_cross_entropy.py"),

@@ -132,6 +132,28 @@ def test_linear_cross_entropy_under_autocast(dtype, reduction):
         torch.testing.assert_close(grad, wanted.to(dtype).float(), rtol=torch.finfo(dtype).eps, atol=1e-7)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@ON_CUDA
+def test_linear_cross_entropy_under_autocast_on_cuda(dtype, reduction, device):
+    """There the logits are rounded too; the loss and the gradients that it hands on are not."""
+    _, target = problem(61, 65)
+    leaves = [torch.randn(shape, device=device, requires_grad=True) for shape in ((61, 12), (65, 12), (65,))]
+    exact_leaves = [leaf.detach().cpu().to(dtype).double().requires_grad_() for leaf in leaves]
+    with torch.autocast(device.type, dtype):
+        loss = ops.linear_cross_entropy(*leaves[:2], target.to(device), leaves[2], reduction=reduction)
+    exact = F.cross_entropy(F.linear(*exact_leaves), target, reduction=reduction)
+    assert loss.dtype == torch.float32
+    assert not torch.equal(loss, loss.to(dtype).float())
+    eps = torch.finfo(dtype).eps
+    torch.testing.assert_close(loss.cpu(), exact.float(), rtol=eps, atol=8 * eps)
+    grads = torch.autograd.grad(loss, leaves, torch.full_like(loss, 3.0))
+    exact_grads = torch.autograd.grad(exact, exact_leaves, torch.full_like(exact, 3.0))
+    for grad, wanted in zip(grads, exact_grads, strict=True):
+        assert grad.dtype == torch.float32
+        assert (grad.cpu() - wanted).abs().max() <= 4 * eps * wanted.abs().max()
+
+
 def test_linear_cross_entropy_under_autocast_leaves_float64_alone_and_compiles():
     _, target = problem(8, 5)
     x, weight = torch.randn(8, 4, requires_grad=True), torch.randn(5, 4, requires_grad=True)
