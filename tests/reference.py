@@ -17,6 +17,26 @@ def bias_gelu(input, bias, approximate="none"):
     return gelu(input + bias, approximate)
 
 
+def swiglu(input, up=None):
+    gate, up = input.chunk(2, -1) if up is None else (input, up)
+    return gate * torch.sigmoid(gate) * up
+
+
+def rotary_embedding(input, cos, sin, interleaved=False, layout="bhtd", positions=0):
+    """(x, y) -> (x cos - y sin, x sin + y cos) for each pair."""
+    heads = input if layout == "bhtd" else input.transpose(1, 2)
+    start = torch.as_tensor(positions)
+    at = start if start.dim() == 2 else start.reshape(-1, 1) + torch.arange(heads.shape[2])  # (B or 1, T)
+    cos, sin = cos[at][:, None].to(heads), sin[at][:, None].to(heads)  # (B or 1, 1, T, pairs)
+    pairs = cos.shape[-1]
+    turning, rest = heads[..., : 2 * pairs], heads[..., 2 * pairs :]
+    x, y = turning.unflatten(-1, (pairs, 2)).unbind(-1) if interleaved else turning.chunk(2, -1)
+    turned = [x * cos - y * sin, x * sin + y * cos]
+    turned = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
+    output = torch.cat([turned, rest], -1)
+    return output if layout == "bhtd" else output.transpose(1, 2)
+
+
 def linear(input, weight, bias=None):
     output = input @ weight.T
     return output if bias is None else output + bias

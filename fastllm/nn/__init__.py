@@ -9,6 +9,7 @@ from fastllm.nn.kv_cache import CacheLayer, KVCache
 from fastllm.nn.linear import Linear
 from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
 from fastllm.nn.norm import LayerNorm, RMSNorm
+from fastllm.nn.rotary_embedding import RotaryEmbedding
 
 __all__ = [
     "GELU",
@@ -26,5 +27,6 @@ __all__ = [
     "LinearCrossEntropyLoss",
     "PositionalEmbedding",
     "RMSNorm",
+    "RotaryEmbedding",
     "Softmax",
 ]

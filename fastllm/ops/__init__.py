@@ -18,7 +18,9 @@ from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
 from fastllm.ops.linear_cross_entropy import linear_cross_entropy
 from fastllm.ops.norm import dropout_add_layer_norm, layer_norm, rms_norm
+from fastllm.ops.rotary_embedding import rotary_embedding, rotary_tables
 from fastllm.ops.softmax import softmax
+from fastllm.ops.swiglu import swiglu
 
 __all__ = [
     "attention_packed",
@@ -36,8 +38,11 @@ __all__ = [
     "linear_cross_entropy",
     "report",
     "rms_norm",
+    "rotary_embedding",
+    "rotary_tables",
     "scaled_dot_product_attention",
     "softmax",
+    "swiglu",
 ]
 
 # Here and not where they are defined: doctest passes over decorated functions.

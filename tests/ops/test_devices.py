@@ -37,11 +37,15 @@ CALLS = {
         "input": torch.randn(2, 3), "weight": torch.randn(5, 3), "target": torch.tensor([1, 2]), "bias": torch.ones(5),
     },
     ops.rms_norm: {"input": torch.randn(2, 3), "weight": torch.ones(3)},
+    ops.rotary_embedding: {
+        "input": Q, "cos": torch.ones(9, 4), "sin": torch.ones(9, 4), "positions": torch.tensor([3, 2]),
+    },
     ops.scaled_dot_product_attention: {
         "query": Q, "key": Q, "value": Q, "attn_mask": torch.randn(3, 3), "key_lengths": torch.tensor([3, 2]),
         "segment_ids": torch.zeros(2, 3, dtype=torch.int64), "alibi_slopes": torch.ones(4), "rng_state": STATE,
     },
     ops.softmax: {"input": torch.randn(2, 3)},
+    ops.swiglu: {"input": torch.randn(2, 3), "up": torch.randn(2, 3)},
 }  # fmt: skip
 OTHERS = {
     ops.layer_norm: {"normalized_shape": (3,)},
@@ -54,7 +58,7 @@ OTHERS = {
 
 def test_every_tensor_argument_of_every_op_is_here():
     """So that an op or an argument that is added later is tested too."""
-    functions = {getattr(ops, name) for name in ops.__all__} - {ops.report, ops.build_info}
+    functions = {getattr(ops, name) for name in ops.__all__} - {ops.report, ops.build_info, ops.rotary_tables}
     assert functions == set(CALLS)
     for function, tensors in CALLS.items():
         hints = inspect.signature(function).parameters

@@ -1,0 +1,85 @@
+"""Rotary position embedding as a layer that owns its tables."""
+
+from collections.abc import Callable
+from typing import Self
+
+import torch
+from torch import Tensor
+
+from fastllm import ops
+
+# B batch, H heads, T tokens, D head_dim
+
+
+class RotaryEmbedding(torch.nn.Module):
+    """Turn queries or keys by the angles of their positions (Su et al., "RoFormer", 2021).
+
+    The tables of cosines and sines are buffers that no state_dict holds, in float32 whatever dtype the model is taken
+    to: bfloat16 has too few bits for far positions.
+
+    Args:
+        dim: how many of a head's dimensions turn, the first ones; even, at most D.
+        context_length: how many positions the tables start with. A longer input makes them grow.
+        base: the slowest pair takes nearly 2 pi base positions a turn.
+        interleaved: False pairs element i with i + dim / 2 (GPT-NeoX, LLaMA); True pairs 2 i with 2 i + 1 (GPT-J).
+        layout: of the input: "bhtd" is (B, H, T, D), "bthd" is (B, T, H, D).
+
+    Raises:
+        ValueError: dim is odd or negative, context_length is negative, or base is not over 0.
+
+    Example:
+        >>> rotary = RotaryEmbedding(8)
+        >>> query = torch.randn(1, 2, 3, 8)
+        >>> later = rotary(query, positions=torch.tensor([5]))  # the first of the three tokens is at position 5
+        >>> torch.allclose(later.norm(dim=-1), query.norm(dim=-1))
+        True
+    """
+
+    cos: Tensor
+    sin: Tensor
+
+    def __init__(
+        self,
+        dim: int,
+        context_length: int = 2048,
+        base: float = 10000.0,
+        *,
+        interleaved: bool = False,
+        layout: str = "bhtd",
+    ) -> None:
+        super().__init__()
+        self.dim, self.base, self.interleaved, self.layout = dim, base, interleaved, layout
+        self._make_tables(context_length, None)
+
+    def _make_tables(self, length: int, device: torch.device | None) -> None:
+        cos, sin = ops.rotary_tables(length, self.dim, self.base, device=device)
+        self.register_buffer("cos", cos, persistent=False)
+        self.register_buffer("sin", sin, persistent=False)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        super()._apply(fn, recurse)
+        if self.cos.dtype != torch.float32:  # the model went to another dtype: the tables follow to its device alone
+            self._make_tables(self.cos.size(0), self.cos.device)
+        return self
+
+    def grow(self, length: int) -> None:
+        """Make the tables hold at least so many positions; they double, so that this is seldom."""
+        if length > self.cos.size(0):
+            self._make_tables(max(length, 2 * self.cos.size(0)), self.cos.device)
+
+    def forward(self, input: Tensor, positions: int | Tensor = 0) -> Tensor:
+        """Turn each token of `input`: (B, H, T, D) or (B, T, H, D) -> a contiguous tensor of that shape.
+
+        The first token of a sequence is at `positions`: one number, or (B,) int64 with a number a sequence; (B, T)
+        int64 gives every token's. A tensor does not make the tables grow, as a GPU would have to be waited for to look
+        at it: choose context_length, or call `grow` before.
+        """
+        if isinstance(positions, int):
+            self.grow(positions + input.size(1 if self.layout == "bthd" else 2))
+        return ops.rotary_embedding(
+            input, self.cos, self.sin, interleaved=self.interleaved, layout=self.layout, positions=positions
+        )
+
+    def extra_repr(self) -> str:
+        """Return the settings that are not torch's."""
+        return f"{self.dim}, base={self.base}, interleaved={self.interleaved}, layout={self.layout!r}"

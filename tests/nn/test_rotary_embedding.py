@@ -1,0 +1,53 @@
+"""fastllm.nn.RotaryEmbedding: its tables grow, follow the device and keep their precision."""
+
+import copy
+
+import pytest
+import torch
+
+from fastllm import nn, ops
+from tests import reference
+
+
+@pytest.mark.parametrize("interleaved", [False, True])
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+def test_is_the_op_over_its_tables(interleaved, layout):
+    rotary = nn.RotaryEmbedding(6, 20, base=500.0, interleaved=interleaved, layout=layout)
+    x, (cos, sin) = torch.randn(2, 3, 4, 8), ops.rotary_tables(20, 6, 500.0)
+    expected = reference.rotary_embedding(x, cos, sin, interleaved, layout, 5)
+    torch.testing.assert_close(rotary(x, 5), expected)
+    assert rotary.extra_repr() == f"6, base=500.0, interleaved={interleaved}, layout={layout!r}"
+
+
+@pytest.mark.parametrize("layout", ["bhtd", "bthd"])
+def test_tables_grow(layout):
+    rotary, x = nn.RotaryEmbedding(4, 2, layout=layout), torch.randn(1, 3, 5, 4)
+    expected = nn.RotaryEmbedding(4, 100, layout=layout)(x, 1)
+    assert torch.equal(rotary(x, 1), expected)
+    assert rotary.cos.shape[0] == (6 if layout == "bhtd" else 4)
+    rotary.grow(7)
+    assert rotary.sin.shape[0] == (12 if layout == "bhtd" else 8)  # twice as many
+    rotary.grow(3)
+    assert rotary.cos.shape[0] >= 8
+    with pytest.raises(ValueError, match="'positions' must be in"):  # a tensor is not looked at
+        rotary(x, torch.tensor([50]))
+
+
+def test_no_state_and_no_loss_of_precision():
+    rotary = nn.RotaryEmbedding(4, 3000)
+    assert not rotary.state_dict()
+    assert not list(rotary.parameters())
+    expected = rotary.cos.clone()
+    for moved in (
+        copy.deepcopy(rotary).bfloat16(),
+        copy.deepcopy(rotary).half().float(),
+        copy.deepcopy(rotary).double(),
+    ):
+        assert torch.equal(moved.cos, expected)
+    assert rotary.to("meta").cos.device.type == "meta"
+
+
+def test_compiles():
+    rotary, x = nn.RotaryEmbedding(4, 50), torch.randn(2, 3, 5, 4)
+    torch._dynamo.reset()
+    assert torch.equal(torch.compile(rotary, fullgraph=True, backend="aot_eager")(x), rotary(x))
