@@ -22,6 +22,7 @@ SHAPES = [
     (0, 5),  # empty batch
     (4, 0),  # empty rows
     (2, 3, 4, 33),
+    (600, 24),  # the bias's gradient is a sum over several groups of rows
 ]
 FORMS = ["none", "tanh"]
 
@@ -37,10 +38,11 @@ def test_gelu_matches_reference(shape, approximate, dtype, device):
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("approximate", FORMS)
 @pytest.mark.parametrize("shape", SHAPES)
-def test_bias_gelu_matches_reference(shape, approximate, dtype):
+def test_bias_gelu_matches_reference(shape, approximate, dtype, device):
     x = torch.randn(shape, dtype=torch.float64).mul(3).requires_grad_()
     bias = torch.randn(shape[-1], dtype=torch.float64, requires_grad=True)
-    harness.assert_matches_reference(ops.bias_gelu, reference.bias_gelu, [x, bias, approximate], dtype)
+    inputs = [x, bias, approximate]
+    harness.assert_matches_reference(ops.bias_gelu, reference.bias_gelu, inputs, dtype, device=device)
 
 
 def gelu_of_torch(x, approximate):
@@ -48,24 +50,27 @@ def gelu_of_torch(x, approximate):
 
 
 @pytest.mark.parametrize("approximate", FORMS)
-def test_extremes(approximate):
+def test_extremes(approximate, device):
     x = torch.tensor([0.0, -0.0, 1e4, -1e4, float("inf"), float("nan"), 1e-40, -1e-40, -12.0, 12.0])
     # Not against torch's: with AVX-512, F.gelu(inf) is NaN (torch 2.13).
     expected = reference.gelu(x.double(), approximate).float()
-    torch.testing.assert_close(ops.gelu(x, approximate), expected, equal_nan=True)
+    torch.testing.assert_close(ops.gelu(x.to(device), approximate).cpu(), expected, equal_nan=True)
 
 
-@pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided"])
-def test_any_strides(view):
-    base = torch.randn(12, 20, dtype=torch.float64)
+@pytest.mark.parametrize("view", ["transposed", "expanded", "offset", "strided", "unaligned"])
+def test_any_strides(view, device):
+    base = torch.randn(12, 20)
     x = {
         "transposed": base.t(),
         "expanded": base[:, :1].expand(12, 20),
         "offset": base[1:, 3:],
         "strided": base[::2, ::3],
+        "unaligned": base.flatten()[1:221].view(11, 20),  # contiguous, but not at a multiple of 16 bytes
     }[view]
-    bias = torch.randn(x.shape[-1], 2, dtype=torch.float64)[:, 0]
-    torch.testing.assert_close(ops.bias_gelu(x, bias), reference.bias_gelu(x, bias))
+    bias = torch.randn(x.shape[-1], 2)[:, 0]
+    expected = reference.bias_gelu(x, bias)
+    torch.testing.assert_close(ops.bias_gelu(x.to(device), bias.to(device)).cpu(), expected)
+    torch.testing.assert_close(ops.gelu(x.to(device)).cpu(), reference.gelu(x))
 
 
 @settings(max_examples=30, deadline=None)
@@ -108,9 +113,9 @@ def test_gelu_is_deterministic(device, parallelism):
     harness.assert_deterministic(ops.gelu, harness.on(device, [x]), parallelism)
 
 
-def test_deterministic(threads):
+def test_deterministic(device, parallelism):
     x, bias = torch.randn(300, 129, requires_grad=True), torch.randn(129, requires_grad=True)
-    harness.assert_deterministic(ops.bias_gelu, [x, bias], threads)
+    harness.assert_deterministic(ops.bias_gelu, harness.on(device, [x, bias]), parallelism)
 
 
 def test_double_backward_is_a_clear_error():

@@ -1,4 +1,4 @@
-// fastllm::gelu and its backward on CUDA.
+// fastllm::gelu, fastllm::bias_gelu and their backward on CUDA.
 #include "cuda/gelu.h"
 
 #include "ops/cuda.h"
@@ -7,34 +7,61 @@
 namespace fastllm {
 namespace {
 
-Tensor gelu_cuda(const Tensor& input, c10::string_view approximate) {
-  const bool tanh = check_gelu("gelu", input, std::nullopt, approximate).tanh;
+Tensor forward_cuda(const char* op, const Tensor& input, const OptionalTensor& bias, c10::string_view approximate) {
+  const GeluShape shape = check_gelu(op, input, bias, approximate);
   const CudaGuard guard(input);
-  const Tensor x = input.contiguous();
+  const Tensor x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const cuda::GeluParams params{.dtype = cuda_dtype("gelu", "input", x),
-                                .tanh = tanh,
-                                .count = x.numel(),
+  const cuda::GeluParams params{.dtype = cuda_dtype(op, "input", x),
+                                .tanh = shape.tanh,
+                                .count = shape.count,
+                                .cols = shape.cols,
                                 .input = x.const_data_ptr(),
-                                .grad_output = nullptr,
+                                .bias = bias ? b.const_data_ptr() : nullptr,
                                 .output = output.mutable_data_ptr()};
-  check_launch("gelu", cuda::gelu_forward(params, current_stream()));
+  check_launch(op, cuda::gelu_forward(params, current_stream()));
   return output;
 }
 
-Tensor gelu_backward_cuda(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
-  const bool tanh = check_gelu_backward("gelu_backward", grad_output, input, std::nullopt, approximate).tanh;
+std::tuple<Tensor, Tensor> backward_cuda(const char* op, const Tensor& grad_output, const Tensor& input,
+                                         const OptionalTensor& bias, c10::string_view approximate) {
+  const GeluShape shape = check_gelu_backward(op, grad_output, input, bias, approximate);
   const CudaGuard guard(input);
-  const Tensor grad = grad_output.contiguous(), x = input.contiguous();
+  const Tensor grad = grad_output.contiguous(), x = input.contiguous(), b = bias ? bias->contiguous() : Tensor();
   Tensor grad_input = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const cuda::GeluParams params{.dtype = cuda_dtype("gelu_backward", "input", x),
-                                .tanh = tanh,
-                                .count = x.numel(),
-                                .input = x.const_data_ptr(),
-                                .grad_output = grad.const_data_ptr(),
-                                .output = grad_input.mutable_data_ptr()};
-  check_launch("gelu_backward", cuda::gelu_backward(params, current_stream()));
-  return grad_input;
+  Tensor grad_bias = bias ? at::empty_like(b) : Tensor(), partials;
+  cuda::GeluParams params{.dtype = cuda_dtype(op, "input", x),
+                          .tanh = shape.tanh,
+                          .count = shape.count,
+                          .cols = shape.cols,
+                          .input = x.const_data_ptr(),
+                          .grad_output = grad.const_data_ptr(),
+                          .output = grad_input.mutable_data_ptr()};
+  if (bias) {
+    params.bias = b.const_data_ptr();
+    params.grad_bias = grad_bias.mutable_data_ptr();
+    partials = at::empty({cuda::gelu_groups(params), shape.cols}, x.options().dtype(at::kFloat));
+    params.partials = partials.mutable_data_ptr<float>();
+  }
+  check_launch(op, cuda::gelu_backward(params, current_stream()));
+  return {grad_input, grad_bias};
+}
+
+Tensor gelu_cuda(const Tensor& input, c10::string_view approximate) {
+  return forward_cuda("gelu", input, std::nullopt, approximate);
+}
+
+Tensor gelu_backward_cuda(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
+  return std::get<0>(backward_cuda("gelu_backward", grad_output, input, std::nullopt, approximate));
+}
+
+Tensor bias_gelu_cuda(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
+  return forward_cuda("bias_gelu", input, bias, approximate);
+}
+
+std::tuple<Tensor, Tensor> bias_gelu_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& bias,
+                                                   c10::string_view approximate) {
+  return backward_cuda("bias_gelu_backward", grad_output, input, bias, approximate);
 }
 
 }  // namespace
@@ -42,6 +69,8 @@ Tensor gelu_backward_cuda(const Tensor& grad_output, const Tensor& input, c10::s
 FASTLLM_CUDA_IMPL(m) {
   m.impl("gelu", gelu_cuda);
   m.impl("gelu_backward", gelu_backward_cuda);
+  m.impl("bias_gelu", bias_gelu_cuda);
+  m.impl("bias_gelu_backward", bias_gelu_backward_cuda);
 }
 
 }  // namespace fastllm
