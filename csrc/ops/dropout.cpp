@@ -1,35 +1,19 @@
 // fastllm::dropout_add (which is dropout too, without a residual) and its backward.
-#include "cpu/dropout.h"
+#include "ops/dropout_add.h"
 
-#include "ops/dropout.h"
+#include "cpu/dropout.h"
 
 namespace fastllm {
 namespace {
 
-// The length of a row: the bias's, or without one a run that is a multiple of 8, so that each starts a Philox block.
-int64_t row_length(const Tensor& input, bool has_bias) {
-  return has_bias ? std::max<int64_t>(1, input.size(-1)) : 4096;
-}
-
 Tensor dropout_add_cpu(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
                        const OptionalTensor& rng_state) {
   const char* op = residual ? "dropout_add" : "dropout";
-  check_floating(op, "input", input);
+  check_dropout_add(op, input, residual, bias);
   const auto dropout = dropout_params(op, p, rng_state, input);
-  if (residual) {
-    check_same_shape(op, "residual", *residual, "input", input);
-    check_same_dtype(op, "residual", *residual, "input", input);
-    check_same_device(op, "residual", *residual, "input", input);
-  }
-  if (bias) {
-    FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
-    check_shape(op, "bias", *bias, {input.size(-1)});
-    check_same_dtype(op, "bias", *bias, "input", input);
-    check_same_device(op, "bias", *bias, "input", input);
-  }
   const Tensor x = input.contiguous(), r = residual ? residual->contiguous() : Tensor();
   const Tensor b = bias ? bias->contiguous() : Tensor();
-  const int64_t cols = row_length(input, bias.has_value());
+  const int64_t cols = dropout_row_length(input, bias.has_value());
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     dropout_add_forward<T>(x.numel(), cols, x.const_data_ptr<T>(), residual ? r.const_data_ptr<T>() : nullptr,
@@ -45,7 +29,7 @@ std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, d
   check_floating(op, "grad_output", grad_output);
   const auto dropout = dropout_params(op, p, rng_state, grad_output);
   const Tensor grad = grad_output.contiguous();
-  const int64_t cols = row_length(grad, need_bias);
+  const int64_t cols = dropout_row_length(grad, need_bias);
   Tensor grad_input = at::empty_like(grad, at::MemoryFormat::Contiguous);
   Tensor grad_bias = need_bias ? at::empty({grad.size(-1)}, grad.options()) : Tensor();
   dispatch_floating(grad.scalar_type(), [&]<typename T>() {

@@ -23,26 +23,44 @@ def test_reference_philox_gives_random123s_known_answers():
 @pytest.mark.parametrize("state", STATES)
 @pytest.mark.parametrize("p", [0.1, 0.5, 0.999])
 @pytest.mark.parametrize("shape", [(1,), (7,), (8,), (9,), (3, 65), (2, 4099)])  # around a Philox block; rows; a run
-def test_mask_equals_the_reference(shape, p, state, dtype):
+def test_mask_equals_the_reference(shape, p, state, dtype, device):
     expected = reference.dropout_multipliers(shape, p, state)
-    output = ops.dropout(torch.ones(shape, dtype=dtype), p, rng_state=state)
+    ones = torch.ones(shape, dtype=dtype, device=device)
+    output = ops.dropout(ones, p, rng_state=state.to(device)).cpu()
     assert torch.equal(output != 0, expected != 0)
     torch.testing.assert_close(output, expected.to(dtype))
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("with_bias", [True, False])
-def test_dropout_add_matches_reference(with_bias, dtype):
-    x, residual = (torch.randn(9, 37, dtype=torch.float64, requires_grad=True) for _ in range(2))
-    bias = [torch.randn(37, dtype=torch.float64, requires_grad=True)] if with_bias else []
+@pytest.mark.parametrize(
+    "shape", [(9, 37), (5, 264), (300, 24), (0, 24), (3, 0)]
+)  # odd; aligned; groups of rows; empty
+def test_dropout_add_matches_reference(shape, with_bias, dtype, device):
+    x, residual = (torch.randn(shape, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    bias = [torch.randn(shape[1], dtype=torch.float64, requires_grad=True)] if with_bias else []
 
     def ours(x, r, *b):
-        return ops.dropout_add(x, r, 0.3, bias=b[0] if b else None, rng_state=STATES[1])
+        return ops.dropout_add(x, r, 0.5, bias=b[0] if b else None, rng_state=STATES[1].to(device))
 
     def expected(x, r, *b):
-        return reference.dropout_add(x, r, 0.3, STATES[1], b[0] if b else None)
+        return reference.dropout_add(x, r, 0.5, STATES[1], b[0] if b else None)
 
-    harness.assert_matches_reference(ours, expected, [x, residual, *bias], dtype)
+    harness.assert_matches_reference(ours, expected, [x, residual, *bias], dtype, device=device)
+
+
+def test_without_dropout_it_adds(device):
+    x, residual, bias = (torch.randn(*shape, device=device) for shape in ((5, 24), (5, 24), (24,)))
+    expected = residual + (x + bias)
+    torch.testing.assert_close(ops.dropout_add(x, residual, training=False, bias=bias), expected)
+
+
+@pytest.mark.parametrize("offset", [0, 1])  # 1: not at a multiple of 16 bytes
+def test_unaligned_views_and_a_strided_state(offset, device):
+    x = torch.ones(1000, device=device)[offset : offset + 800].view(20, 40)
+    state = torch.stack([STATES[2], STATES[0]], 1)[:, 0]
+    expected = reference.dropout_multipliers(x.shape, 0.3, state).float()
+    torch.testing.assert_close(ops.dropout(x, 0.3, rng_state=state.to(device)).cpu(), expected)
 
 
 def test_mean_is_exact_within_4_sigma():
@@ -59,12 +77,12 @@ def test_no_dropout_draws_nothing():
     assert torch.equal(torch.get_rng_state(), before)
 
 
-def test_everything_dropped():
-    x = torch.randn(5, requires_grad=True)
+def test_everything_dropped(device):
+    x = torch.randn(21, requires_grad=True, device=device)
     output = ops.dropout(x, 1.0)
     output.sum().backward()
-    assert torch.equal(output, torch.zeros(5))
-    assert torch.equal(x.grad, torch.zeros(5))
+    assert torch.equal(output, torch.zeros_like(x))
+    assert torch.equal(x.grad, torch.zeros_like(x))
 
 
 def test_manual_seed_reproduces():
@@ -88,7 +106,16 @@ def test_activation_checkpointing(use_reentrant):
     assert torch.equal(*grads)
 
 
-def test_op_contract_compile_and_threads(threads):
+def test_deterministic(threads, device):
+    inputs = [torch.randn(*shape, requires_grad=True) for shape in ((300, 129), (300, 129), (129,))]
+
+    def call(x, r, b):
+        return ops.dropout_add(x, r, 0.3, bias=b, rng_state=STATES[2].to(device))
+
+    harness.assert_deterministic(call, harness.on(device, inputs), threads)
+
+
+def test_op_contract_and_compile():
     x, residual = torch.randn(50, 129, requires_grad=True), torch.randn(50, 129, requires_grad=True)
     bias = torch.randn(129, requires_grad=True)
     harness.assert_op_contract(torch.ops.fastllm.dropout_add.default, (x, residual, bias, 0.3, STATES[2]))
@@ -97,7 +124,6 @@ def test_op_contract_compile_and_threads(threads):
         return ops.dropout_add(x, r, 0.3, bias=b, rng_state=STATES[2])
 
     harness.assert_compiles(call, [x, residual, bias])
-    harness.assert_deterministic(call, [x, residual, bias], threads)
 
 
 X = torch.randn(2, 3)
