@@ -17,7 +17,22 @@ P = 40  # positions in the tables
 
 
 def tables(pairs):
+    """Tables in float64, which kernels of other dtypes round to float32: what they were made of."""
     return tuple(table.double() for table in ops.rotary_tables(P, 2 * pairs))
+
+
+def compare(x, cos, sin, dtype, device, **options):
+    """Values and gradient of the op against the reference's."""
+
+    def ours(x):
+        at = options.get("positions", 0)
+        moved = {**options, "positions": at.to(device) if isinstance(at, torch.Tensor) else at}
+        return ops.rotary_embedding(x, cos.to(device), sin.to(device), **moved)
+
+    def expected(x):
+        return reference.rotary_embedding(x, cos, sin, **options)
+
+    harness.assert_matches_reference(ours, expected, [x], dtype, device=device)
 
 
 def shaped(b, h, t, d, layout):
@@ -42,35 +57,25 @@ SIZES = [  # B, H, T, D, pairs
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("size", SIZES)
-def test_matches_reference(size, interleaved, layout, dtype):
+def test_matches_reference(size, interleaved, layout, dtype, device):
     *size, pairs = size
     x = torch.randn(shaped(*size, layout), dtype=torch.float64, requires_grad=True)
-    cos, sin = tables(pairs)
-
-    def call(function):
-        return lambda x: function(x, cos, sin, interleaved=interleaved, layout=layout, positions=3)
-
-    harness.assert_matches_reference(call(ops.rotary_embedding), call(reference.rotary_embedding), [x], dtype)
+    compare(x, *tables(pairs), dtype, device, interleaved=interleaved, layout=layout, positions=3)
 
 
 POSITIONS = {
     "a sequence": torch.tensor([30, 0, 7]),
     "every other": torch.arange(6)[::2],
-    "a token": torch.tensor([[5, 1, 39, 0, 5]] * 3) - torch.tensor([[0], [0], [0]]),
+    "a token": torch.tensor([[5, 1, 39, 0, 5], [7, 7, 8, 0, 1], [2, 3, 4, 5, 6]]),
     "a token, the same everywhere": torch.tensor([[5, 1, 39, 0, 5]]).expand(3, 5),
 }
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("which", POSITIONS)
-def test_positions(which, layout):
+def test_positions(which, layout, device):
     x = torch.randn(shaped(3, 2, 5, 8, layout), dtype=torch.float64, requires_grad=True)
-    cos, sin = tables(4)
-
-    def call(function):
-        return lambda x: function(x, cos, sin, layout=layout, positions=POSITIONS[which])
-
-    harness.assert_matches_reference(call(ops.rotary_embedding), call(reference.rotary_embedding), [x], torch.float64)
+    compare(x, *tables(4), torch.float32, device, layout=layout, positions=POSITIONS[which])
 
 
 def test_tokens_of_a_cache_turn_as_they_would_together():
@@ -93,21 +98,23 @@ def test_products_depend_on_distance_alone():
     torch.testing.assert_close(torch.stack(products), products[0].expand(3), rtol=1e-6, atol=1e-6)  # float32 tables
 
 
-@pytest.mark.parametrize("view", ["packed", "transposed", "expanded", "offset", "last dimension strided"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("view", ["packed", "transposed", "expanded", "unaligned", "last dimension strided"])
 @pytest.mark.parametrize("interleaved", [False, True])
-def test_any_strides(view, interleaved):
-    base = torch.randn(2, 5, 3, 4, 8, dtype=torch.float64)  # (B, T, 3, H, D)
+def test_any_strides(view, interleaved, dtype, device):
+    base = torch.randn(2, 5, 3, 4, 16, dtype=dtype, device=device)  # (B, T, 3, H, D)
     x = {
         "packed": base.permute(2, 0, 3, 1, 4)[1],
         "transposed": base[0].transpose(1, 2),
-        "expanded": base[:, :, 0, :1].expand(2, 5, 4, 8),
-        "offset": base[:, 0, :, :, 2:],
+        "expanded": base[:, :, 0, :1].expand(2, 5, 4, 16),
+        "unaligned": base[:, 0, :, :, 3:],
         "last dimension strided": base[:, 0].transpose(1, 3),
     }[view]
-    cos, sin = tables(3 if x.shape[-1] >= 6 else 1)
-    actual = ops.rotary_embedding(x, cos, sin, interleaved=interleaved)
+    cos, sin = ops.rotary_tables(P, 16 if x.shape[-1] == 16 else 2)
+    actual = ops.rotary_embedding(x, cos.to(device), sin.to(device), interleaved=interleaved, positions=2)
     assert actual.is_contiguous()
-    torch.testing.assert_close(actual, reference.rotary_embedding(x, cos, sin, interleaved))
+    expected = reference.rotary_embedding(x.cpu().double(), cos, sin, interleaved, positions=2)
+    torch.testing.assert_close(actual.cpu(), expected.to(dtype))
 
 
 @settings(max_examples=30, deadline=None)
@@ -121,18 +128,13 @@ def test_any_strides(view, interleaved):
 )
 def test_any_shape(sizes, pairs, rest, interleaved, layout, dtype):
     x = torch.randn(*sizes, 2 * pairs + rest, dtype=torch.float64, requires_grad=True)
-    cos, sin = tables(pairs)
-
-    def call(function):
-        return lambda x: function(x, cos, sin, interleaved=interleaved, layout=layout)
-
-    harness.assert_matches_reference(call(ops.rotary_embedding), call(reference.rotary_embedding), [x], dtype)
+    compare(x, *tables(pairs), dtype, harness.CPU, interleaved=interleaved, layout=layout)
 
 
-def test_extremes():
+def test_extremes(device):
     x = torch.tensor([float("inf"), float("nan"), 1e38, 1e-40, 3.0, -0.0, 5.0, 6.0]).reshape(1, 1, 1, 8)
     cos, sin = ops.rotary_tables(P, 8)
-    actual = ops.rotary_embedding(x, cos, sin, positions=1)
+    actual = ops.rotary_embedding(x.to(device), cos.to(device), sin.to(device), positions=1).cpu()
     expected = reference.rotary_embedding(x.double(), cos, sin, positions=1).float()
     torch.testing.assert_close(actual, expected, equal_nan=True)
 
@@ -156,15 +158,20 @@ def test_tables_of_another_dtype():
     assert torch.equal(narrow, ops.rotary_embedding(x, cos.bfloat16().float(), sin.bfloat16().float()))
 
 
-def test_op_contract_compile_and_threads(threads):
-    x, (cos, sin) = torch.randn(2, 4, 30, 40, requires_grad=True), ops.rotary_tables(P, 32)
+def test_deterministic(threads, device):
+    x, (cos, sin) = torch.randn(2, 4, 30, 40, device=device, requires_grad=True), ops.rotary_tables(P, 32)
+    cos, sin = cos.to(device), sin.to(device)
+    harness.assert_deterministic(lambda x: ops.rotary_embedding(x, cos, sin), [x], threads)
+
+
+def test_op_contract_and_compile():
+    x, (cos, sin) = torch.randn(2, 4, 5, 40, requires_grad=True), ops.rotary_tables(P, 32)
     positions = torch.tensor([1, 4])
     op = torch.ops.fastllm.rotary_embedding.default
     harness.assert_op_contract(op, (x, cos, sin, True, "bthd", 5, None))
     harness.assert_op_contract(op, (x, cos, sin, False, "bhtd", 0, positions))
     for where in (3, positions):
         harness.assert_compiles(lambda x, at=where: ops.rotary_embedding(x, cos, sin, positions=at), [x])
-    harness.assert_deterministic(lambda x: ops.rotary_embedding(x, cos, sin), [x], threads)
 
 
 def test_a_new_offset_does_not_compile_anew():
