@@ -87,6 +87,23 @@ def elementwise(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterat
         lambda x: ops.dropout(x, 0.1), lambda x: F.dropout(x, 0.1),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size}, tolerance=None,
     )  # fmt: skip
+    yield from both_ways(
+        "swiglu packed", shape, lambda: (leaf(n, 2 * c),),
+        ops.swiglu, lambda x: F.silu(x[:, :c]) * x[:, c:],
+        compiled=compiled, forward={"bytes": 3 * size}, backward={"bytes": 8 * size},
+    )  # fmt: skip
+    b, t, h, d = n // 1024, 1024, c // 64, 64
+    yield from both_ways(
+        "rotary_embedding", f"B{b} T{t} H{h} D{d}", lambda: (leaf(b, t, h, d), *ops.rotary_tables(t, d)),
+        lambda x, cos, sin: ops.rotary_embedding(x, cos, sin, layout="bthd"), rotary_of_torch,
+        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size},
+    )  # fmt: skip
+
+
+def rotary_of_torch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> torch.Tensor:
+    cos, sin = cos[:, None].to(x.dtype), sin[:, None].to(x.dtype)  # (T, 1, D / 2)
+    first, second = x.chunk(2, -1)  # of (B, T, H, D)
+    return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
 def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Case]:
