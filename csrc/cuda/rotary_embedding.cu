@@ -4,7 +4,8 @@
 // pairs of 4 heads, one after the other, and reads cosines and sines, 8 bytes a pair, once for them, mostly from L2, as
 // every sequence has the same. Of arithmetic there are 3 instructions an element: memory bounds it, 1.25 us per million
 // elements in bf16. A block is 256 threads, as many tokens as their pairs leave room for; a thread has 2 loads in
-// flight, 32 KiB in a multiprocessor that runs 4 blocks, of the 18 that an H100 needs.
+// flight, 32 KiB in a multiprocessor that runs 4 blocks, of the 18 that an H100 needs. Where neighbours are pairs, or
+// nothing turns, a thread's 2 accesses are neighbours too: each takes half sectors, and L1 and L2 put them together.
 #include "cuda/rotary_embedding.h"
 
 #include <cmath>
@@ -50,21 +51,6 @@ __device__ __forceinline__ void turn_packs(bool apart, Packed<T, kWidth>& first,
   second = Packed<T, kWidth>::pack(y);
 }
 
-// kWidth angles of a position; NaN where the table has no such row.
-template <int kWidth>
-__device__ __forceinline__ void load_angles(const Rotary& r, const float* table, int64_t position, int64_t pair,
-                                            float (&values)[kWidth]) {
-  constexpr int kAccess = kWidth < 4 ? kWidth : 4;
-  const bool known = position >= 0 && position < r.table_rows;
-#pragma unroll
-  for (int i = 0; i < kWidth; i += kAccess) {
-    Pack<float, kAccess> pack;
-    if (known) pack = load<float, kAccess>(table + position * r.pairs + pair + i);
-#pragma unroll
-    for (int j = 0; j < kAccess; ++j) values[i + j] = known ? pack.value[j] : NAN;
-  }
-}
-
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kThreads, 4)
     rotary_kernel(Rotary r, unsigned head_groups, const T* input, const float* cos_table, const float* sin_table,
@@ -73,6 +59,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const int64_t index = static_cast<int64_t>(blockIdx.x / head_groups) * blockDim.y + threadIdx.y;
   if (index >= r.batch * tokens) return;
   const int64_t b = index / tokens, t = index % tokens, position = r.position(b, t);
+  const bool known = position >= 0 && position < r.table_rows;
   const int64_t head = static_cast<int64_t>(blockIdx.x % head_groups) * kHeads;
   const int count = heads - head < kHeads ? static_cast<int>(heads - head) : kHeads;
   const int64_t next_input = r.tokens_outer ? r.strides[2] : r.strides[1];
@@ -86,11 +73,14 @@ __global__ void __launch_bounds__(kThreads, 4)
     const bool turns = pair < pairs, apart = turns && !r.interleaved;
     const int first = apart ? pair : 2 * pair, second = apart ? pairs + pair : 2 * pair + kWidth;
     float cos[kWidth], sin[kWidth];
-    if (turns) {
-      load_angles(r, cos_table, position, pair, cos);
-      load_angles(r, sin_table, position, pair, sin);
+    if (turns && known) {
+      load_floats(cos_table + position * pairs + pair, cos);
+      load_floats(sin_table + position * pairs + pair, sin);
+    }
 #pragma unroll
-      for (int i = 0; i < kWidth; ++i) sin[i] = r.inverse ? -sin[i] : sin[i];
+    for (int i = 0; i < kWidth; ++i) {
+      if (!known) cos[i] = sin[i] = NAN;
+      if (r.inverse) sin[i] = -sin[i];
     }
     const T* from = input;
     T* to = output;

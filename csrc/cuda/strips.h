@@ -138,15 +138,7 @@ class Strip {
       __syncthreads();
     }
     if (threadIdx.y > 0 || column >= s.cols) return;
-    float* to = partials + blockIdx.x / s.strips * s.cols + column;
-    constexpr int kAccess = kWidth < 4 ? kWidth : 4;
-#pragma unroll
-    for (int i = 0; i < kWidth; i += kAccess) {
-      Pack<float, kAccess> pack;
-#pragma unroll
-      for (int j = 0; j < kAccess; ++j) pack.value[j] = sums[i + j];
-      store(to + i, pack);
-    }
+    store_floats(partials + blockIdx.x / s.strips * s.cols + column, sums);
   }
 };
 

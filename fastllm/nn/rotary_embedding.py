@@ -57,8 +57,10 @@ class RotaryEmbedding(torch.nn.Module):
         self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        had_values = not self.cos.is_meta
         super()._apply(fn, recurse)
-        if self.cos.dtype != torch.float32:  # the model went to another dtype: the tables follow to its device alone
+        # To another dtype the tables do not follow the model; and no checkpoint fills what was made on "meta".
+        if self.cos.dtype != torch.float32 or not had_values:
             self._make_tables(self.cos.size(0), self.cos.device)
         return self
 

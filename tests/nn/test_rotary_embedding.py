@@ -47,6 +47,13 @@ def test_no_state_and_no_loss_of_precision():
     assert rotary.to("meta").cos.device.type == "meta"
 
 
+def test_made_on_meta():
+    with torch.device("meta"):
+        rotary = nn.RotaryEmbedding(4, 7)
+    assert rotary.cos.is_meta
+    assert torch.equal(rotary.to_empty(device="cpu").sin, nn.RotaryEmbedding(4, 7).sin)
+
+
 def test_compiles():
     rotary, x = nn.RotaryEmbedding(4, 50), torch.randn(2, 3, 5, 4)
     torch._dynamo.reset()

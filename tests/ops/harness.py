@@ -97,6 +97,15 @@ def assert_deterministic(function, inputs, threads):
             assert torch.equal(first.nan_to_num(), again.nan_to_num())
 
 
+def assert_copies_nothing(call):
+    """No tensor is made contiguous or converted on the way to the kernel."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        call()
+    names = {event.name for event in profile.events()}
+    assert any(name.startswith("fastllm::") for name in names)
+    assert not names & {"aten::copy_", "aten::clone", "aten::contiguous"}
+
+
 def assert_op_contract(op, args, kwargs=None):
     """torch.library.opcheck: schema, autograd registration, fake tensors, static and dynamic AOT dispatch."""
     torch.library.opcheck(op, args, kwargs or {})

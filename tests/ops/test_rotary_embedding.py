@@ -131,6 +131,15 @@ def test_any_shape(sizes, pairs, rest, interleaved, layout, dtype):
     compare(x, *tables(pairs), dtype, harness.CPU, interleaved=interleaved, layout=layout)
 
 
+def test_heads_are_read_where_they_are():
+    qkv, (cos, sin) = torch.randn(2, 5, 3, 4, 8), ops.rotary_tables(P, 8)
+    positions = torch.tensor([3]).expand(2)
+    for x, layout in ((qkv.permute(2, 0, 3, 1, 4)[0], "bhtd"), (qkv[:, :, 1], "bthd")):
+        harness.assert_copies_nothing(
+            lambda x=x, at=layout: ops.rotary_embedding(x, cos, sin, layout=at, positions=positions)
+        )
+
+
 def test_extremes(device):
     x = torch.tensor([float("inf"), float("nan"), 1e38, 1e-40, 3.0, -0.0, 5.0, 6.0]).reshape(1, 1, 1, 8)
     cos, sin = ops.rotary_tables(P, 8)

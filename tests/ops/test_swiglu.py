@@ -61,6 +61,7 @@ VIEWS = {
     "rows apart": lambda base: (base[:, 0], base[:, 1]),
     "outer strides differ": lambda base: (base[:, ::2], base[:, :3]),
     "a packed view": lambda base: (base[..., 4:20],),
+    "rows that begin at odd places": lambda base: (base.flatten()[:1431].view(53, 27)[:, :16],),
     "a packed view, unaligned": lambda base: (base[..., 3:21],),
 }
 
@@ -88,6 +89,12 @@ def test_any_strides(view, dtype, device):
 )
 def test_any_shape(rows, cols, dtype, make):
     harness.assert_matches_reference(ops.swiglu, reference.swiglu, make((rows, cols)), dtype, torch_op=of_torch)
+
+
+@pytest.mark.parametrize("view", ["halves", "rows apart", "a packed view"])
+def test_rows_are_read_where_they_are(view):
+    inputs = VIEWS[view](torch.randn(12, 5, 24))
+    harness.assert_copies_nothing(lambda: ops.swiglu(*inputs))
 
 
 def test_gradcheck():
