@@ -42,7 +42,9 @@ def test_one_pass_over_memory_16_bytes_a_lane(name, dtype):
     inputs = [x.to(dtype).requires_grad_() for x in inputs]
     seen = traffic(lambda: function(*inputs).backward(torch.ones(ROWS, COLS, dtype=dtype)))
     for writing, matrices in ((False, reads), (True, writes)):
-        lines = [line for line in seen.find("global", writing) if "packed.h" in line.source]  # not the partial sums
+        lines = seen.find("global", writing)
+        lines = [each for each in lines if "packed.h" in each.source and not (writing and "strips.h" in each.source)]
+        # The others: dropout's state, and partial sums, in float32 and once a group of rows.
         assert all((line.bytes, line.efficiency) == (16, 1) for line in lines), str(seen)
         moved = sum(line.lanes * line.bytes for line in lines)
         expected = matrices * ROWS * COLS * dtype.itemsize

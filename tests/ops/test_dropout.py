@@ -106,13 +106,13 @@ def test_activation_checkpointing(use_reentrant):
     assert torch.equal(*grads)
 
 
-def test_deterministic(threads, device):
+def test_deterministic(device, parallelism):
     inputs = [torch.randn(*shape, requires_grad=True) for shape in ((300, 129), (300, 129), (129,))]
 
     def call(x, r, b):
         return ops.dropout_add(x, r, 0.3, bias=b, rng_state=STATES[2].to(device))
 
-    harness.assert_deterministic(call, harness.on(device, inputs), threads)
+    harness.assert_deterministic(call, harness.on(device, inputs), parallelism)
 
 
 def test_op_contract_and_compile():

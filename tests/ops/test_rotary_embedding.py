@@ -167,10 +167,10 @@ def test_tables_of_another_dtype():
     assert torch.equal(narrow, ops.rotary_embedding(x, cos.bfloat16().float(), sin.bfloat16().float()))
 
 
-def test_deterministic(threads, device):
+def test_deterministic(device, parallelism):
     x, (cos, sin) = torch.randn(2, 4, 30, 40, device=device, requires_grad=True), ops.rotary_tables(P, 32)
     cos, sin = cos.to(device), sin.to(device)
-    harness.assert_deterministic(lambda x: ops.rotary_embedding(x, cos, sin), [x], threads)
+    harness.assert_deterministic(lambda x: ops.rotary_embedding(x, cos, sin), [x], parallelism)
 
 
 def test_op_contract_and_compile():

@@ -110,8 +110,10 @@ def test_op_contract_and_compile():
 
 
 @pytest.mark.parametrize("make", [two, packed])
-def test_deterministic(make, threads, device):
-    harness.assert_deterministic(ops.swiglu, harness.on(device, harness.to(make((40, 130)), torch.float32)), threads)
+def test_deterministic(make, device, parallelism):
+    harness.assert_deterministic(
+        ops.swiglu, harness.on(device, harness.to(make((40, 130)), torch.float32)), parallelism
+    )
 
 
 def test_double_backward_is_a_clear_error():
