@@ -38,7 +38,7 @@ test: setup
 test-slow: setup
 	$(BIN)/python -m pytest -m slow
 
-# Breaks each kernel on purpose and sees its tests fail; a quarter of an hour.
+# Breaks each kernel on purpose and sees its tests fail; most of an hour.
 mutants: setup
 	$(BIN)/python -m tests.mutants
 
