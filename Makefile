@@ -56,8 +56,14 @@ cuda-check:
 	sh .ci/cuda_check.sh $(PYTHON)
 
 # All that a GPU can tell: tests on it, the sanitizer, benchmarks into benchmarks/results/cuda.json. Needs a GPU and nvcc.
+# GPU_PYTHON names the Python of an environment that has torch, pybind11, ninja and pytest already (no network is needed).
+ifdef GPU_PYTHON
+gpu:
+else
+GPU_PYTHON := $(BIN)/python
 gpu: setup
-	sh .ci/gpu.sh $(BIN)/python benchmarks/results
+endif
+	sh .ci/gpu.sh $(GPU_PYTHON) benchmarks/results
 
 clean:
 	rm -rf build dist $(VENV) fastllm/_C_*.so *.egg-info

@@ -38,21 +38,25 @@ def main() -> None:
         parser.error(f"--rounds must be at least 3 for quartiles, got {arguments.rounds}")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    results = run(arguments)
     output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(results, indent=1) + "\n")
+    results = run(arguments, output)
     plot(results, output.with_suffix(".png"))
     print(f"wrote {output} and {output.with_suffix('.png').name}")
+    if results["failed"]:
+        sys.exit(f"{len(results['failed'])} cases failed: {', '.join(results['failed'])}")
 
 
-def run(arguments: argparse.Namespace) -> dict:
-    """Measure all chosen cases, printing each as it comes."""
+def run(arguments: argparse.Namespace, output: Path) -> dict:
+    """Measure all chosen cases, printing each as it comes; what is measured is written at once.
+
+    A case whose outputs differ, or that raises, is told and left out, and the others go on.
+    """
     dtype = arguments.dtype or ("bfloat16" if arguments.device == "cuda" else "float32")
     setting = harness.Setting(arguments.device, getattr(torch, dtype))
     machine, limit = harness.machine(setting), harness.limits(setting)
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"limits now: copy {limit['copy_gb_s']:.1f} GB/s, matrix product {limit['matmul_gflop_s']:.0f} GFLOP/s")
-    rows = []
+    results: dict = {"machine": machine, "limits": limit, "rows": [], "failed": {}}
     families = [bench_ops.cases(arguments.full, setting)]
     if setting.device == "cpu":
         families.append(bench_gpt.cases(arguments.full, arguments.nanogpt))
@@ -63,15 +67,21 @@ def run(arguments: argparse.Namespace) -> dict:
             if arguments.peer:
                 wanted = {harness.OURS, *arguments.peer}
                 case.peers = {name: peer for name, peer in case.peers.items() if name in wanted}
-            row = harness.measure(case, arguments.rounds, setting)
-            rows.append(row)
+            try:
+                row = harness.measure(case, arguments.rounds, setting)
+            except (AssertionError, RuntimeError) as error:
+                results["failed"][f"{case.name} {case.shape}"] = str(error)
+                print(f"{case.name} {case.shape} FAILED: {error}", flush=True)
+                continue
+            results["rows"].append(row)
+            output.write_text(json.dumps(results, indent=1) + "\n")
             print(harness.describe(row, limit))
             for peer, why in case.skipped.items():
                 print(f"  {peer} skipped: {why}")
             sys.stdout.flush()
-    if not rows:
-        sys.exit(f"--only: no case has '{arguments.only}' in its name")
-    return {"machine": machine, "limits": limit, "rows": rows}
+    if not results["rows"]:
+        sys.exit(f"no case with '{arguments.only}' in its name was measured")
+    return results
 
 
 def plot(results: dict, path: Path) -> None:

@@ -106,6 +106,10 @@ def rotary_of_torch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def add_and_norm(residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.layer_norm(residual, weight.shape, weight, bias), residual
+
+
 def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Case]:
     yield from both_ways(
         "layer_norm", shape, lambda: (leaf(n, c), leaf(c), leaf(c)),
@@ -124,8 +128,8 @@ def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Cas
     )  # fmt: skip
     yield from both_ways(
         "dropout_add_layer_norm", f"{shape} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c), leaf(c)),
-        lambda x, r, w, b: ops.dropout_add_layer_norm(x, r, w, b, 0.1)[0],
-        lambda x, r, w, b: F.layer_norm(r + F.dropout(x, 0.1), (c,), w, b),
+        lambda x, r, w, b: ops.dropout_add_layer_norm(x, r, w, b, 0.1),
+        lambda x, r, w, b: add_and_norm(r + F.dropout(x, 0.1), w, b),
         compiled=compiled, forward={"bytes": 4 * size}, backward={"bytes": 9 * size}, tolerance=None,
     )  # fmt: skip
 

@@ -144,6 +144,7 @@ def _time(call: Callable[[], object], setting: Setting = CPU) -> float:
 
 def _time_on_gpu(call: Callable[[], object]) -> float:
     """Time replays of the call captured as a CUDA graph: the GPU's own work, not Python's launching of it."""
+    torch.cuda.synchronize()  # the inputs were made on another stream
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.stream(torch.cuda.Stream()):
         call()  # what is made on a first call (workspaces, compiled code) is made outside the capture

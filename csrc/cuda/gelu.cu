@@ -26,7 +26,7 @@ struct Normal {
 
 // The CPU's formula (cpu/gelu.cpp): one exponential serves both, and 1.5e-7 of error is what float32 holds near 1.
 __device__ __forceinline__ Normal normal(float x) {
-  const float t = 1.0f / (1.0f + 0.3275911f * 0.7071067812f * fabsf(x));
+  const float t = __fdividef(1.0f, 1.0f + 0.3275911f * 0.7071067812f * fabsf(x));
   const float e = expf(-0.5f * x * x);
   const float poly =
       t * (0.254829592f + t * (-0.284496736f + t * (1.421413741f + t * (-1.453152027f + t * 1.061405429f))));
@@ -34,9 +34,10 @@ __device__ __forceinline__ Normal normal(float x) {
   return {x < 0.0f ? tail : 1.0f - tail, 0.3989422804f * e};
 }
 
-// The tanh form, 0.5 x (1 + tanh u), is x sigmoid(2u).
+// The tanh form, 0.5 x (1 + tanh u), is x sigmoid(2u). __fdividef takes 2 instructions where an IEEE division takes 10,
+// and is 2 units in the last place off at most; its divisors are at least 1, and of infinity it makes 0.
 __device__ __forceinline__ float sigmoid_2u(float x) {
-  return 1.0f / (1.0f + expf(-2.0f * kTwoOverRootTau * x * (1.0f + kCubic * x * x)));
+  return __fdividef(1.0f, 1.0f + expf(-2.0f * kTwoOverRootTau * x * (1.0f + kCubic * x * x)));
 }
 
 template <bool kTanh>

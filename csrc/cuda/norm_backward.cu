@@ -102,8 +102,9 @@ __global__ void __launch_bounds__(kMostThreads, 1)
   const auto leave = [&](const ColumnSum& wanted, const float (&sum)[kHeld][kWidth]) {
     if (wanted.output == nullptr) return;
     __syncthreads();
-    group.for_each<kHeld>({0, static_cast<int>(p.cols / kWidth)},
-                          [&](int i, int64_t v) { store_floats(area + group.index() * p.cols + v * kWidth, sum[i]); });
+    group.for_each<kHeld>({0, static_cast<int>(p.cols / kWidth)}, [&](int i, int64_t v) {
+      store_floats<false>(area + group.index() * p.cols + v * kWidth, sum[i]);
+    });
     __syncthreads();
     for (int64_t c = threadIdx.x; c < p.cols; c += blockDim.x) {
       float total = 0.0f;

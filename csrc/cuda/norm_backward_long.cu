@@ -27,7 +27,7 @@ __device__ __forceinline__ void add_to(float* sums, int64_t column, const float 
   load_floats(sums + column, sum);
 #pragma unroll
   for (int j = 0; j < kWidth; ++j) sum[j] += value[j];
-  store_floats(sums + column, sum);
+  store_floats<false>(sums + column, sum);
 }
 
 // Block b takes rows b, b + gridDim.x, and so on.
@@ -43,7 +43,8 @@ __global__ void __launch_bounds__(kLongThreads, 1)
     if (wanted.output == nullptr) return nullptr;
     float* sums = sums_in_shared ? area : wanted.partials + blockIdx.x * p.cols;
     area += p.cols;
-    for (int64_t v = threadIdx.x; v < vectors; v += blockDim.x) store(sums + v * kWidth, Pack<float, kWidth>{});
+    for (int64_t v = threadIdx.x; v < vectors; v += blockDim.x)
+      store_anywhere(sums + v * kWidth, Pack<float, kWidth>{});
     return sums;
   };
   float* const sums[kSums] = {sums_of(p.grad_weight), sums_of(p.grad_bias), sums_of(p.grad_input_bias)};

@@ -76,7 +76,8 @@ __device__ __forceinline__ void load_floats(const float* from, float (&value)[kW
   }
 }
 
-template <int kWidth>
+// To global memory, or to shared memory or either.
+template <bool kGlobal = true, int kWidth>
 __device__ __forceinline__ void store_floats(float* to, const float (&value)[kWidth]) {
   constexpr int kStep = kFloatStep<kWidth>;
 #pragma unroll
@@ -84,7 +85,11 @@ __device__ __forceinline__ void store_floats(float* to, const float (&value)[kWi
     Pack<float, kStep> pack;
 #pragma unroll
     for (int j = 0; j < kStep; ++j) pack.value[j] = value[i + j];
-    store(to + i, pack);
+    if constexpr (kGlobal) {
+      store(to + i, pack);
+    } else {
+      store_anywhere(to + i, pack);
+    }
   }
 }
 

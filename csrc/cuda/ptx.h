@@ -1,5 +1,6 @@
-// The few PTX instructions C++ has no words for, sm_80 and up: asynchronous copies into shared memory, and the tensor
-// cores with the loads that feed them. Fragment layouts are the PTX ISA manual's ("mma.m16n8k16", "ldmatrix").
+// The few PTX instructions C++ has no words for, sm_80 and up: wide stores, asynchronous copies into shared memory, and
+// the tensor cores with the loads that feed them. Fragment layouts are the PTX ISA manual's ("mma.m16n8k16",
+// "ldmatrix").
 #pragma once
 
 #include <cuda_bf16.h>
@@ -10,6 +11,18 @@
 #include <type_traits>
 
 namespace fastllm::cuda {
+
+// Stores 16 or 8 bytes in global memory as one. The store of a struct is split into its fields, which nvcc does not
+// always put together again.
+__device__ __forceinline__ void store_global(void* to, uint4 words) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};\n" ::"l"(__cvta_generic_to_global(to)), "r"(words.x),
+               "r"(words.y), "r"(words.z), "r"(words.w)
+               : "memory");
+}
+__device__ __forceinline__ void store_global(void* to, uint2 words) {
+  asm volatile("st.global.v2.b32 [%0], {%1, %2};\n" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y)
+               : "memory");
+}
 
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {
   return static_cast<uint32_t>(__cvta_generic_to_shared(shared));

@@ -29,7 +29,7 @@ struct StridedRows {
 };
 
 __device__ __forceinline__ float sigmoid(float x) {
-  return 1.0f / (1.0f + expf(-x));
+  return __fdividef(1.0f, 1.0f + expf(-x));  // as in gelu.cu
 }
 
 template <typename T, int kWidth>

@@ -6,6 +6,10 @@
 #include <cuda_runtime.h>
 
 #include <cstdint>
+#include <cstring>
+#include <type_traits>
+
+#include "cuda/ptx.h"
 
 namespace fastllm::cuda {
 
@@ -34,8 +38,21 @@ __device__ __forceinline__ Pack<T, kWidth> load(const T* from) {
   return *reinterpret_cast<const Pack<T, kWidth>*>(from);
 }
 
+// To global memory.
 template <typename T, int kWidth>
 __device__ __forceinline__ void store(T* to, const Pack<T, kWidth>& pack) {
+  if constexpr (sizeof(pack) == 16 || sizeof(pack) == 8) {
+    std::conditional_t<sizeof(pack) == 16, uint4, uint2> words;
+    memcpy(&words, &pack, sizeof(pack));
+    store_global(to, words);
+  } else {
+    *reinterpret_cast<Pack<T, kWidth>*>(to) = pack;
+  }
+}
+
+// To shared memory, or to either.
+template <typename T, int kWidth>
+__device__ __forceinline__ void store_anywhere(T* to, const Pack<T, kWidth>& pack) {
   *reinterpret_cast<Pack<T, kWidth>*>(to) = pack;
 }
 

@@ -21,10 +21,13 @@ inline cuda::DType cuda_dtype(const char* op, const char* argument, const Tensor
 }
 
 inline void check_launch(const char* op, cudaError_t error) {
-  TORCH_CHECK(error != cudaErrorNoKernelImageForDevice, op,
-              ": this build of fastllm has no code for this GPU; build it "
-              "again on this machine, or name the GPU's compute capability: FASTLLM_CUDA_ARCHS=\"80 90\"");
-  TORCH_CHECK(error == cudaSuccess, op, ": the CUDA kernel did not launch: ", cudaGetErrorString(error));
+  if (error == cudaSuccess) return;
+  cudaGetLastError();  // or torch's next check would find it, and raise it for another op
+  const bool no_code = error == cudaErrorNoKernelImageForDevice || error == cudaErrorInvalidDeviceFunction;
+  TORCH_CHECK(!no_code, op,
+              ": this build of fastllm has no code for this GPU; build it again on this machine, or name "
+              "the GPU's compute capability: FASTLLM_CUDA_ARCHS=\"80 90\"");
+  TORCH_CHECK(false, op, ": the CUDA kernel did not launch: ", cudaGetErrorString(error));
 }
 
 }  // namespace fastllm

@@ -13,10 +13,12 @@
 
 namespace fastllm {
 
-// While it lives, kernels go to the tensor's device.
+// While it lives, kernels go to the tensor's device. A tensor that is elsewhere is for the op's own checks to name.
 struct CudaGuard {
-  explicit CudaGuard(const Tensor& tensor) : guard(tensor.device()) {}
-  c10::cuda::CUDAGuard guard;
+  explicit CudaGuard(const Tensor& tensor) {
+    if (tensor.is_cuda()) guard.set_device(tensor.device());
+  }
+  c10::cuda::OptionalCUDAGuard guard;
 };
 
 inline cudaStream_t current_stream() {

@@ -23,6 +23,7 @@ MAX_REGISTERS = 64
 MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "20norm_backward_kernel": (128, "sums of three parameters, 16 columns each; it has 512 threads at most"),
 }
+STORE_OF_A_WORD = r"st\.global\.(?:[bfu]32|v2\.[bu]16)\s+\[(%rd\d+)(?:\+(\d+))?\]"
 MAX_STATIC_SHARED = 0  # kernels use dynamic shared memory alone: csrc/cuda/shared.h
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found on PATH or under /usr/local/cuda")
@@ -57,6 +58,26 @@ def compile_report(source: Path) -> str:
     return report.read_text(encoding="utf-8")
 
 
+def ptx(source: Path, folder: Path) -> str:
+    """Return the file's PTX."""
+    target = folder / "kernels.ptx"
+    command = [str(NVCC), "-std=c++17", "-O3", f"-I{CSRC}", "-arch=compute_90", "-ptx", str(source), "-o", str(target)]
+    subprocess.run(command, check=True)
+    return target.read_text(encoding="utf-8")
+
+
+def split_stores(code: str) -> list[str]:
+    """Return the kernels that store four words one after another to global memory where one store would do."""
+    found = []
+    for kernel in re.split(r"(?=\.entry )", code)[1:]:
+        offsets: dict[str, set[int]] = {}
+        for register, offset in re.findall(STORE_OF_A_WORD, kernel):
+            offsets.setdefault(register, set()).add(int(offset or 0))
+        if any({0, 4, 8, 12} <= set_of for set_of in offsets.values()):
+            found.append(kernel.split("(")[0])
+    return found
+
+
 def kernels(report: str) -> dict[str, list[Kernel]]:
     """Return the kernels of a report by architecture."""
     found: dict[str, list[Kernel]] = {}
@@ -82,6 +103,20 @@ def test_ptxas_report(source):
             assert kernel.spilled_bytes == 0, f"sm_{arch}: {kernel}"
             assert kernel.registers <= allowed, f"sm_{arch}: {kernel}"
             assert kernel.shared_bytes <= MAX_STATIC_SHARED, f"sm_{arch}: {kernel}"
+
+
+@pytest.mark.parametrize("source", sorted(CSRC.glob("cuda/*.cu")), ids=lambda path: path.stem)
+def test_wide_stores_stay_whole(source, tmp_path):
+    code = ptx(source, tmp_path)
+    assert ".entry " in code
+    assert split_stores(code) == []
+
+
+def test_split_stores_are_found():
+    store = "st.global.f32 \t[%rd1{}], %f1;\n"
+    whole = ".entry whole(.param)\nst.global.v4.b32 [%rd1], {%r1, %r2, %r3, %r4};\n"
+    split = ".entry split(.param)\n" + "".join(store.format(o) for o in ("", "+4", "+8", "+12"))
+    assert split_stores(whole + split) == [".entry split"]
 
 
 def test_a_report_is_read_right():

@@ -10,6 +10,13 @@
 
 namespace fastllm::cuda {
 
+__device__ __forceinline__ void store_global(void* to, uint4 words) {
+  *static_cast<uint4*>(to) = words;
+}
+__device__ __forceinline__ void store_global(void* to, uint2 words) {
+  *static_cast<uint2*>(to) = words;
+}
+
 // The bytes in shared memory are NaN until they land at cp_async_wait; a read before that is reported.
 template <int kBytes>
 __device__ __forceinline__ void cp_async(void* shared, const void* global, bool valid = true) {
