@@ -92,11 +92,19 @@ def choose_cuda(torch):
         reason = f"torch {torch.__version__} is a CPU build"
     elif nvcc is None:
         reason = "nvcc was not found on PATH or under CUDA_HOME"
+    elif (release := nvcc_release(nvcc)).split(".")[0] != torch.version.cuda.split(".")[0]:
+        reason = f"nvcc is of CUDA {release}, torch of CUDA {torch.version.cuda}: their major versions must be the same"
     else:
         return nvcc, f"built with {nvcc} for torch's CUDA {torch.version.cuda}"
     if setting == "1":
         fail(f"FASTLLM_CUDA=1 asks for the CUDA kernels, but {reason}.")
     return None, reason
+
+
+def nvcc_release(nvcc):
+    """Return the toolkit's version, such as 13.0."""
+    said = subprocess.run([nvcc, "--version"], capture_output=True, text=True, check=True).stdout
+    return said.split("release ", 1)[-1].split(",")[0]
 
 
 def cuda_toolkit(nvcc):
