@@ -117,7 +117,7 @@ def plot(results: dict, path: Path) -> None:
     machine = results["machine"]
     unit = machine.get("gpu") or f"{machine['cpu']}, {machine['threads']} threads"
     axes.set_title(f"fastllm on {unit}", fontsize=10)
-    axes.legend(loc="lower right")
+    figure.legend(loc="outside lower center", ncols=4)
     figure.savefig(path, dpi=120)
 
 
