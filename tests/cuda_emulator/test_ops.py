@@ -49,9 +49,16 @@ def test_a_fault_in_backward_is_an_error_in_python(copy):
         y.sum().backward()
 
 
-def test_a_launch_that_a_gpu_refuses_names_the_op(copy):
-    with pytest.raises(RuntimeError, match="copy: the CUDA kernel did not launch: invalid configuration argument"):
-        copy(torch.randn(4), torch.ones(4), "launches too many threads")
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        ("launches too many threads", "copy: the CUDA kernel did not launch: invalid configuration argument"),
+        ("has no code for the GPU", "copy: this build of fastllm has no code for this GPU; build it again"),
+    ],
+)
+def test_a_launch_that_a_gpu_refuses_names_the_op(copy, mistake, message):
+    with pytest.raises(RuntimeError, match=message):
+        copy(torch.randn(4), torch.ones(4), mistake)
 
 
 def test_installed_and_uninstalled():

@@ -38,8 +38,10 @@ Tensor copy(const Tensor& input, const Tensor& state, c10::string_view mistake) 
   } else if (mistake == "reads what it was not given") {
     from = data(of_nobody);
   }
-  const bool too_large = mistake == "launches too many threads";
-  fastllm::check_launch("copy", too_large ? cudaErrorInvalidConfiguration : copy_floats(from, to, elements, stream));
+  const cudaError_t error = mistake == "launches too many threads" ? cudaErrorInvalidConfiguration
+                            : mistake == "has no code for the GPU" ? cudaErrorNoKernelImageForDevice
+                                                                   : copy_floats(from, to, elements, stream);
+  fastllm::check_launch("copy", error);
   fastllm::check_launch("copy", copy_floats(data(temporary.defined() ? temporary : input), data(state), count, stream));
   return output;
 }
