@@ -36,8 +36,8 @@ class AdamW(torch.optim.Optimizer):
             torch.nn.utils.clip_grad_norm_ does; None does not clip.
 
     After a step with max_grad_norm, grad_norm is the norm before clipping, a scalar tensor where the parameters are,
-    and last_grad_norm the same as a number. On CUDA a step never waits for the device: norm, clipping and step counts
-    stay there, and a step can be captured in a CUDA graph. Reading last_grad_norm waits.
+    and last_grad_norm the same as a number. On CUDA norm, clipping and step counts stay on the device, so that a step
+    need not wait for it and is fit for capture in a CUDA graph. Reading last_grad_norm waits.
 
     Raises:
         ValueError: a setting is out of range.
