@@ -28,17 +28,23 @@ class DropoutMask {
 
   __device__ __forceinline__ bool is_off() const { return threshold_ == 0; }
 
+  // The draws of elements [8 block, 8 block + 8), and an element's factor by its 16 bits of them.
+  __device__ __forceinline__ PhiloxBlock draw(int64_t block) const {
+    return philox(seed_, static_cast<uint64_t>(block), offset_);
+  }
+  __device__ __forceinline__ float factor_of(uint32_t bits) const { return bits >= threshold_ ? scale_ : 0.0f; }
+
   // The factors of elements [index, index + kCount); kCount divides 8 and index is a multiple of it: one Philox block.
   template <int kCount>
   __device__ __forceinline__ void factors(int64_t index, float (&factor)[kCount]) const {
     static_assert(Philox::kElements % kCount == 0, "the elements share one Philox block");
-    PhiloxBlock block = philox(seed_, static_cast<uint64_t>(index / Philox::kElements), offset_);
+    PhiloxBlock block = draw(index / Philox::kElements);
     // What was asked for is brought to the front by selections: registers have no index known at run time.
     if (kCount <= 4 && (index & 4) != 0) block.word[0] = block.word[2], block.word[1] = block.word[3];
     if (kCount <= 2 && (index & 2) != 0) block.word[0] = block.word[1];
     if (kCount == 1 && (index & 1) != 0) block.word[0] >>= 16;
 #pragma unroll
-    for (int i = 0; i < kCount; ++i) factor[i] = block.bits16(i) >= threshold_ ? scale_ : 0.0f;
+    for (int i = 0; i < kCount; ++i) factor[i] = factor_of(block.bits16(i));
   }
 
   __device__ __forceinline__ float factor(int64_t index) const {

@@ -1,6 +1,6 @@
-// The few PTX instructions C++ has no words for, sm_80 and up: wide stores, asynchronous copies into shared memory, and
-// the tensor cores with the loads that feed them. Fragment layouts are the PTX ISA manual's ("mma.m16n8k16",
-// "ldmatrix").
+// The few PTX instructions C++ has no words for, sm_80 and up: wide stores, the quick exponential, asynchronous copies
+// into shared memory, and the tensor cores with the loads that feed them. Fragment layouts are the PTX ISA manual's
+// ("mma.m16n8k16", "ldmatrix").
 #pragma once
 
 #include <cuda_bf16.h>
@@ -22,6 +22,19 @@ __device__ __forceinline__ void store_global(void* to, uint4 words) {
 __device__ __forceinline__ void store_global(void* to, uint2 words) {
   asm volatile("st.global.v2.b32 [%0], {%1, %2};\n" ::"l"(__cvta_generic_to_global(to)), "r"(words.x), "r"(words.y)
                : "memory");
+}
+
+// 2^x to 2 units in the last place; results below 2^-126 are 0.
+__device__ __forceinline__ float exp2_fast(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;\n" : "=f"(y) : "f"(x));
+  return y;
+}
+
+// The same number, made anew where it stands: what is computed of it is not moved out of a loop, to wait in registers.
+__device__ __forceinline__ int here(int x) {
+  asm volatile("" : "+r"(x));
+  return x;
 }
 
 __device__ __forceinline__ uint32_t shared_address(const void* shared) {

@@ -1,46 +1,15 @@
 // fastllm::scaled_dot_product_attention, fastllm::attention_packed and their backward.
-#include "cpu/attention.h"
+#include "ops/attention.h"
 
 #include <ATen/ops/full.h>
 #include <ATen/ops/where.h>
 
-#include <array>
-#include <cmath>
 #include <vector>
 
-#include "ops/dropout.h"
+#include "cpu/attention.h"
 
 namespace fastllm {
 namespace {
-
-// B batch, H heads of queries, Hkv of keys and values, Tq and Tk tokens, D head_dim
-
-struct Options {
-  const OptionalTensor& attn_mask;
-  double dropout_p;
-  bool is_causal;
-  std::optional<double> scale;
-  const OptionalTensor& key_lengths;
-  const OptionalTensor& segment_ids;
-  bool bottom_right;
-  std::optional<int64_t> window_left, window_right;
-  const OptionalTensor& alibi_slopes;
-  std::optional<double> softcap;
-  const OptionalTensor& rng_state;
-};
-
-at::ScalarType compute_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
-// Queries, keys and values as (B, T, H, D) views with a contiguous last dimension.
-struct Operands {
-  Tensor query, key, value;
-};
-
-Tensor unit_last_stride(const Tensor& t) {
-  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
-}
 
 template <typename T, typename P>
 Heads<P> heads(const Tensor& t) {
@@ -58,54 +27,23 @@ struct Mask {
   std::array<int64_t, 4> strides{};
 };
 
-Mask prepare_mask(const char* op, const OptionalTensor& attn_mask, const Operands& o) {
+Mask prepare_mask(const Tensor& m, at::ScalarType computing) {
   Mask mask;
-  if (!attn_mask) return mask;
-  const Tensor& m = *attn_mask;
-  FASTLLM_CHECK_TYPE(m.scalar_type() == at::kBool || is_kernel_dtype(m.scalar_type()), op, "attn_mask",
-                     "be bool or floating", m.scalar_type());
-  check_same_device(op, "attn_mask", m, "query", o.query);
-  const std::array<int64_t, 4> full{o.query.size(0), o.query.size(2), o.query.size(1), o.key.size(1)};
-  bool fits = m.dim() <= 4;
-  for (int64_t i = 0; fits && i < m.dim(); ++i) {
-    const int64_t size = m.size(m.dim() - 1 - i);
-    fits = size == 1 || size == full[3 - i];
-  }
-  FASTLLM_CHECK(fits, op, "attn_mask", c10::str("broadcast to (B, H, Tq, Tk) = ", at::IntArrayRef(full)), m.sizes());
-  const auto options = m.options().dtype(compute_type(o.query));
   if (m.scalar_type() == at::kBool) {
+    const auto options = m.options().dtype(computing);
     const double never = -std::numeric_limits<double>::infinity();
     mask.values = at::where(m, at::full({}, 0.0, options), at::full({}, never, options)).contiguous();
   } else {
-    mask.values = m.to(compute_type(o.query)).contiguous();
+    mask.values = m.to(computing).contiguous();
   }
-  for (int64_t i = 0; i < m.dim(); ++i) {
-    const int64_t dim = m.dim() - 1 - i;
-    mask.strides[3 - i] = m.size(dim) == 1 ? 0 : mask.values.stride(dim);
-  }
+  mask.strides = broadcast_strides(mask.values);
   return mask;
 }
 
-Tensor prepare_lengths(const char* op, const OptionalTensor& key_lengths, const Tensor& query) {
-  if (!key_lengths) return Tensor();
-  FASTLLM_CHECK_TYPE(key_lengths->scalar_type() == at::kLong || key_lengths->scalar_type() == at::kInt, op,
-                     "key_lengths", "be int64 or int32", key_lengths->scalar_type());
-  check_shape(op, "key_lengths", *key_lengths, {query.size(0)});
-  check_same_device(op, "key_lengths", *key_lengths, "query", query);
-  return key_lengths->to(at::kLong).contiguous();
-}
-
 // For each token the run of its neighbours with the same id; (B, T).
-std::vector<Run> prepare_runs(const char* op, const OptionalTensor& segment_ids, const Operands& o) {
-  if (!segment_ids) return {};
-  FASTLLM_CHECK_TYPE(segment_ids->scalar_type() == at::kLong || segment_ids->scalar_type() == at::kInt, op,
-                     "segment_ids", "be int64 or int32", segment_ids->scalar_type());
-  const int64_t b = o.query.size(0), t = o.query.size(1);
-  FASTLLM_CHECK(o.key.size(1) == t, op, "segment_ids", "be given for self-attention, with as many keys as queries",
-                c10::str(t, " queries and ", o.key.size(1), " keys"));
-  check_shape(op, "segment_ids", *segment_ids, {b, t});
-  check_same_device(op, "segment_ids", *segment_ids, "query", o.query);
-  const Tensor contiguous = segment_ids->to(at::kLong).contiguous();
+std::vector<Run> prepare_runs(const char* op, const Tensor& segment_ids) {
+  const int64_t b = segment_ids.size(0), t = segment_ids.size(1);
+  const Tensor contiguous = segment_ids.to(at::kLong).contiguous();
   const int64_t* ids = contiguous.const_data_ptr<int64_t>();
   std::vector<Run> runs(b * t);
   Run* row_runs = runs.data();
@@ -120,20 +58,6 @@ std::vector<Run> prepare_runs(const char* op, const OptionalTensor& segment_ids,
   return runs;
 }
 
-Tensor prepare_slopes(const char* op, const OptionalTensor& alibi_slopes, const Operands& o) {
-  if (!alibi_slopes) return Tensor();
-  const int64_t b = o.query.size(0), h = o.query.size(2);
-  FASTLLM_CHECK(alibi_slopes->sizes() == at::IntArrayRef({h}) || alibi_slopes->sizes() == at::IntArrayRef({b, h}), op,
-                "alibi_slopes", c10::str("have shape (H) = [", h, "] or (B, H) = [", b, ", ", h, "]"),
-                alibi_slopes->sizes());
-  FASTLLM_CHECK_TYPE(is_kernel_dtype(alibi_slopes->scalar_type()), op, "alibi_slopes", "be floating",
-                     alibi_slopes->scalar_type());
-  check_same_device(op, "alibi_slopes", *alibi_slopes, "query", o.query);
-  FASTLLM_CHECK(!alibi_slopes->requires_grad(), op, "alibi_slopes",
-                "not require a gradient (give a learned bias as attn_mask)", "one that does");
-  return alibi_slopes->to(compute_type(o.query)).contiguous();
-}
-
 // The optional tensors as the kernels read them.
 struct Prepared {
   std::optional<DropoutParams> dropout;
@@ -141,30 +65,26 @@ struct Prepared {
   Tensor lengths, slopes;
   std::vector<Run> runs;
 
-  Prepared(const char* op, const Operands& o, const Options& options)
-      : dropout(dropout_params(op, options.dropout_p, options.rng_state, o.query, "dropout_p")),
-        mask(prepare_mask(op, options.attn_mask, o)),
-        lengths(prepare_lengths(op, options.key_lengths, o.query)),
-        slopes(prepare_slopes(op, options.alibi_slopes, o)),
-        runs(prepare_runs(op, options.segment_ids, o)) {
-    FASTLLM_CHECK(!options.softcap || *options.softcap > 0, op, "softcap", "be over 0", *options.softcap);
-    const std::pair<const char*, std::optional<int64_t>> sides[] = {{"window_left", options.window_left},
-                                                                    {"window_right", options.window_right}};
-    for (const auto& [name, side] : sides) FASTLLM_CHECK(!side || *side >= 0, op, name, "be at least 0", *side);
+  Prepared(const char* op, const Operands& o, const AttentionOptions& options)
+      : dropout(dropout_params(op, options.dropout_p, options.rng_state, o.query, "dropout_p")) {
+    check_options(op, o, options);
+    const at::ScalarType computing = compute_type(o.query);
+    if (options.attn_mask) mask = prepare_mask(*options.attn_mask, computing);
+    if (options.key_lengths) lengths = options.key_lengths->to(at::kLong).contiguous();
+    if (options.alibi_slopes) slopes = options.alibi_slopes->to(computing).contiguous();
+    if (options.segment_ids) runs = prepare_runs(op, *options.segment_ids);
   }
 
   template <typename T>
-  Attention<T> describe(const Operands& o, const Options& options) const {
+  Attention<T> describe(const Operands& o, const AttentionOptions& options) const {
     using C = Compute<T>;
     Attention<T> a{};
     a.b = o.query.size(0), a.tq = o.query.size(1), a.h = o.query.size(2), a.d = o.query.size(3);
     a.tk = o.key.size(1), a.hkv = o.key.size(2), a.dv = o.value.size(3);
     a.query = heads<T, const T*>(o.query), a.key = heads<T, const T*>(o.key), a.value = heads<T, const T*>(o.value);
-    a.scale = static_cast<C>(options.scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, a.d)))));
-    a.shift = options.bottom_right ? a.tk - a.tq : 0;
-    const int64_t everything = a.tq + a.tk;  // more than any query's distance to any key
-    a.left = std::min(options.window_left.value_or(everything), everything);
-    a.right = options.is_causal ? 0 : std::min(options.window_right.value_or(everything), everything);
+    const Reach reach(o, options);
+    a.shift = reach.shift, a.left = reach.left, a.right = reach.right;
+    a.scale = static_cast<C>(attention_scale(o, options));
     a.key_lengths = lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr;
     a.runs = options.segment_ids ? runs.data() : nullptr;
     a.mask = mask.values.defined() ? mask.values.const_data_ptr<C>() : nullptr;
@@ -178,30 +98,11 @@ struct Prepared {
   }
 };
 
-void check_operands(const char* op, const Tensor& query, const Tensor& key, const Tensor& value, bool enable_gqa) {
-  check_floating(op, "query", query);
-  FASTLLM_CHECK(query.dim() == 4, op, "query", "have shape (B, H, T, D)", query.sizes());
-  const std::pair<const char*, const Tensor&> others[] = {{"key", key}, {"value", value}};
-  for (const auto& [name, tensor] : others) {
-    check_same_dtype(op, name, tensor, "query", query);
-    check_same_device(op, name, tensor, "query", query);
-    FASTLLM_CHECK(tensor.dim() == 4 && tensor.size(0) == query.size(0), op, name,
-                  c10::str("have shape (", query.size(0), ", H, T, D)"), tensor.sizes());
-  }
-  FASTLLM_CHECK(key.size(3) == query.size(3), op, "key", c10::str("have query's head_dim (", query.size(3), ")"),
-                key.sizes());
-  FASTLLM_CHECK(value.size(1) == key.size(1) && value.size(2) == key.size(2), op, "value",
-                c10::str("have key's heads and tokens (", key.sizes(), ")"), value.sizes());
-  const int64_t h = query.size(1), hkv = key.size(1);
-  FASTLLM_CHECK(h == hkv || (enable_gqa && hkv > 0 && h % hkv == 0), op, "key",
-                c10::str("have query's ", h, " heads (or with enable_gqa a divisor of them)"), key.sizes());
-}
-
 // ---------------------------------------------------------------------------------------------------------------------
-// Both ops, on (B, T, H, D) views
+// The CPU's kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const Options& options) {
+std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const AttentionOptions& options) {
   const Prepared prepared(op, o, options);
   const int64_t b = o.query.size(0), tq = o.query.size(1), h = o.query.size(2);
   Tensor output = at::empty({b, tq, h, o.value.size(3)}, o.query.options());
@@ -215,7 +116,7 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const Opti
 
 // Writes into `grads`, views like the operands; returns the mask's gradient, undefined if it is not wanted.
 Tensor backward(const char* op, const Tensor& grad_output, const Operands& o, const Tensor& output,
-                const Tensor& logsumexp, const Options& options, bool need_mask, const Operands& grads) {
+                const Tensor& logsumexp, const AttentionOptions& options, bool need_mask, const Operands& grads) {
   const Prepared prepared(op, o, options);
   const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), lse = logsumexp.contiguous();
   Tensor grad_mask = need_mask ? at::zeros_like(prepared.mask.values) : Tensor();
@@ -233,80 +134,7 @@ Tensor backward(const char* op, const Tensor& grad_output, const Operands& o, co
   return need_mask ? grad_mask.to(options.attn_mask->scalar_type()) : grad_mask;
 }
 
-Operands tokens_first(const Tensor& query, const Tensor& key, const Tensor& value) {
-  return {unit_last_stride(query).transpose(1, 2), unit_last_stride(key).transpose(1, 2),
-          unit_last_stride(value).transpose(1, 2)};
-}
-
-std::tuple<Tensor, Tensor> sdpa_cpu(const Tensor& query, const Tensor& key, const Tensor& value,
-                                    const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
-                                    std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
-                                    const OptionalTensor& segment_ids, bool bottom_right,
-                                    std::optional<int64_t> window_left, std::optional<int64_t> window_right,
-                                    const OptionalTensor& alibi_slopes, std::optional<double> softcap,
-                                    const OptionalTensor& rng_state) {
-  const char* op = "scaled_dot_product_attention";
-  check_operands(op, query, key, value, enable_gqa);
-  const Options options{attn_mask,    dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
-                        bottom_right, window_left, window_right, alibi_slopes, softcap,     rng_state};
-  const auto [output, logsumexp] = forward(op, tokens_first(query, key, value), options);
-  return {output.transpose(1, 2), logsumexp};
-}
-
-std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_backward_cpu(
-    const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& output,
-    const Tensor& logsumexp, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
-    std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
-    bool bottom_right, std::optional<int64_t> window_left, std::optional<int64_t> window_right,
-    const OptionalTensor& alibi_slopes, std::optional<double> softcap, const OptionalTensor& rng_state,
-    bool need_mask) {
-  const char* op = "scaled_dot_product_attention_backward";
-  check_operands(op, query, key, value, enable_gqa);
-  check_same_shape(op, "grad_output", grad_output, "output", output);
-  const Operands o = tokens_first(query, key, value);
-  const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
-  const Operands grads{like(o.query), like(o.key), like(o.value)};
-  const Options options{attn_mask,    dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
-                        bottom_right, window_left, window_right, alibi_slopes, softcap,     rng_state};
-  const Tensor grad_mask =
-      backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), logsumexp, options, need_mask, grads);
-  return {grads.query.transpose(1, 2), grads.key.transpose(1, 2), grads.value.transpose(1, 2), grad_mask};
-}
-
-Operands unpack(const char* op, const Tensor& qkv) {
-  check_floating(op, "qkv", qkv);
-  FASTLLM_CHECK(qkv.dim() == 5 && qkv.size(2) == 3, op, "qkv", "have shape (B, T, 3, H, D)", qkv.sizes());
-  const Tensor packed = unit_last_stride(qkv);
-  return {packed.select(2, 0), packed.select(2, 1), packed.select(2, 2)};
-}
-
-std::tuple<Tensor, Tensor> packed_cpu(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
-                                      bool is_causal, std::optional<double> scale, const OptionalTensor& key_lengths,
-                                      const OptionalTensor& segment_ids, std::optional<int64_t> window_left,
-                                      std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
-                                      std::optional<double> softcap, const OptionalTensor& rng_state) {
-  const char* op = "attention_packed";
-  const Options options{attn_mask, dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
-                        false,     window_left, window_right, alibi_slopes, softcap,     rng_state};
-  return forward(op, unpack(op, qkv), options);
-}
-
-std::tuple<Tensor, Tensor> packed_backward_cpu(const Tensor& grad_output, const Tensor& qkv, const Tensor& output,
-                                               const Tensor& logsumexp, const OptionalTensor& attn_mask,
-                                               double dropout_p, bool is_causal, std::optional<double> scale,
-                                               const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
-                                               std::optional<int64_t> window_left, std::optional<int64_t> window_right,
-                                               const OptionalTensor& alibi_slopes, std::optional<double> softcap,
-                                               const OptionalTensor& rng_state, bool need_mask) {
-  const char* op = "attention_packed_backward";
-  const Operands o = unpack(op, qkv);
-  check_same_shape(op, "grad_output", grad_output, "output", output);
-  Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
-  const Options options{attn_mask, dropout_p,   is_causal,    scale,        key_lengths, segment_ids,
-                        false,     window_left, window_right, alibi_slopes, softcap,     rng_state};
-  const Tensor grad_mask = backward(op, grad_output, o, output, logsumexp, options, need_mask, unpack(op, grad_qkv));
-  return {grad_qkv, grad_mask};
-}
+using OnCpu = AttentionOps<forward, backward>;
 
 // ---------------------------------------------------------------------------------------------------------------------
 // Autograd and autocast: what follows the operands and the mask is passed on as it is
@@ -347,7 +175,7 @@ struct Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTe
           Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, Rest...)>> {
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
                                const OptionalTensor& attn_mask, Rest... rest) {
-    static auto op = find_op<decltype(sdpa_cpu)>("fastllm::scaled_dot_product_attention");
+    static auto op = find_op<decltype(OnCpu::sdpa)>("fastllm::scaled_dot_product_attention");
     ctx->saved_data["need_mask"] = differentiable(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -358,7 +186,7 @@ struct Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTe
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(sdpa_backward_cpu)>("fastllm::scaled_dot_product_attention_backward");
+    static auto op = find_op<decltype(OnCpu::sdpa_backward)>("fastllm::scaled_dot_product_attention_backward");
     const variable_list s = ctx->get_saved_variables();
     const auto [dq, dk, dv, dmask] = unpacked<Rest...>(ctx->saved_data["rest"], [&](const auto&... rest) {
       return op.call(grads[0], s[0], s[1], s[2], s[3], s[4], optional(s[5]), rest...,
@@ -375,7 +203,7 @@ template <typename Result, typename... Rest>
 struct Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>
     : torch::autograd::Function<Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>> {
   static variable_list forward(AutogradContext* ctx, const Tensor& qkv, const OptionalTensor& attn_mask, Rest... rest) {
-    static auto op = find_op<decltype(packed_cpu)>("fastllm::attention_packed");
+    static auto op = find_op<decltype(OnCpu::packed)>("fastllm::attention_packed");
     ctx->saved_data["need_mask"] = differentiable(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -386,7 +214,7 @@ struct Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(packed_backward_cpu)>("fastllm::attention_packed_backward");
+    static auto op = find_op<decltype(OnCpu::packed_backward)>("fastllm::attention_packed_backward");
     const variable_list s = ctx->get_saved_variables();
     const auto [dqkv, dmask] = unpacked<Rest...>(ctx->saved_data["rest"], [&](const auto&... rest) {
       return op.call(grads[0], s[0], s[1], s[2], optional(s[3]), rest..., ctx->saved_data["need_mask"].toBool());
@@ -412,7 +240,7 @@ Tensor cast(const Tensor& tensor) {
 template <c10::DeviceType kDevice, typename Result, typename... Rest>
 auto sdpa_autocast(Result (*)(const Tensor&, const Tensor&, const Tensor&, Rest...)) {
   return +[](const Tensor& query, const Tensor& key, const Tensor& value, Rest... rest) -> Result {
-    static auto op = find_op<decltype(sdpa_cpu)>("fastllm::scaled_dot_product_attention");
+    static auto op = find_op<decltype(OnCpu::sdpa)>("fastllm::scaled_dot_product_attention");
     c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
     return op.call(cast<kDevice>(query), cast<kDevice>(key), cast<kDevice>(value), rest...);
   };
@@ -421,7 +249,7 @@ auto sdpa_autocast(Result (*)(const Tensor&, const Tensor&, const Tensor&, Rest.
 template <c10::DeviceType kDevice, typename Result, typename... Rest>
 auto packed_autocast(Result (*)(const Tensor&, Rest...)) {
   return +[](const Tensor& qkv, Rest... rest) -> Result {
-    static auto op = find_op<decltype(packed_cpu)>("fastllm::attention_packed");
+    static auto op = find_op<decltype(OnCpu::packed)>("fastllm::attention_packed");
     c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
     return op.call(cast<kDevice>(qkv), rest...);
   };
@@ -451,24 +279,21 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
-  m.impl("scaled_dot_product_attention", sdpa_cpu);
-  m.impl("scaled_dot_product_attention_backward", sdpa_backward_cpu);
-  m.impl("attention_packed", packed_cpu);
-  m.impl("attention_packed_backward", packed_backward_cpu);
+  OnCpu::add_to(m);
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("scaled_dot_product_attention", autograd_kernel<Sdpa<decltype(sdpa_cpu)>>(sdpa_cpu));
-  m.impl("attention_packed", autograd_kernel<Packed<decltype(packed_cpu)>>(packed_cpu));
+  m.impl("scaled_dot_product_attention", autograd_kernel<Sdpa<decltype(OnCpu::sdpa)>>(OnCpu::sdpa));
+  m.impl("attention_packed", autograd_kernel<Packed<decltype(OnCpu::packed)>>(OnCpu::packed));
 }
 
 TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
-  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CPU>(sdpa_cpu));
-  m.impl("attention_packed", packed_autocast<c10::DeviceType::CPU>(packed_cpu));
+  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CPU>(OnCpu::sdpa));
+  m.impl("attention_packed", packed_autocast<c10::DeviceType::CPU>(OnCpu::packed));
 }
 TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
-  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CUDA>(sdpa_cpu));
-  m.impl("attention_packed", packed_autocast<c10::DeviceType::CUDA>(packed_cpu));
+  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CUDA>(OnCpu::sdpa));
+  m.impl("attention_packed", packed_autocast<c10::DeviceType::CUDA>(OnCpu::packed));
 }
 
 }  // namespace fastllm

@@ -29,68 +29,89 @@ def causal(q, k, v):
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("t", [1, 7, 8, 9, 63, 64, 65, 97, 129])
-def test_lengths(t, is_causal, dtype):
+def test_lengths(t, is_causal, dtype, device):
     harness.assert_matches_reference(
         lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=is_causal),
         causal if is_causal else plain,
         qkv(tq=t),
         dtype,
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, is_causal=is_causal),
+        device,
     )
 
 
-@pytest.mark.parametrize("d", [1, 8, 20, 32, 80, 128, 256])
-def test_head_dims(d):
-    for dtype in (torch.float32, torch.float64):
-        ours = lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
-        harness.assert_matches_reference(ours, causal, qkv(tq=70, d=d, dv=d + 3), dtype)
+# One channel; no whole vectors; each width of the CUDA kernels' tiles, full and not; values of another width than keys.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("d", "dv"), [(1, 4), (8, 8), (20, 23), (64, 64), (80, 83), (128, 128), (128, 16), (256, 256)])
+def test_head_dims(d, dv, dtype, device):
+    ours = lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=True)  # noqa: E731
+    harness.assert_matches_reference(ours, causal, qkv(b=1, tq=70, d=d, dv=dv), dtype, device=device)
 
 
 @pytest.mark.parametrize("align", ["top-left", "bottom-right"])
 @pytest.mark.parametrize(("tq", "tk"), [(5, 70), (70, 5), (65, 129)])
-def test_causal_alignment(tq, tk, align):
+def test_causal_alignment(tq, tk, align, device):
     shift = tk - tq if align == "bottom-right" else 0
     harness.assert_matches_reference(
         lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=True, causal_align=align),
         lambda q, k, v: reference.attention(q, k, v, is_causal=True, shift=shift),
         qkv(tq=tq, tk=tk),
         torch.float32,
+        device=device,
     )
 
 
 @pytest.mark.parametrize(
     "shape", [(70,), (66, 70), (66, 1), (2, 1, 66, 70), (1, 4, 66, 70), (2, 4, 66, 70), (4, 1, 70)]
 )
-@pytest.mark.parametrize("hkv", [4, 2])
-def test_learned_bias_gets_its_gradient(shape, hkv):
+@pytest.mark.parametrize(("hkv", "dtype"), [(4, torch.float32), (2, torch.float64), (2, torch.bfloat16)])
+def test_learned_bias_gets_its_gradient(shape, hkv, dtype, device):
     bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
-    for dtype in (torch.float32, torch.float64):
-        harness.assert_matches_reference(
-            lambda q, k, v, m: ops.scaled_dot_product_attention(q, k, v, m, enable_gqa=True),
-            lambda q, k, v, m: reference.attention(q, k, v, m),
-            [*qkv(h=4, hkv=hkv, tq=66, tk=70), bias],
-            dtype,
-        )
+    harness.assert_matches_reference(
+        lambda q, k, v, m: ops.scaled_dot_product_attention(q, k, v, m, enable_gqa=True),
+        lambda q, k, v, m: reference.attention(q, k, v, m),
+        [*qkv(h=4, hkv=hkv, tq=66, tk=70), bias],
+        dtype,
+        device=device,
+    )
 
 
-def test_bool_mask_with_rows_that_see_nothing():
+def test_a_bias_of_another_dtype_and_any_strides(device):
+    q, k, v = (t.detach().bfloat16() for t in qkv(tq=9))
+    bias = torch.randn(9, 2, 9, dtype=torch.float64).transpose(0, 1).requires_grad_()
+    output, (grad,) = harness.run(
+        lambda m: ops.scaled_dot_product_attention(q.to(device), k.to(device), v.to(device), m).float(),
+        harness.on(device, [bias]),
+    )
+    expected, (expected_grad,) = harness.run(
+        lambda m: reference.attention(q.double(), k.double(), v.double(), m), [bias]
+    )
+    assert grad.dtype == torch.float64
+    torch.testing.assert_close(output.cpu().double(), expected, rtol=2e-2, atol=2e-2)
+    torch.testing.assert_close(grad.cpu(), expected_grad, rtol=2e-2, atol=2e-2)
+
+
+def test_bool_mask_with_rows_that_see_nothing(device):
     mask = torch.rand(2, 1, 66, 70) > 0.5
     mask[:, :, 3] = False
+    on_device = mask.to(device)
     q, k, v = qkv(tq=66, tk=70)
-    ours = lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, mask, is_causal=True)  # noqa: E731
+    ours = lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, on_device, is_causal=True)  # noqa: E731
     expected = lambda q, k, v: reference.attention(q, k, v, mask, is_causal=True)  # noqa: E731
-    harness.assert_matches_reference(ours, expected, [q, k, v], torch.float32)
-    assert not ops.scaled_dot_product_attention(q, k, v, mask)[:, :, 3].any()
+    harness.assert_matches_reference(ours, expected, [q, k, v], torch.float32, device=device)
+    q, k, v = harness.on(device, harness.to([q, k, v], torch.float32))
+    assert not ops.scaled_dot_product_attention(q, k, v, on_device)[:, :, 3].any()
 
 
-def test_key_lengths():
+def test_key_lengths(device):
     lengths = torch.tensor([0, 65, 70])
     for dtype in (torch.int64, torch.int32):
         harness.assert_matches_reference(
-            lambda q, k, v, n=dtype: ops.scaled_dot_product_attention(q, k, v, key_lengths=lengths.to(n)),
+            lambda q, k, v, n=dtype: ops.scaled_dot_product_attention(q, k, v, key_lengths=lengths.to(device, n)),
             lambda q, k, v: reference.attention(q, k, v, key_lengths=lengths),
             qkv(b=3, tq=9, tk=70),
             torch.float32,
+            device=device,
         )
 
 
@@ -100,38 +121,43 @@ def test_key_lengths():
     ("tq", "tk", "align"), [(150, 150, "top-left"), (20, 130, "bottom-right"), (130, 20, "top-left")]
 )
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_window(window, tq, tk, align, is_causal):
+def test_window(window, tq, tk, align, is_causal, device):
     shift = tk - tq if align == "bottom-right" else 0
     harness.assert_matches_reference(
         lambda q, k, v: ops.scaled_dot_product_attention(
             q, k, v, is_causal=is_causal, window=window, causal_align=align
         ),
         lambda q, k, v: reference.attention(q, k, v, is_causal=is_causal, window=window, shift=shift),
-        qkv(b=1, tq=tq, tk=tk),
+        qkv(b=1, h=1, tq=tq, tk=tk),
         torch.float32,
+        device=device,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("per_batch", [False, True])
-def test_alibi_slopes(per_batch, dtype):
+def test_alibi_slopes(per_batch, dtype, device):
     slopes = torch.rand((2, 3) if per_batch else (3,), dtype=torch.float64)
     harness.assert_matches_reference(
-        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, alibi_slopes=slopes, causal_align="bottom-right"),
+        lambda q, k, v: ops.scaled_dot_product_attention(
+            q, k, v, alibi_slopes=slopes.to(device), causal_align="bottom-right"
+        ),
         lambda q, k, v: reference.attention(q, k, v, alibi_slopes=slopes, shift=5),
         qkv(h=3, tq=70, tk=75),
         dtype,
+        device=device,
     )
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_softcap_comes_before_a_learned_bias(dtype):
+def test_softcap_comes_before_a_learned_bias(dtype, device):
     bias = torch.randn(1, 2, 70, 70, dtype=torch.float64, requires_grad=True)
     harness.assert_matches_reference(
         lambda q, k, v, m: ops.scaled_dot_product_attention(q, k, v, m, is_causal=True, softcap=0.7),
         lambda q, k, v, m: reference.attention(q, k, v, m, is_causal=True, softcap=0.7),
         [*qkv(tq=70), bias],
         dtype,
+        device=device,
     )
 
 
@@ -175,22 +201,23 @@ def test_any_combination(
     )  # fmt: skip
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-@pytest.mark.parametrize(("tq", "tk"), [(9, 9), (66, 70)])
-def test_dropout_is_the_contracts(tq, tk, dtype):
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(("tq", "tk", "d"), [(9, 9, 8), (66, 70, 8), (34, 70, 72), (34, 40, 136)])
+def test_dropout_is_the_contracts(tq, tk, d, dtype, device):
     state = torch.tensor([77, 88])
     multipliers = reference.attention_multipliers((2, 2, tq, tk), 0.3, state)
     harness.assert_matches_reference(
-        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, dropout_p=0.3, rng_state=state),
+        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, dropout_p=0.3, rng_state=state.to(device)),
         lambda q, k, v: reference.attention(q, k, v, multipliers=multipliers),
-        qkv(tq=tq, tk=tk),
+        qkv(tq=tq, tk=tk, d=d),
         dtype,
+        device=device,
     )
 
 
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("is_causal", [False, True])
-def test_packed(is_causal, dtype):
+def test_packed(is_causal, dtype, device):
     packed = torch.randn(2, 70, 3, 4, 16, dtype=torch.float64, requires_grad=True)
 
     def expected(packed):
@@ -202,7 +229,7 @@ def test_packed(is_causal, dtype):
         return F.scaled_dot_product_attention(q, k, v, is_causal=is_causal).transpose(1, 2)
 
     harness.assert_matches_reference(
-        lambda x: ops.attention_packed(x, is_causal=is_causal), expected, [packed], dtype, theirs
+        lambda x: ops.attention_packed(x, is_causal=is_causal), expected, [packed], dtype, theirs, device
     )
 
 
@@ -221,15 +248,18 @@ def test_any_strides(layout):
         torch.testing.assert_close(a, b)
 
 
-def test_extremes():
+def test_extremes(device):
     q, k, v = (t.detach().float() for t in qkv(tq=66))
     for factor in (1e4, 0.0):  # huge logits; all equal
         expected = F.scaled_dot_product_attention((q * factor).double(), k.double(), v.double())
         torch.testing.assert_close(
-            ops.scaled_dot_product_attention(q * factor, k, v).double(), expected, rtol=1e-3, atol=1e-3
+            ops.scaled_dot_product_attention(*harness.on(device, [q * factor, k, v])).cpu().double(),
+            expected,
+            rtol=1e-3,
+            atol=1e-3,
         )
     for b, t in ((0, 5), (2, 0)):
-        empty = torch.randn(b, 2, t, 8)
+        empty = torch.randn(b, 2, t, 8, device=device)
         assert ops.scaled_dot_product_attention(empty, empty, empty).shape == (b, 2, t, 8)
 
 

@@ -4,6 +4,7 @@
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 
+#include <cmath>
 #include <type_traits>
 
 #include "cuda_runtime.h"
@@ -15,6 +16,15 @@ __device__ __forceinline__ void store_global(void* to, uint4 words) {
 }
 __device__ __forceinline__ void store_global(void* to, uint2 words) {
   *static_cast<uint2*>(to) = words;
+}
+
+__device__ __forceinline__ float exp2_fast(float x) {
+  const float y = std::exp2(x);
+  return y < 0x1p-126f ? 0.0f : y;
+}
+
+__device__ __forceinline__ int here(int x) {
+  return x;
 }
 
 // The bytes in shared memory are NaN until they land at cp_async_wait; a read before that is reported.

@@ -1,0 +1,92 @@
+// Attention backward: a block keeps a tile of queries, or of keys, and those of the other side pass by; the scores are
+// made again from logsumexp. What shares scores is here; attention_backward_{queries,keys,mask}.cu hold the kernels.
+//
+// With weights P, dropout's factors F and scores' gradients dS:
+//   dV = (P F)^T dO,   dP = (dO V^T) F,   dS = P (dP - delta),   delta = rowsum(dO O),   dQ = dS K,   dK = dS^T Q
+// Gradients of queries and of keys come from kernels of their own, each of which makes S and dP: 7 products where one
+// kernel would do with 5, but nothing is added up in memory. So there are no partial sums to hold and add, no atomics,
+// every block is alone, and the order of sums is fixed by the shapes. Where keys are rows, scores come out transposed,
+// which makes them the left operand of both products at once, without a way through shared memory.
+#pragma once
+
+#include "cuda/attention_scores.h"
+#include "cuda/attention_tile.h"
+#include "cuda/launch.h"
+#include "cuda/shared.h"
+
+namespace fastllm::cuda {
+
+// Of a kernel's block: its rows stay, columns pass in kStages buffers. kSplit warps share 16 rows, each with a part of
+// the result's channels.
+template <int rows, int columns, int split, int stages, int blocks>
+struct BackwardShape {
+  static constexpr int kRows = rows, kColumns = columns, kSplit = split, kStages = stages, kBlocks = blocks;
+  static constexpr int kThreads = rows / 16 * split * kWarp;
+};
+
+// `left` and `right`: queries and their outputs' gradients, or keys and values; scores are products of the lefts, dP
+// those of the rights.
+template <typename T, int kD, typename S>
+struct BackwardShared {
+  alignas(16) T row_left[S::kRows * kD];
+  alignas(16) T row_right[S::kRows * kD];
+  alignas(16) T left[S::kStages][S::kColumns * kD];
+  alignas(16) T right[S::kStages][S::kColumns * kD];
+  alignas(16) float logsumexp[S::kStages][S::kColumns];  // of columns that are queries
+  alignas(16) float delta[S::kStages][S::kColumns];
+};
+
+// Of the fragment's element i of a tile: 0 or 1 by its row, or by its column.
+template <bool kOfKeys>
+__device__ __forceinline__ int query_of(int i) {
+  return kOfKeys ? i % 2 : i / 2;
+}
+
+// From products to gradients, for 16 rows from `row` and kTiles of columns from `column`. `scores` holds products of
+// queries and keys and becomes P F; `grads` holds dO V^T and becomes dS, of the scores as they were with the mask
+// added (kOfMask) or of the scaled products. logsumexp and delta are functions of (tile, 0 or 1) of a lane's queries.
+template <bool kOfMask, typename T, bool kOfKeys, int kTiles, typename Logsumexp, typename Delta>
+__device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& rules, int row, int column,
+                                                    Fragments<kTiles>& scores, Fragments<kTiles>& grads,
+                                                    const Logsumexp& logsumexp, const Delta& delta) {
+  const int lane = here(threadIdx.x % kWarp), g = lane / 4, t = lane % 4;
+  const float to_log2 = rules.to_log2();
+  const bool whole = rules.is_whole(row, 16, column, kTiles * kOctet), plain = rules.are_products();
+  Span spans[2] = {};
+  if (!whole) spans[0] = rules.seen_by(row + g), spans[1] = rules.seen_by(row + g + 8);
+  uint32_t draw[kTiles][2];
+  if (rules.drops()) rules.draw(row, column, draw);
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at_row = row + g + 8 * (i / 2), at_column = column + kOctet * j + 2 * t + i % 2;
+      const int query = query_of<kOfKeys>(i);
+      float weight = 0.0f, grad = 0.0f;
+      if (whole || spans[i / 2].has(at_column)) {
+        float score = scores[j][i], slope = 1.0f;
+        if (!plain) score = rules.score(score, at_row, at_column, slope);
+        weight = exp2_fast(fmaf(score, to_log2, -kLog2e * logsumexp(j, query)));
+        const float factor = rules.drops() ? rules.factor(draw[j], i) : 1.0f;
+        grad = weight * fmaf(grads[j][i], factor, -delta(j, query));
+        if (!kOfMask) grad *= slope;
+        weight *= factor;
+      }
+      scores[j][i] = weight;
+      grads[j][i] = grad;
+    }
+  }
+}
+
+// A (T, width) slice of one head.
+template <typename T>
+__device__ __forceinline__ Slice slice_of(const Heads& heads, int b, int head, int first, int tokens, int width) {
+  return {static_cast<const T*>(heads.data) + b * heads.batch + head * heads.head,
+          heads.token,
+          first,
+          tokens,
+          width,
+          heads.wide};
+}
+
+}  // namespace fastllm::cuda

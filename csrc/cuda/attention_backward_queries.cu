@@ -1,0 +1,140 @@
+// Attention backward, the gradient of queries, and delta for the kernels after it.
+//
+// Bound by arithmetic: 6 D operations a score, in three products of which each fragment from shared memory serves one
+// mma of 16 rows. Keys and values of the next tile are copied meanwhile.
+#include "cuda/attention_backward.h"
+
+namespace fastllm::cuda {
+namespace {
+
+template <typename T, int kD>
+struct Shape;
+template <typename T>
+struct Shape<T, 64> : BackwardShape<64, 64, 1, 2, 2> {};
+template <typename T>
+struct Shape<T, 128> : BackwardShape<64, 32, 1, 2, 2> {};
+template <typename T>
+struct Shape<T, 256> : BackwardShape<64, 32, 2, 1, 1> {};
+template <>
+struct Shape<float, 64> : BackwardShape<64, 32, 1, 2, 2> {};
+template <>
+struct Shape<float, 128> : BackwardShape<32, 32, 2, 2, 2> {};
+template <>
+struct Shape<float, 256> : BackwardShape<32, 32, 4, 1, 1> {};
+
+// Sums of output * grad_output over the warp's rows, from row 0 of `slice` on; lane r % 16 gets row r's.
+template <typename T>
+__device__ __forceinline__ float sum_rows(const Slice& output, const Slice& grad_output, int row) {
+  const int lane = threadIdx.x % kWarp;
+  float mine = 0.0f;
+#pragma unroll 4
+  for (int r = 0; r < 16; ++r) {
+    const int token = output.first + row + r;
+    float sum = 0.0f;
+    if (token < output.tokens) {
+      const T* out = static_cast<const T*>(output.data) + token * output.token;
+      const T* grad = static_cast<const T*>(grad_output.data) + token * grad_output.token;
+      for (int c = lane; c < output.width; c += kWarp) sum = fmaf(to_float(out[c]), to_float(grad[c]), sum);
+    }
+    sum = warp_reduce<Sum>(sum);
+    if (lane % 16 == r) mine = sum;
+  }
+  return mine;
+}
+
+template <typename T, int kD>
+__global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
+    attention_backward_queries_kernel(AttentionParams p, AttentionGradients grads) {
+  using S = Shape<T, kD>;
+  using Area = BackwardShared<T, kD, S>;
+  constexpr int kTiles = S::kColumns / kOctet, kOut = kD / S::kSplit / kOctet;
+  Area* shared = shared_memory<Area>();
+  const Tile<T, kD> query_tile{shared->row_left}, grad_tile{shared->row_right};
+  const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, g = lane / 4;
+  const int row = warp / S::kSplit * 16, column = warp % S::kSplit * (kD / S::kSplit);
+
+  const int heads = p.batch * p.heads, tiles = (p.queries + S::kRows - 1) / S::kRows;
+  const int b = blockIdx.x % heads / p.heads, head = blockIdx.x % heads % p.heads;
+  const int kv_head = head / (p.heads / p.kv_heads);
+  const int first = (tiles - 1 - static_cast<int>(blockIdx.x / heads)) * S::kRows;
+  const Scores<T, false> rules(p, b, head);
+  const Slice grad_output = slice_of<T>(grads.grad_output, b, head, first, p.queries, p.value_channels);
+  load_tile<T, kD, S::kRows, S::kThreads>(slice_of<T>(p.query, b, head, first, p.queries, p.channels), query_tile);
+  load_tile<T, kD, S::kRows, S::kThreads>(grad_output, grad_tile);
+  const Span seen = rules.seen_by(first, S::kRows);
+  const int begin = seen.begin / S::kColumns * S::kColumns;
+  const auto load = [&](int key) {
+    const int stage = (key - begin) / S::kColumns % S::kStages;
+    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.key, b, kv_head, key, p.keys, p.channels),
+                                               Tile<T, kD>{shared->left[stage]});
+    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.value, b, kv_head, key, p.keys, p.value_channels),
+                                               Tile<T, kD>{shared->right[stage]});
+  };
+  if (begin < seen.end) load(begin);
+  cp_async_commit();
+
+  const int64_t first_query = (static_cast<int64_t>(b) * p.heads + head) * p.queries;
+  float delta[2], logsumexp[2];
+  {
+    const Slice output = slice_of<T>(grads.output, b, head, first, p.queries, p.value_channels);
+    const float sum = sum_rows<T>(output, grad_output, row);
+    const int query = first + row + lane;
+    if (lane < 16 && column == 0 && query < p.queries) grads.delta[first_query + query] = sum;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      delta[half] = __shfl_sync(kAllLanes, sum, g + 8 * half);
+      const int at = first + row + g + 8 * half;
+      logsumexp[half] = at < p.queries ? grads.logsumexp[first_query + at] : 0.0f;
+    }
+  }
+
+  Fragments<kOut> out[1] = {};
+  for (int key = begin, stage = 0; key < seen.end; key += S::kColumns, stage = (stage + 1) % S::kStages) {
+    const bool more = key + S::kColumns < seen.end;
+    if (S::kStages == 2) {
+      if (more) load(key + S::kColumns);
+      cp_async_commit();
+    }
+    cp_async_wait<S::kStages - 1>();
+    __syncthreads();
+    const Tile<T, kD> key_tile{shared->left[stage]}, value_tile{shared->right[stage]};
+    Fragments<kTiles> scores[1] = {}, grad_scores[1] = {};
+    add_rows_product<T, kD, 1>(query_tile, row, key_tile, scores);
+    add_rows_product<T, kD, 1>(grad_tile, row, value_tile, grad_scores);
+    gradients_of_scores<false>(
+        rules, first + row, key, scores[0], grad_scores[0], [&](int, int half) { return logsumexp[half]; },
+        [&](int, int half) { return delta[half]; });
+    add_product<T, kD, 1>(grad_scores, key_tile, column, out);
+    __syncthreads();  // nobody needs these keys and values any more
+    if (S::kStages == 1) {
+      if (more) load(key + S::kColumns);
+      cp_async_commit();
+    }
+  }
+  cp_async_wait<0>();
+  __syncthreads();  // for blocks that see nothing: the result goes through the queries' place
+#pragma unroll
+  for (int j = 0; j < kOut; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) out[0][j][i] *= p.scale;
+  }
+  const MutableHeads& to = grads.grad_query;
+  store_rows<T, kD>(out[0], query_tile, row, column, static_cast<T*>(to.data) + b * to.batch + head * to.head,
+                    {nullptr, to.token, first, p.queries, p.channels, to.wide});
+}
+
+}  // namespace
+
+cudaError_t attention_backward_queries(const AttentionParams& p, const AttentionGradients& g, cudaStream_t stream) {
+  if (p.batch * p.heads * p.queries == 0) return cudaSuccess;
+  return dispatch_channels(p, [&](auto type, auto channels) {
+    using T = typename decltype(type)::type;
+    using S = Shape<T, channels>;
+    const auto tiles = static_cast<unsigned>((p.queries + S::kRows - 1) / S::kRows);
+    const dim3 grid(tiles * static_cast<unsigned>(p.batch * p.heads));
+    return launch<attention_backward_queries_kernel<T, channels>>(
+        {grid, S::kThreads, sizeof(BackwardShared<T, channels, S>)}, stream, p, g);
+  });
+}
+
+}  // namespace fastllm::cuda

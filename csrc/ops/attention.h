@@ -1,0 +1,233 @@
+// What attention checks on every device, and its four entry points over any device's kernels.
+#pragma once
+
+#include <array>
+#include <cmath>
+
+#include "ops/dropout.h"
+#include "ops/loss.h"
+
+namespace fastllm {
+
+// B batch, H heads of queries, Hkv of keys and values, Tq and Tk tokens, D head_dim, Dv of values
+
+struct AttentionOptions {
+  const OptionalTensor& attn_mask;
+  double dropout_p;
+  bool is_causal;
+  std::optional<double> scale;
+  const OptionalTensor& key_lengths;
+  const OptionalTensor& segment_ids;
+  bool bottom_right;
+  std::optional<int64_t> window_left, window_right;
+  const OptionalTensor& alibi_slopes;
+  std::optional<double> softcap;
+  const OptionalTensor& rng_state;
+};
+
+// Queries, keys and values as (B, T, H, D) views with a contiguous last dimension.
+struct Operands {
+  Tensor query, key, value;
+};
+
+inline Tensor unit_last_stride(const Tensor& t) {
+  return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
+}
+
+inline Operands tokens_first(const Tensor& query, const Tensor& key, const Tensor& value) {
+  return {unit_last_stride(query).transpose(1, 2), unit_last_stride(key).transpose(1, 2),
+          unit_last_stride(value).transpose(1, 2)};
+}
+
+inline Operands unpack(const char* op, const Tensor& qkv) {
+  check_floating(op, "qkv", qkv);
+  FASTLLM_CHECK(qkv.dim() == 5 && qkv.size(2) == 3, op, "qkv", "have shape (B, T, 3, H, D)", qkv.sizes());
+  const Tensor packed = unit_last_stride(qkv);
+  return {packed.select(2, 0), packed.select(2, 1), packed.select(2, 2)};
+}
+
+// The distances that a query sees: from its position - left to its position + right, which is at position i + shift.
+struct Reach {
+  int64_t shift, left, right;
+
+  Reach(const Operands& o, const AttentionOptions& options) {
+    const int64_t tq = o.query.size(1), tk = o.key.size(1), everything = tq + tk;  // more than any distance
+    shift = options.bottom_right ? tk - tq : 0;
+    left = std::min(options.window_left.value_or(everything), everything);
+    right = options.is_causal ? 0 : std::min(options.window_right.value_or(everything), everything);
+  }
+};
+
+inline double attention_scale(const Operands& o, const AttentionOptions& options) {
+  return options.scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, o.query.size(3)))));
+}
+
+// Strides in (B, H, Tq, Tk) of a tensor that broadcasts to it.
+inline std::array<int64_t, 4> broadcast_strides(const Tensor& mask) {
+  std::array<int64_t, 4> strides{};
+  for (int64_t i = 0; i < mask.dim(); ++i) {
+    const int64_t dim = mask.dim() - 1 - i;
+    strides[3 - i] = mask.size(dim) == 1 ? 0 : mask.stride(dim);
+  }
+  return strides;
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Checks
+// ---------------------------------------------------------------------------------------------------------------------
+
+inline void check_operands(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
+                           bool enable_gqa) {
+  check_floating(op, "query", query);
+  FASTLLM_CHECK(query.dim() == 4, op, "query", "have shape (B, H, T, D)", query.sizes());
+  const std::pair<const char*, const Tensor&> others[] = {{"key", key}, {"value", value}};
+  for (const auto& [name, tensor] : others) {
+    check_same_dtype(op, name, tensor, "query", query);
+    check_same_device(op, name, tensor, "query", query);
+    FASTLLM_CHECK(tensor.dim() == 4 && tensor.size(0) == query.size(0), op, name,
+                  c10::str("have shape (", query.size(0), ", H, T, D)"), tensor.sizes());
+  }
+  FASTLLM_CHECK(key.size(3) == query.size(3), op, "key", c10::str("have query's head_dim (", query.size(3), ")"),
+                key.sizes());
+  FASTLLM_CHECK(value.size(1) == key.size(1) && value.size(2) == key.size(2), op, "value",
+                c10::str("have key's heads and tokens (", key.sizes(), ")"), value.sizes());
+  const int64_t h = query.size(1), hkv = key.size(1);
+  FASTLLM_CHECK(h == hkv || (enable_gqa && hkv > 0 && h % hkv == 0), op, "key",
+                c10::str("have query's ", h, " heads (or with enable_gqa a divisor of them)"), key.sizes());
+}
+
+inline void check_mask(const char* op, const Tensor& mask, const Operands& o) {
+  FASTLLM_CHECK_TYPE(mask.scalar_type() == at::kBool || is_kernel_dtype(mask.scalar_type()), op, "attn_mask",
+                     "be bool or floating", mask.scalar_type());
+  check_same_device(op, "attn_mask", mask, "query", o.query);
+  const std::array<int64_t, 4> full{o.query.size(0), o.query.size(2), o.query.size(1), o.key.size(1)};
+  bool fits = mask.dim() <= 4;
+  for (int64_t i = 0; fits && i < mask.dim(); ++i) {
+    const int64_t size = mask.size(mask.dim() - 1 - i);
+    fits = size == 1 || size == full[3 - i];
+  }
+  FASTLLM_CHECK(fits, op, "attn_mask", c10::str("broadcast to (B, H, Tq, Tk) = ", at::IntArrayRef(full)), mask.sizes());
+}
+
+inline void check_integers(const char* op, const char* argument, const Tensor& tensor, const Tensor& query) {
+  FASTLLM_CHECK_TYPE(tensor.scalar_type() == at::kLong || tensor.scalar_type() == at::kInt, op, argument,
+                     "be int64 or int32", tensor.scalar_type());
+  check_same_device(op, argument, tensor, "query", query);
+}
+
+inline void check_slopes(const char* op, const Tensor& slopes, const Operands& o) {
+  const int64_t b = o.query.size(0), h = o.query.size(2);
+  FASTLLM_CHECK(slopes.sizes() == at::IntArrayRef({h}) || slopes.sizes() == at::IntArrayRef({b, h}), op, "alibi_slopes",
+                c10::str("have shape (H) = [", h, "] or (B, H) = [", b, ", ", h, "]"), slopes.sizes());
+  FASTLLM_CHECK_TYPE(is_kernel_dtype(slopes.scalar_type()), op, "alibi_slopes", "be floating", slopes.scalar_type());
+  check_same_device(op, "alibi_slopes", slopes, "query", o.query);
+  FASTLLM_CHECK(!slopes.requires_grad(), op, "alibi_slopes",
+                "not require a gradient (give a learned bias as attn_mask)", "one that does");
+}
+
+// All of the options but dropout's.
+inline void check_options(const char* op, const Operands& o, const AttentionOptions& options) {
+  const int64_t b = o.query.size(0), t = o.query.size(1);
+  if (options.attn_mask) check_mask(op, *options.attn_mask, o);
+  if (options.key_lengths) {
+    check_integers(op, "key_lengths", *options.key_lengths, o.query);
+    check_shape(op, "key_lengths", *options.key_lengths, {b});
+  }
+  if (options.segment_ids) {
+    check_integers(op, "segment_ids", *options.segment_ids, o.query);
+    FASTLLM_CHECK(o.key.size(1) == t, op, "segment_ids", "be given for self-attention, with as many keys as queries",
+                  c10::str(t, " queries and ", o.key.size(1), " keys"));
+    check_shape(op, "segment_ids", *options.segment_ids, {b, t});
+  }
+  if (options.alibi_slopes) check_slopes(op, *options.alibi_slopes, o);
+  FASTLLM_CHECK(!options.softcap || *options.softcap > 0, op, "softcap", "be over 0", *options.softcap);
+  const std::pair<const char*, std::optional<int64_t>> sides[] = {{"window_left", options.window_left},
+                                                                  {"window_right", options.window_right}};
+  for (const auto& [name, side] : sides) FASTLLM_CHECK(!side || *side >= 0, op, name, "be at least 0", *side);
+}
+
+// ---------------------------------------------------------------------------------------------------------------------
+// The ops on a device whose kernels are
+//   forward(op, operands, options) -> (output (B, Tq, H, Dv), logsumexp (B, H, Tq))
+//   backward(op, grad_output, operands, output, logsumexp, options, need_mask, grads) -> grad_mask
+// with (B, T, H, D) views; backward writes into `grads`, and grad_mask is undefined where it is not wanted.
+// ---------------------------------------------------------------------------------------------------------------------
+
+template <auto forward, auto backward>
+struct AttentionOps {
+  static std::tuple<Tensor, Tensor> sdpa(const Tensor& query, const Tensor& key, const Tensor& value,
+                                         const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+                                         std::optional<double> scale, bool enable_gqa,
+                                         const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
+                                         bool bottom_right, std::optional<int64_t> window_left,
+                                         std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
+                                         std::optional<double> softcap, const OptionalTensor& rng_state) {
+    const char* op = "scaled_dot_product_attention";
+    check_operands(op, query, key, value, enable_gqa);
+    const auto [output, logsumexp] =
+        forward(op, tokens_first(query, key, value),
+                {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right, window_left,
+                 window_right, alibi_slopes, softcap, rng_state});
+    return {output.transpose(1, 2), logsumexp};
+  }
+
+  static std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_backward(
+      const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& output,
+      const Tensor& logsumexp, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+      std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
+      const OptionalTensor& segment_ids, bool bottom_right, std::optional<int64_t> window_left,
+      std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
+      const OptionalTensor& rng_state, bool need_mask) {
+    const char* op = "scaled_dot_product_attention_backward";
+    check_operands(op, query, key, value, enable_gqa);
+    check_same_shape(op, "grad_output", grad_output, "output", output);
+    const Operands o = tokens_first(query, key, value);
+    const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
+    const Operands grads{like(o.query), like(o.key), like(o.value)};
+    const Tensor grad_mask = backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), logsumexp,
+                                      {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right,
+                                       window_left, window_right, alibi_slopes, softcap, rng_state},
+                                      need_mask, grads);
+    return {grads.query.transpose(1, 2), grads.key.transpose(1, 2), grads.value.transpose(1, 2), grad_mask};
+  }
+
+  static std::tuple<Tensor, Tensor> packed(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,
+                                           bool is_causal, std::optional<double> scale,
+                                           const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
+                                           std::optional<int64_t> window_left, std::optional<int64_t> window_right,
+                                           const OptionalTensor& alibi_slopes, std::optional<double> softcap,
+                                           const OptionalTensor& rng_state) {
+    const char* op = "attention_packed";
+    return forward(op, unpack(op, qkv),
+                   {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false, window_left, window_right,
+                    alibi_slopes, softcap, rng_state});
+  }
+
+  static std::tuple<Tensor, Tensor> packed_backward(
+      const Tensor& grad_output, const Tensor& qkv, const Tensor& output, const Tensor& logsumexp,
+      const OptionalTensor& attn_mask, double dropout_p, bool is_causal, std::optional<double> scale,
+      const OptionalTensor& key_lengths, const OptionalTensor& segment_ids, std::optional<int64_t> window_left,
+      std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
+      const OptionalTensor& rng_state, bool need_mask) {
+    const char* op = "attention_packed_backward";
+    const Operands o = unpack(op, qkv);
+    check_same_shape(op, "grad_output", grad_output, "output", output);
+    Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
+    const Tensor grad_mask = backward(op, grad_output, o, output, logsumexp,
+                                      {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false,
+                                       window_left, window_right, alibi_slopes, softcap, rng_state},
+                                      need_mask, unpack(op, grad_qkv));
+    return {grad_qkv, grad_mask};
+  }
+
+  // For TORCH_LIBRARY_IMPL and FASTLLM_CUDA_IMPL.
+  template <typename Library>
+  static void add_to(Library& m) {
+    m.impl("scaled_dot_product_attention", sdpa);
+    m.impl("scaled_dot_product_attention_backward", sdpa_backward);
+    m.impl("attention_packed", packed);
+    m.impl("attention_packed_backward", packed_backward);
+  }
+};
+
+}  // namespace fastllm
