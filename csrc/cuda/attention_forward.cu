@@ -34,7 +34,7 @@ struct Shape<T, 256> : ShapeOf<4, 1, 1, 32, 2> {};
 template <>
 struct Shape<float, 64> : ShapeOf<4, 1, 1, 64, 2> {};
 template <>
-struct Shape<float, 128> : ShapeOf<4, 1, 1, 32, 2> {};
+struct Shape<float, 128> : ShapeOf<4, 1, 2, 32, 2> {};
 template <>
 struct Shape<float, 256> : ShapeOf<4, 1, 2, 32, 2> {};
 

@@ -90,24 +90,23 @@ __device__ __forceinline__ void store_rows(const Fragments<kTiles>& values, cons
     }
   }
   __syncwarp();
+  T* const to = static_cast<T*>(data) + (slice.first + row) * slice.token;
+  const int rows = slice.tokens - slice.first - row;  // 16, or those that there are
+  if (!slice.wide) {
+    constexpr int kRowValues = kTiles * kOctet;
+#pragma unroll 1
+    for (int i = lane; i < 16 * kRowValues; i += kWarp) {
+      const int r = i / kRowValues, col = column + i % kRowValues;
+      if (r < rows && col < slice.width) to[r * slice.token + col] = *tile.at(row + r, col);
+    }
+    return;
+  }
   constexpr int kRowChunks = kTiles * kOctet / TileT::kChunk;
 #pragma unroll
   for (int i = 0; i < 16 * kRowChunks / kWarp; ++i) {
-    const int piece = i * kWarp + lane, r = piece / kRowChunks;
-    const int col = column + piece % kRowChunks * TileT::kChunk, token = slice.first + row + r;
-    if (token >= slice.tokens || col >= slice.width) continue;
-    T* to = static_cast<T*>(data) + token * slice.token + col;
-    const auto pack = Packed<T, TileT::kChunk>::load(tile.at(row + r, col));
-    if (slice.wide) {
-      pack.store(to);
-    } else {
-      float value[TileT::kChunk];
-      pack.unpack(value);
-#pragma unroll
-      for (int j = 0; j < TileT::kChunk; ++j) {
-        if (col + j < slice.width) to[j] = from_float<T>(value[j]);
-      }
-    }
+    const int piece = i * kWarp + lane, r = piece / kRowChunks, col = column + piece % kRowChunks * TileT::kChunk;
+    if (r < rows && col < slice.width)
+      Packed<T, TileT::kChunk>::load(tile.at(row + r, col)).store(to + r * slice.token + col);
   }
 }
 

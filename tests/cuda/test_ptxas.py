@@ -22,6 +22,11 @@ MAX_INSTANCES = 12  # kernels of a file: each dtype, width or direction more mak
 MAX_REGISTERS = 64
 MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "20norm_backward_kernel": (128, "sums of three parameters, 16 columns each; it has 512 threads at most"),
+    # Arithmetic bounds these: sums of whole tiles in registers, two blocks of 128 threads a multiprocessor.
+    "attention_forward_kernel": (255, "its rows' output and scores"),
+    "attention_backward_queries_kernel": (255, "its rows' gradient, scores and their gradients"),
+    "attention_backward_keys_kernel": (255, "two gradients, scores and their gradients"),
+    "attention_backward_mask_kernel": (192, "scores, their gradients and their sum"),
 }
 STORE_OF_A_WORD = r"st\.global\.(?:[bfu]32|v2\.[bu]16)\s+\[(%rd\d+)(?:\+(\d+))?\]"
 MAX_STATIC_SHARED = 0  # kernels use dynamic shared memory alone: csrc/cuda/shared.h

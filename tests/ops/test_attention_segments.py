@@ -30,16 +30,18 @@ LAYOUTS = [[1], [70], [2, 1, 3] * 12, [64, 64], [96, 96], [63, 2, 64], [97, 31, 
 @pytest.mark.parametrize("dtype", harness.DTYPES)
 @pytest.mark.parametrize("is_causal", [False, True])
 @pytest.mark.parametrize("lengths", LAYOUTS, ids=str)
-def test_equals_an_explicit_mask(lengths, is_causal, dtype):
+def test_equals_an_explicit_mask(lengths, is_causal, dtype, device):
     ids = ids_of(lengths)
+    on_device = ids.to(device)
     same = ids[:, None, :, None] == ids[:, None, None, :]
     visible = same.tril() if is_causal else same
     harness.assert_matches_reference(
-        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=is_causal, segment_ids=ids),
+        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=is_causal, segment_ids=on_device),
         lambda q, k, v: reference.attention(q, k, v, is_causal=is_causal, segment_ids=ids),
         qkv(b=1, tq=sum(lengths)),
         dtype,
         lambda q, k, v: F.scaled_dot_product_attention(q, k, v, visible),
+        device,
     )
 
 
@@ -95,23 +97,23 @@ def test_each_document_is_as_if_alone(lengths, dtype):
             assert torch.equal(its_output, expected)
 
 
-def test_other_documents_are_not_even_computed():
+def test_other_documents_are_not_even_computed(device):
     """NaN times a weight of 0 would be NaN. 192 tokens end a tile of keys, one of queries and a strip."""
-    packed = in_row([192, 192]).detach()
+    packed = in_row([192, 192], h=1).detach().float().to(device)
     packed[:, :192] = torch.nan
     packed.requires_grad_()
-    output = ops.attention_packed(packed, segment_ids=ids_of([192, 192]))
+    output = ops.attention_packed(packed, segment_ids=ids_of([192, 192]).to(device))
     assert output[:, :192].isnan().all()
     assert output[:, 192:].isfinite().all()
     (grad,) = torch.autograd.grad(output, packed, torch.ones_like(output))
     assert grad[:, 192:].isfinite().all()
 
 
-def test_dropout_keeps_its_mask():
+def test_dropout_keeps_its_mask(device):
     """The mask is a function of the position in (B, H, T, T) alone: one segment of all is no segments."""
-    packed, state = in_row([70]).detach(), torch.tensor([3, 4])
+    packed, state = in_row([70]).detach().float().to(device), torch.tensor([3, 4], device=device)
     expected = ops.attention_packed(packed, dropout_p=0.3, rng_state=state)
-    segments = torch.zeros(1, 70, dtype=torch.int64)
+    segments = torch.zeros(1, 70, dtype=torch.int64, device=device)
     assert torch.equal(ops.attention_packed(packed, dropout_p=0.3, rng_state=state, segment_ids=segments), expected)
 
 
@@ -135,10 +137,10 @@ def test_op_contract_compile_threads(threads):
     harness.assert_deterministic(ours, [packed, ids], threads)
 
 
-def test_no_tokens_and_no_rows():
+def test_no_tokens_and_no_rows(device):
     for b, t in ((0, 5), (2, 0)):
-        empty = torch.randn(b, t, 3, 2, 8)
-        assert ops.attention_packed(empty, segment_ids=torch.zeros(b, t, dtype=torch.int64)).shape == (b, t, 2, 8)
+        empty, ids = torch.randn(b, t, 3, 2, 8, device=device), torch.zeros(b, t, dtype=torch.int64, device=device)
+        assert ops.attention_packed(empty, segment_ids=ids).shape == (b, t, 2, 8)
 
 
 Q = torch.randn(2, 1, 3, 8)
