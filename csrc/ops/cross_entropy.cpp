@@ -1,7 +1,9 @@
 // fastllm::cross_entropy and its backward.
+//
+// Under autocast torch casts logits to float32 and gives a float32 loss. Ours are computed in float32 whatever they
+// come in, so wide_loss, which autocast sets, gives the same loss and gradient, and no copy of the logits is made.
 #include "ops/cross_entropy.h"
 
-#include <algorithm>
 #include <numeric>
 
 #include "cpu/cross_entropy.h"
@@ -34,26 +36,23 @@ CrossEntropyRows<T> rows_of(const Logits& logits, const LossOptions& options) {
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                             int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+                                             int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                                             bool wide_loss) {
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check("cross_entropy", input, target, weight, options);
   const auto computing = input.options().dtype(compute_type(input));
   Tensor rows = at::empty({target.numel()}, computing), logsumexp = at::empty({target.numel()}, computing);
-  Tensor loss = at::empty(loss_shape(target, options), input.options());
+  Tensor loss = reduction == "none" ? rows.view(target.sizes()) : at::empty({}, computing);
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
     const CrossEntropyRows<T> in = rows_of<T>(logits, options);
     C* row_losses = rows.mutable_data_ptr<C>();
     cross_entropy_forward<T>(in, row_losses, logsumexp.mutable_data_ptr<C>());
-    T* out = loss.mutable_data_ptr<T>();
-    if (reduction == "none") {
-      std::transform(row_losses, row_losses + in.rows, out, [](C value) { return static_cast<T>(value); });
-    } else {
-      const double total = std::accumulate(row_losses, row_losses + in.rows, 0.0);
-      *out = static_cast<T>(total / denominator(options, in.target, in.rows, in.weight));
-    }
+    if (reduction == "none") return;
+    const double total = std::accumulate(row_losses, row_losses + in.rows, 0.0);
+    *loss.mutable_data_ptr<C>() = static_cast<C>(total / denominator(options, in.target, in.rows, in.weight));
   });
-  return {loss, logsumexp};
+  return {loss.to(loss_type(input, wide_loss)), logsumexp};
 }
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
@@ -80,13 +79,14 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// Autograd
+// Autograd and autocast
 // ---------------------------------------------------------------------------------------------------------------------
 
 std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                        int64_t ignore_index, c10::string_view reduction, double label_smoothing) {
+                                        int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                                        bool wide_loss) {
   static auto op = find_op<decltype(cross_entropy_cpu)>("fastllm::cross_entropy");
-  return op.call(input, target, weight, ignore_index, reduction, label_smoothing);
+  return op.call(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
 }
 
 Tensor call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
@@ -99,9 +99,10 @@ Tensor call_backward(const Tensor& grad_output, const Tensor& input, const Tenso
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                                const OptionalTensor& weight, int64_t ignore_index, c10::string_view reduction,
-                               double label_smoothing) {
+                               double label_smoothing, bool wide_loss) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [loss, logsumexp] = call_forward(input, target, weight, ignore_index, reduction, label_smoothing);
+    const auto [loss, logsumexp] =
+        call_forward(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
     ctx->save_for_backward({input, target, or_undefined(weight), logsumexp});
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["reduction"] = std::string(reduction);
@@ -115,15 +116,24 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
     const Tensor grad = call_backward(
         grad_outputs[0], saved[0], saved[1], optional(saved[2]), saved[3], ctx->saved_data["ignore_index"].toInt(),
         ctx->saved_data["reduction"].toStringRef(), ctx->saved_data["label_smoothing"].toDouble());
-    return first_order_only("cross_entropy", {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+    return first_order_only("cross_entropy", {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
   }
 };
 
 std::tuple<Tensor, Tensor> cross_entropy_autograd(const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t ignore_index,
-                                                  c10::string_view reduction, double label_smoothing) {
-  const variable_list outputs = CrossEntropy::apply(input, target, weight, ignore_index, reduction, label_smoothing);
+                                                  c10::string_view reduction, double label_smoothing, bool wide_loss) {
+  const variable_list outputs =
+      CrossEntropy::apply(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
   return {outputs[0], outputs[1]};
+}
+
+template <c10::DeviceType kDevice>
+std::tuple<Tensor, Tensor> cross_entropy_autocast(const Tensor& input, const Tensor& target,
+                                                  const OptionalTensor& weight, int64_t ignore_index,
+                                                  c10::string_view reduction, double label_smoothing, bool) {
+  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
+  return call_forward(input, target, weight, ignore_index, reduction, label_smoothing, /*wide_loss=*/true);
 }
 
 }  // namespace
@@ -131,7 +141,7 @@ std::tuple<Tensor, Tensor> cross_entropy_autograd(const Tensor& input, const Ten
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
       "cross_entropy(Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
-      "float label_smoothing=0.0) -> (Tensor, Tensor)");
+      "float label_smoothing=0.0, bool wide_loss=False) -> (Tensor, Tensor)");
   m.def(
       "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor logsumexp, "
       "int ignore_index, str reduction, float label_smoothing) -> Tensor");
@@ -144,6 +154,12 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
   m.impl("cross_entropy", cross_entropy_autograd);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
+  m.impl("cross_entropy", cross_entropy_autocast<c10::DeviceType::CPU>);
+}
+TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
+  m.impl("cross_entropy", cross_entropy_autocast<c10::DeviceType::CUDA>);
 }
 
 }  // namespace fastllm

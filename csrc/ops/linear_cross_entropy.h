@@ -31,10 +31,6 @@ inline void check_row_gradients(const char* op, const Tensor& grad_output, const
   check_same_device(op, "grad_output", grad_output, "target", target);
 }
 
-inline at::ScalarType loss_type(const Tensor& input, bool wide_loss) {
-  return wide_loss ? compute_type(input) : input.scalar_type();
-}
-
 // Of the gradients that wait for backward. float16's are float32 in any case: a mean over many rows lies below what
 // float16 can hold, and the loss scale that lifts it comes in backward.
 inline at::ScalarType kept_type(const Tensor& input, bool wide_loss) {

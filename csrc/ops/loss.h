@@ -23,6 +23,11 @@ inline at::ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
 
+// The loss's own dtype. wide_loss is what autocast sets: in bfloat16 a loss would have 8 bits.
+inline at::ScalarType loss_type(const Tensor& input, bool wide_loss) {
+  return wide_loss ? compute_type(input) : input.scalar_type();
+}
+
 // Every target is a class or ignore_index. It reads them, so it is for the CPU.
 inline void check_targets(const char* op, const Tensor& target, int64_t classes, int64_t ignore_index) {
   const int64_t* t = target.const_data_ptr<int64_t>();

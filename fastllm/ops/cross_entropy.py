@@ -29,7 +29,7 @@ def cross_entropy(
         label_smoothing: in [0, 1]; spread over all C classes as torch does.
 
     Returns:
-        A scalar, or target's shape for "none"; input's dtype.
+        A scalar, or target's shape for "none"; input's dtype, under autocast float32 (or float64).
 
     Raises:
         ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
@@ -44,16 +44,21 @@ def cross_entropy(
     return torch.ops.fastllm.cross_entropy.default(input, target, weight, ignore_index, reduction, label_smoothing)[0]
 
 
-def loss_like(input: Tensor, target: Tensor, reduction: str) -> Tensor:
+def loss_dtype(input: Tensor, wide_loss: bool) -> torch.dtype:
+    """Return the loss's dtype; autocast asks for wide ones."""
+    return torch.float32 if wide_loss and input.dtype != torch.float64 else input.dtype
+
+
+def loss_like(input: Tensor, target: Tensor, reduction: str, wide_loss: bool) -> Tensor:
     """Return an empty tensor of the loss's shape and dtype."""
-    return input.new_empty(target.shape if reduction == "none" else ())
+    return input.new_empty(target.shape if reduction == "none" else (), dtype=loss_dtype(input, wide_loss))
 
 
 @register_fake("cross_entropy")
-def _(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0):
+def _(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, wide_loss=False):
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
     logsumexp = input.new_empty((target.numel(),), dtype=compute_dtype)
-    return loss_like(input, target, reduction), logsumexp
+    return loss_like(input, target, reduction, wide_loss), logsumexp
 
 
 @register_fake("cross_entropy_backward")

@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm.ops._fake import register_fake
-from fastllm.ops.cross_entropy import loss_like
+from fastllm.ops.cross_entropy import loss_dtype, loss_like
 
 
 def linear_cross_entropy(
@@ -53,23 +53,18 @@ def linear_cross_entropy(
 
 @register_fake("linear_cross_entropy")
 def _(input, weight, target, bias=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, wide_loss=False):
-    return loss_like(input, target, reduction).to(_loss_dtype(input, wide_loss))
+    return loss_like(input, target, reduction, wide_loss)
 
 
 @register_fake("linear_cross_entropy_with_gradients")
 def _(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss):
-    dtype = _loss_dtype(input, wide_loss)
-    kept = torch.float32 if input.dtype == torch.float16 else dtype
-    return (loss_like(input, target, reduction).to(dtype), *_gradients(input, weight, bias, kept))
+    kept = torch.float32 if input.dtype == torch.float16 else loss_dtype(input, wide_loss)
+    return (loss_like(input, target, reduction, wide_loss), *_gradients(input, weight, bias, kept))
 
 
 @register_fake("linear_cross_entropy_backward")
 def _(grad_output, input, weight, target, bias, ignore_index, label_smoothing):
     return _gradients(input, weight, bias, input.dtype)
-
-
-def _loss_dtype(input: Tensor, wide_loss: bool) -> torch.dtype:
-    return torch.float32 if wide_loss and input.dtype != torch.float64 else input.dtype
 
 
 def _gradients(

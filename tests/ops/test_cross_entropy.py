@@ -168,6 +168,37 @@ def test_linear_cross_entropy_under_autocast_leaves_float64_alone_and_compiles()
     harness.assert_op_contract(torch.ops.fastllm.linear_cross_entropy.default, args)
 
 
+@pytest.mark.parametrize("reduction", ["mean", "sum", "none"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.float64])
+def test_cross_entropy_under_autocast(dtype, reduction, device):
+    """As torch's, which casts logits to float32: the loss is of float32, the gradient of the logits' dtype."""
+    logits, target = problem(61, 65)
+    weight = torch.rand(65)
+    logits = logits.detach().to(dtype).to(device).requires_grad_()
+    with torch.autocast(device.type, torch.bfloat16):
+        loss = ops.cross_entropy(logits, target.to(device), weight.to(device), reduction=reduction)
+    exact = logits.detach().cpu().double().requires_grad_()
+    expected = F.cross_entropy(exact, target, weight.double(), reduction=reduction)
+    assert loss.dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+    torch.testing.assert_close(loss.double().cpu(), expected, rtol=1e-6, atol=1e-6)
+    (grad,) = torch.autograd.grad(loss.sum(), logits)
+    (wanted,) = torch.autograd.grad(expected.sum(), exact)
+    assert grad.dtype == dtype
+    torch.testing.assert_close(grad.cpu(), wanted.to(dtype), rtol=2 * torch.finfo(dtype).eps, atol=1e-6)
+
+
+def test_cross_entropy_under_autocast_copies_nothing_and_compiles():
+    logits, target = torch.randn(8, 5).bfloat16().requires_grad_(), torch.tensor([0, 1, 2, 3, 4, 0, 1, 2])
+
+    def cast(x):
+        with torch.autocast("cpu", torch.bfloat16):
+            return ops.cross_entropy(x, target)
+
+    harness.assert_copies_nothing(lambda: cast(logits))
+    harness.assert_compiles(cast, [logits])
+    harness.assert_op_contract(torch.ops.fastllm.cross_entropy.default, (logits, target, None, -100, "sum", 0.0, True))
+
+
 def test_a_loss_scaler_saves_small_gradients_under_autocast():
     """Of a mean over many rows they are near float16's smallest number until the scaler's factor is in them."""
     x, weight = torch.randn(4096, 2, requires_grad=True), torch.randn(5, 2).mul(1e-3)

@@ -14,8 +14,8 @@ Tensor sum_of(const Tensor& weight) {
 }
 
 std::tuple<Tensor, Tensor> cross_entropy_cuda(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                              int64_t ignore_index, c10::string_view reduction,
-                                              double label_smoothing) {
+                                              int64_t ignore_index, c10::string_view reduction, double label_smoothing,
+                                              bool wide_loss) {
   const char* op = "cross_entropy";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check_cross_entropy(op, input, target, weight, options);
@@ -34,7 +34,7 @@ std::tuple<Tensor, Tensor> cross_entropy_cuda(const Tensor& input, const Tensor&
       reduction == "none"
           ? losses.view(target.sizes())
           : reduce_losses(op, losses, logits.target, logits.matrix.size(1), logits.weight, options).loss;
-  return {loss.to(input.scalar_type()), logsumexp};
+  return {loss.to(loss_type(input, wide_loss)), logsumexp};
 }
 
 Tensor cross_entropy_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& target,
