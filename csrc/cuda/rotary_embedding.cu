@@ -4,8 +4,8 @@
 // pairs of 4 heads, one after the other, and reads cosines and sines, 8 bytes a pair, once for them, mostly from L2, as
 // every sequence has the same. Of arithmetic there are 3 instructions an element: memory bounds it, 1.25 us per million
 // elements in bf16. A block is 256 threads, as many tokens as their pairs leave room for; a thread has 2 loads in
-// flight, 32 KiB in a multiprocessor that runs 4 blocks, of the 18 that an H100 needs. Where neighbours are pairs, or
-// nothing turns, a thread's 2 accesses are neighbours too: each takes half sectors, and L1 and L2 put them together.
+// flight, 32 KiB in a multiprocessor that runs 4 blocks, of the 18 that an H100 needs. The threads of a token read and
+// write side by side, whole sectors, whether a pair's elements lie half a head apart or are neighbours.
 #include "cuda/rotary_embedding.h"
 
 #include <cmath>
@@ -30,25 +30,40 @@ __device__ __forceinline__ void turn(float& x, float& y, float cos, float sin) {
   x = turned;
 }
 
-// Turns the pairs of two packs: element i of each, or elements 2 i and 2 i + 1 of the packs in a row.
+// Turns pairs of which one element each is in one pack and in the other.
 template <typename T, int kWidth>
-__device__ __forceinline__ void turn_packs(bool apart, Packed<T, kWidth>& first, Packed<T, kWidth>& second,
+__device__ __forceinline__ void turn_apart(Packed<T, kWidth>& first, Packed<T, kWidth>& second,
                                            const float (&cos)[kWidth], const float (&sin)[kWidth]) {
   float x[kWidth], y[kWidth];
   first.unpack(x);
   second.unpack(y);
-  if (apart || kWidth == 1) {
 #pragma unroll
-    for (int i = 0; i < kWidth; ++i) turn(x[i], y[i], cos[i], sin[i]);
-  } else {
-#pragma unroll
-    for (int i = 0; i < kWidth / 2; ++i) {
-      turn(x[2 * i], x[2 * i + 1], cos[i], sin[i]);
-      turn(y[2 * i], y[2 * i + 1], cos[kWidth / 2 + i], sin[kWidth / 2 + i]);
-    }
-  }
+  for (int i = 0; i < kWidth; ++i) turn(x[i], y[i], cos[i], sin[i]);
   first = Packed<T, kWidth>::pack(x);
   second = Packed<T, kWidth>::pack(y);
+}
+
+// Turns the pairs of neighbours in a pack, by half of the angles.
+template <int kHalf, typename T, int kWidth>
+__device__ __forceinline__ void turn_neighbours(Packed<T, kWidth>& pack, const float (&cos)[kWidth],
+                                                const float (&sin)[kWidth]) {
+  float x[kWidth];
+  pack.unpack(x);
+#pragma unroll
+  for (int i = 0; i < kWidth / 2; ++i) {
+    turn(x[2 * i], x[2 * i + 1], cos[kHalf * kWidth / 2 + i], sin[kHalf * kWidth / 2 + i]);
+  }
+  pack = Packed<T, kWidth>::pack(x);
+}
+
+// Half of the angles from what the tables have at `offset`.
+template <int kHalf, int kWidth>
+__device__ __forceinline__ void load_half(const float* table, int64_t offset, float (&angles)[kWidth]) {
+  constexpr int kCount = kWidth > 1 ? kWidth / 2 : 1;
+  float half[kCount];
+  load_floats(table + offset, half);
+#pragma unroll
+  for (int i = 0; i < kWidth / 2; ++i) angles[kHalf * kCount + i] = half[i];
 }
 
 template <typename T, int kWidth>
@@ -67,13 +82,23 @@ __global__ void __launch_bounds__(kThreads, 4)
   input += b * r.strides[0] + t * (r.tokens_outer ? r.strides[1] : r.strides[2]) + head * next_input;
   output += b * tokens * heads * r.head_dim + t * (r.tokens_outer ? heads : 1) * r.head_dim + head * next_output;
 
-  // kWidth pairs are two packs: halves that lie apart, or neighbours, as are those that are copied.
   const int head_dim = static_cast<int>(r.head_dim), pairs = static_cast<int>(r.pairs);
-  for (int pair = threadIdx.x * kWidth; 2 * pair < head_dim; pair += blockDim.x * kWidth) {
-    const bool turns = pair < pairs, apart = turns && !r.interleaved;
-    const int first = apart ? pair : 2 * pair, second = apart ? pairs + pair : 2 * pair + kWidth;
+  const int lane = threadIdx.x * kWidth, tile = blockDim.x * kWidth;
+  for (int pair = lane;; pair += tile) {
+    // Two packs: halves of kWidth pairs, that lie apart; or of pairs that are neighbours, a tile of threads apart; or,
+    // of what is copied and of single elements, one after the other.
+    const bool apart = !r.interleaved && pair < pairs, tiled = r.interleaved && kWidth > 1;
+    const int first = apart ? pair : tiled ? 2 * pair - lane : 2 * pair;
+    const int second = apart ? pairs + pair : first + (tiled ? tile : kWidth);
+    if (first >= head_dim) break;
+    const bool first_turns = apart || (r.interleaved && first < 2 * pairs);
+    const bool second_turns = apart || (r.interleaved && second < 2 * pairs);
     float cos[kWidth], sin[kWidth];
-    if (turns && known) {
+    if (known && tiled) {
+      const int64_t row = position * pairs;
+      if (first_turns) load_half<0>(cos_table, row + first / 2, cos), load_half<0>(sin_table, row + first / 2, sin);
+      if (second_turns) load_half<1>(cos_table, row + second / 2, cos), load_half<1>(sin_table, row + second / 2, sin);
+    } else if (known && first_turns) {
       load_floats(cos_table + position * pairs + pair, cos);
       load_floats(sin_table + position * pairs + pair, sin);
     }
@@ -88,7 +113,12 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int i = 0; i < count; ++i, from += next_input, to += next_output) {
       Packed<T, kWidth> x = Packed<T, kWidth>::load(from + first), y{};
       if (second < head_dim) y = Packed<T, kWidth>::load(from + second);
-      if (turns) turn_packs(apart, x, y, cos, sin);
+      if (tiled) {
+        if (first_turns) turn_neighbours<0>(x, cos, sin);
+        if (second_turns) turn_neighbours<1>(y, cos, sin);
+      } else if (first_turns) {
+        turn_apart(x, y, cos, sin);
+      }
       x.store(to + first);
       if (second < head_dim) y.store(to + second);
     }

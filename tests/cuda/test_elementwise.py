@@ -55,17 +55,21 @@ def test_one_pass_over_memory_16_bytes_a_lane(name, dtype):
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("layout", ["bhtd", "bthd"])
 @pytest.mark.parametrize("dim", [32, 64])  # of 64
-def test_rotary_embedding_reads_and_writes_each_head_once(dim, layout):
-    x, (cos, sin) = torch.randn(2, 8, 16, 64).bfloat16(), ops.rotary_tables(16, dim)
-    seen = traffic(lambda: ops.rotary_embedding(x, cos, sin, layout=layout))
-    stores = seen.total("global", True)
+def test_rotary_embedding_reads_and_writes_each_head_once(dim, layout, interleaved):
+    packed, (cos, sin) = torch.randn(2, 16, 3, 8, 64).bfloat16(), ops.rotary_tables(16, dim)
+    x = packed[:, :, 1].transpose(1, 2) if layout == "bhtd" else packed[:, :, 1]
+    seen = traffic(lambda: ops.rotary_embedding(x, cos, sin, interleaved=interleaved, layout=layout))
+    stores, loads = seen.total("global", True), seen.total("global", False)
     assert (stores.bytes, stores.lanes) == (16, x.numel() // 8)
     tables = 2 * 16 * 8 * dim // 8  # both tables, for each token of 2 x 8 heads once in 4 heads, 4 angles a lane
-    assert seen.total("global", False).lanes <= stores.lanes + tables
-    if dim == 64:  # whole heads turn: their halves are read without waste
+    assert loads.lanes <= stores.lanes + tables
+    if dim == 64 or interleaved:  # else what does not turn is read and written half a sector at a time
         assert stores.efficiency == 1
+        heads = [line for line in seen.find("global", False) if "packed.h" in line.source and line.bytes == 16]
+        assert sum(line.lanes for line in heads if line.efficiency == 1) >= x.numel() // 8, str(seen)
 
 
 def traffic(run):

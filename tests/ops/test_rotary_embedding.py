@@ -1,5 +1,6 @@
 """fastllm.ops.rotary_embedding and rotary_tables."""
 
+import functools
 import math
 
 import pytest
@@ -131,13 +132,23 @@ def test_any_shape(sizes, pairs, rest, interleaved, layout, dtype):
     compare(x, *tables(pairs), dtype, harness.CPU, interleaved=interleaved, layout=layout)
 
 
-def test_heads_are_read_where_they_are():
-    qkv, (cos, sin) = torch.randn(2, 5, 3, 4, 8), ops.rotary_tables(P, 8)
-    positions = torch.tensor([3]).expand(2)
-    for x, layout in ((qkv.permute(2, 0, 3, 1, 4)[0], "bhtd"), (qkv[:, :, 1], "bthd")):
-        harness.assert_copies_nothing(
-            lambda x=x, at=layout: ops.rotary_embedding(x, cos, sin, layout=at, positions=positions)
-        )
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_heads_are_read_where_they_are(interleaved, device):
+    """Query and key of a packed projection, and heads that a cache lays out its own way, turn without a copy."""
+    qkv = torch.randn(2, 5, 3, 4, 8, device=device)  # (B, T, 3, H, D)
+    cos, sin = (table.to(device) for table in ops.rotary_tables(P, 8))
+    positions = torch.tensor([3], device=device).expand(2)
+    options = {"interleaved": interleaved, "positions": positions}
+    views = {"bthd": [qkv[:, :, 0], qkv[:, :, 1], *qkv.unbind(2), qkv[:, ::2, 1, 1:3]],
+             "bhtd": [qkv.permute(2, 0, 3, 1, 4)[0], qkv[:, :, 1].transpose(1, 2), qkv[:, :, 2, :1].transpose(1, 2)]}  # fmt: skip
+    for layout, heads in views.items():
+        for x in heads:
+            expected = ops.rotary_embedding(x.contiguous(), cos, sin, layout=layout, **options)
+            kept = x.clone()
+            run = functools.partial(ops.rotary_embedding, x, cos, sin, layout=layout, **options)
+            harness.assert_copies_nothing(run)
+            assert torch.equal(run(), expected)
+            assert torch.equal(x, kept)
 
 
 def test_extremes(device):
