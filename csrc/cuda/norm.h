@@ -45,15 +45,21 @@ struct NormBackwardParams {
   // Where dropout was applied: grad_input = its mask times grad_normalized.
   Dropout dropout;
   void* grad_input = nullptr;
-  // The parameters' gradients, those with an output; each wants norm_backward_groups() partial sums.
+  // The parameters' gradients, those with an output, and room for what is needed on the way: norm_backward_room().
   ColumnSum grad_weight, grad_bias, grad_input_bias;
+  float* row_means = nullptr;
 };
 
 cudaError_t norm_forward(const NormForwardParams& params, cudaStream_t stream);
 
-// How many groups of rows norm_backward makes partial sums for; `partials` need not be there yet. It depends on shapes,
-// dtype and alignment alone, not on the device: the order of a sum must not.
-int64_t norm_backward_groups(const NormBackwardParams& params);
+// What norm_backward must be given; `partials` and `row_means` need not be there yet.
+struct NormBackwardRoom {
+  // Partial sums of each parameter. Their number depends on shapes, dtype and alignment alone, not on the device: the
+  // order of a sum must not.
+  int64_t groups;
+  int64_t row_means;  // floats
+};
+NormBackwardRoom norm_backward_room(const NormBackwardParams& params);
 
 cudaError_t norm_backward(const NormBackwardParams& params, cudaStream_t stream);
 

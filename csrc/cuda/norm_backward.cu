@@ -126,11 +126,30 @@ constexpr int64_t kMostGroups = 2 * 132;
 // Long rows: one block each, and partial sums of 64 MiB a parameter.
 constexpr int64_t kMostLongGroups = 132, kMostLongSums = int64_t{1} << 24;
 
+// Where sums over rows are made. How they are is the same for the last two.
+enum class Sums { kRegisters, kShared, kColumns };
+
 struct Plan {
-  bool wide, long_rows;
+  bool wide;
+  Sums sums;
   RowGroup group;
   int64_t groups;  // of rows, a block and a partial sum each
 };
+
+int64_t most_shared_bytes() {
+  int device = 0, bytes = 0;
+  cudaGetDevice(&device);
+  cudaDeviceGetAttribute(&bytes, cudaDevAttrMaxSharedMemoryPerBlockOptin, device);
+  return bytes;
+}
+
+Plan plan_long(const NormBackwardParams& p, bool wide, int64_t width) {
+  const bool sums = p.grad_weight.output || p.grad_bias.output || p.grad_input_bias.output;
+  const int64_t per_lane = wide ? kLongVectors<kWidest<float>> : kLongVectors<1>;
+  const int64_t most = sums ? std::max<int64_t>(1, std::min(kMostLongGroups, kMostLongSums / p.cols)) : kMostLongGroups;
+  return {wide, norm_backward_long_bytes(p) <= most_shared_bytes() ? Sums::kShared : Sums::kColumns,
+          RowGroup::of(p.cols / width, 16, per_lane, kLongThreads), std::min(p.rows, most)};
+}
 
 Plan plan(const NormBackwardParams& p) {
   const int64_t bytes = p.dtype == DType::kFloat32 ? 4 : 2;
@@ -140,17 +159,11 @@ Plan plan(const NormBackwardParams& p) {
     wide = wide && is_aligned(pointer);
   }
   const int64_t width = wide ? 16 / bytes : 1, per_lane = wide ? kVectors : kNarrowVectors;
-  const bool long_rows = p.cols > width * per_lane * kMostThreads;
+  if (p.cols > width * per_lane * kMostThreads) return plan_long(p, wide, width);
   const bool sums = p.grad_weight.output || p.grad_bias.output || p.grad_input_bias.output;
-  if (long_rows) {
-    const int64_t long_width = wide ? kLongWidth : 1;
-    const int64_t most = std::min(kMostLongGroups, std::max<int64_t>(1, kMostLongSums / p.cols));
-    return {wide, true, RowGroup::of(p.cols / long_width, long_width * bytes, kLongVectors, kLongThreads),
-            sums ? std::min(p.rows, most) : p.rows};
-  }
   const RowGroup group = RowGroup::of(p.cols / width, width * bytes, per_lane, kMostThreads);
   const int64_t sets = (p.rows + group.rows_per_block() - 1) / group.rows_per_block();
-  return {wide, false, group, sums ? std::min(kMostGroups, (sets + 1) / 2) : sets};
+  return {wide, Sums::kRegisters, group, sums ? std::min(kMostGroups, (sets + 1) / 2) : sets};
 }
 
 template <typename T, int kWidth, int kHeld, bool kResidual>
@@ -169,7 +182,8 @@ cudaError_t launch_residual(const NormBackwardParams& p, const Plan& plan, cudaS
 }
 
 cudaError_t launch_plan(const NormBackwardParams& p, const Plan& plan, cudaStream_t stream) {
-  if (plan.long_rows) return norm_backward_long(p, plan.wide, plan.group, plan.groups, stream);
+  if (plan.sums == Sums::kShared) return norm_backward_long(p, plan.wide, plan.group, plan.groups, stream);
+  if (plan.sums == Sums::kColumns) return norm_backward_columns(p, plan.wide, plan.group, plan.groups, stream);
   const bool residual = p.grad_residual != nullptr || p.grad_input != nullptr || p.grad_input_bias.output != nullptr;
   return dispatch(p.dtype, [&](auto type) {
     using T = typename decltype(type)::type;
@@ -179,8 +193,9 @@ cudaError_t launch_plan(const NormBackwardParams& p, const Plan& plan, cudaStrea
 
 }  // namespace
 
-int64_t norm_backward_groups(const NormBackwardParams& params) {
-  return plan(params).groups;
+NormBackwardRoom norm_backward_room(const NormBackwardParams& params) {
+  const Plan how = plan(params);
+  return {how.groups, how.sums == Sums::kColumns ? 2 * params.rows : 0};
 }
 
 cudaError_t norm_backward(const NormBackwardParams& params, cudaStream_t stream) {

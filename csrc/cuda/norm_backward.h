@@ -9,11 +9,20 @@
 
 namespace fastllm::cuda {
 
-constexpr int kLongWidth = 4, kLongVectors = 2, kLongThreads = 1024;  // of norm_backward_long.cu
+constexpr int kLongThreads = 512;  // of norm_backward_long.cu
+// Vectors of a row that a thread holds there.
+template <int kWidth>
+constexpr int kLongVectors = kWidth == 1 ? 6 : 4;
 
 // For rows that registers do not hold: a block of `group` a row, `blocks` of them, each with partial sums of its own.
+// They are made in norm_backward_long_bytes() of shared memory.
 cudaError_t norm_backward_long(const NormBackwardParams& params, bool wide, RowGroup group, int64_t blocks,
                                cudaStream_t stream);
+int64_t norm_backward_long_bytes(const NormBackwardParams& params);
+
+// The same sums, bit for bit, without: for rows whose sums do not fit.
+cudaError_t norm_backward_columns(const NormBackwardParams& params, bool wide, RowGroup group, int64_t blocks,
+                                  cudaStream_t stream);
 
 struct NormBackwardShared {
   float partial[2][2 * kWarp];  // taken in turns: see RowGroup::reduce

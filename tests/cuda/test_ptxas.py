@@ -27,6 +27,7 @@ MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "attention_backward_queries_kernel": (255, "its rows' gradient, scores and their gradients"),
     "attention_backward_keys_kernel": (255, "two gradients, scores and their gradients"),
     "attention_backward_mask_kernel": (192, "scores, their gradients and their sum"),
+    "25norm_backward_long_kernel": (128, "the next row on its way beside the one at hand; it has 512 threads"),
 }
 STORE_OF_A_WORD = r"st\.global\.(?:[bfu]32|v2\.[bu]16)\s+\[(%rd\d+)(?:\+(\d+))?\]"
 MAX_STATIC_SHARED = 0  # kernels use dynamic shared memory alone: csrc/cuda/shared.h

@@ -64,3 +64,20 @@ def test_sums_over_rows_have_few_bank_conflicts():
     for writes in (False, True):
         shared = seen.total("shared", writes)
         assert shared.passes <= 2 * shared.fewest_passes
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize(("row_bytes", "parameters", "reads", "weights"), [(32768, 2, 1, 2), (81920, 3, 2, 3)])
+def test_backward_of_norms_of_long_rows(row_bytes, parameters, reads, weights, dtype):
+    """Row and gradient are read once where shared memory holds the sums over rows, twice where it does not."""
+    rows, cols = 3, row_bytes // dtype.itemsize
+    x = torch.randn(rows, cols).to(dtype)
+    given = [torch.ones(cols, dtype=dtype)] * parameters + [None] * (3 - parameters)
+    mean, rstd = torch.zeros(rows), torch.ones(rows)
+    seen = traffic_of(lambda: torch.ops.fastllm.norm_backward(x, None, x, mean, rstd, *given, p=0.0, rng_state=None))
+    loads = [line for line in seen.find("global", writes=False) if line.bytes in (8, 16)]
+    assert sum(line.sectors for line in loads) == (2 * reads + weights) * sectors_of(x), str(seen)
+    stores = [line for line in seen.find("global", writes=True) if "in norm_backward.h" in line.source]
+    assert sum(line.sectors for line in stores) == sectors_of(x), str(seen)
+    assert all(line.efficiency == 1 for line in loads + stores), str(seen)
+    assert all(line.bank_conflicts == 0 for line in seen.lines if line.bytes == 16), str(seen)

@@ -10,8 +10,9 @@ from tests.ops import harness
 
 COLUMNS = [1, 7, 8, 9, 65, 255, 768, 1023]  # one element; around one AVX2 vector; odd tails; a usual width
 # On CUDA a row is shared by more threads the longer it is, 16 bytes a thread and access, or one element if it is no
-# multiple of that: several warps; more than registers hold in backward; more than they hold at all.
-LONG_ROWS = [1032, 2056, 4104, 8200, 8201, 16392, 32776]
+# multiple of that: several warps; more than registers hold in backward; more than they hold at all; more than shared
+# memory holds the sums of.
+LONG_ROWS = [1032, 2056, 4104, 8200, 8201, 16392, 30001, 32776]
 
 STATE = torch.tensor([123, 456])
 
@@ -106,6 +107,7 @@ def test_long_rows(op, cols, dtype, device):
     [
         (2117, 257, 2),  # on CUDA, more than two rounds of 264 blocks of 4 rows
         (265, 4104, 1),  # there, more than two rounds of 132 blocks of a row that registers do not hold
+        (3, 8200, 2),  # and of one that is gone through in chunks
     ],
 )
 def test_many_rows_are_summed_the_same_way_each_time(rows, cols, times, device):
@@ -122,6 +124,18 @@ def test_many_rows_are_summed_the_same_way_each_time(rows, cols, times, device):
     for first, again, e in zip(runs[0], runs[-1], expected, strict=True):
         assert torch.equal(first, again)
         harness.assert_close(first.cpu(), e, torch.float32)
+
+
+def test_sums_are_the_same_wherever_they_are_made(device):
+    """On CUDA, one parameter's sums of a long row fit into shared memory, three parameters' do not."""
+    rows, cols = 134, 19400  # more rows than the 132 groups that are summed
+    x, grad = (torch.randn(rows, cols, device=device, dtype=torch.bfloat16) for _ in range(2))
+    weight, mean, rstd = torch.randn(cols).to(device), torch.randn(rows).to(device), torch.rand(rows).to(device)
+
+    def gradients(*parameters):
+        return torch.ops.fastllm.norm_backward(grad, None, x, mean, rstd, *parameters, p=0.0, rng_state=None)
+
+    assert torch.equal(gradients(weight, None, None)[1], gradients(weight, weight, weight)[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

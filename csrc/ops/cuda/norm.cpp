@@ -157,10 +157,12 @@ Gradients norm_backward_cuda(const OptionalTensor& grad_output, const OptionalTe
                                   .grad_weight = grad_weight.sum(op),
                                   .grad_bias = grad_bias.sum(op),
                                   .grad_input_bias = grad_input_bias.sum(op)};
-  const int64_t groups = cuda::norm_backward_groups(params);
-  grad_weight.allocate(groups, cols, params.grad_weight);
-  grad_bias.allocate(groups, cols, params.grad_bias);
-  grad_input_bias.allocate(groups, cols, params.grad_input_bias);
+  const cuda::NormBackwardRoom room = cuda::norm_backward_room(params);
+  grad_weight.allocate(room.groups, cols, params.grad_weight);
+  grad_bias.allocate(room.groups, cols, params.grad_bias);
+  grad_input_bias.allocate(room.groups, cols, params.grad_input_bias);
+  Tensor row_means = at::empty({room.row_means}, x.options().dtype(at::kFloat));
+  params.row_means = row_means.mutable_data_ptr<float>();
   check_launch(op, cuda::norm_backward(params, current_stream()));
   return {grad_x, grad_weight.like(weight), grad_bias.like(bias), grad_input, grad_input_bias.like(input_bias)};
 }
