@@ -3,8 +3,9 @@
 // dropout moves 2 elements of memory an element, dropout_add 3. A Philox block is some 70 instructions for the 8
 // elements of a 16-byte access in 16-bit dtypes and for 4 in float32: 15 to 25 an element with what else there is,
 // about a third of what an H100 can issue at 3.35 TB/s. So memory bounds it: 1.25 us per million elements of dropout in
-// bf16. Where accesses must be narrow each element takes a block of its own, and arithmetic bounds it. Blocks:
-// strips.h.
+// bf16. Where accesses must be narrow each element takes a block of its own, and arithmetic bounds it: 3 times slower
+// in bf16. Forward goes through the array without regard to rows to avoid that, where a bias is no multiple of an
+// access long, and takes the bias element by element, from L1. Blocks: strips.h.
 #include "cuda/dropout_add.h"
 
 #include "cuda/column_sums.h"
@@ -14,21 +15,42 @@
 namespace fastllm::cuda {
 namespace {
 
+// A bias of the strip's columns, or one of `period` elements that is repeated without regard to them.
+template <typename T>
+struct Bias {
+  const T* data;
+  unsigned period;
+
+  // What belongs to elements at, at + 1, ..
+  template <int kWidth>
+  __device__ __forceinline__ Packed<T, kWidth> repeated(int64_t at) const {
+    unsigned column = static_cast<unsigned>(at % period);
+    float value[kWidth];
+#pragma unroll
+    for (int i = 0; i < kWidth; ++i) {
+      value[i] = to_float(data[column]);
+      if (++column == period) column = 0;
+    }
+    return Packed<T, kWidth>::pack(value);
+  }
+};
+
 // The next row's input is under way while this one's Philox rounds run: loads of two rows in flight, but registers for
 // the rounds of one.
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kStripThreads, 4)
-    dropout_add_kernel(Strips strips, Dropout dropout, const T* input, const T* bias, const T* residual, T* output,
+    dropout_add_kernel(Strips strips, Dropout dropout, const T* input, Bias<T> bias, const T* residual, T* output,
                        float* partials) {
   const Strip<T, kWidth> strip(strips);
   const DropoutMask mask(dropout);
-  const Packed<T, kWidth> packed_bias = strip.load_columns(bias);
+  Packed<T, kWidth> packed_bias = strip.load_columns(bias.period ? nullptr : bias.data);
   float sums[kWidth] = {};
   Packed<T, kWidth> packed_x = strip.load(input, strip.begin);
 #pragma unroll 1
   for (int64_t at = strip.begin; at < strip.end; at += strip.stride) {
     const Packed<T, kWidth> packed_r = strip.load_if(residual != nullptr, residual + at);
     const Packed<T, kWidth> next_x = strip.load(input, at + strip.stride);
+    if (bias.period) packed_bias = bias.template repeated<kWidth>(at);
     float x[kWidth], b[kWidth], r[kWidth], factor[kWidth];
     mask.factors<kWidth>(at, factor);
     packed_x.unpack(x);
@@ -50,17 +72,22 @@ __global__ void __launch_bounds__(kStripThreads, 4)
 // Launchers
 // ---------------------------------------------------------------------------------------------------------------------
 
+bool has_columns(const DropoutAddParams& p) {
+  return p.grad_bias || (p.bias && widest_access(p.dtype, p.cols, p.bias) > 1);
+}
+
 Strips strips_of(const DropoutAddParams& p) {
-  const bool has_columns = p.bias || p.grad_bias;
-  const int width = widest_access(p.dtype, has_columns ? p.cols : 0, p.input, p.bias, p.residual, p.output);
-  return has_columns ? Strips::matrix(p.count / p.cols, p.cols, width, p.grad_bias) : Strips::flat(p.count, width);
+  const bool columns = has_columns(p);
+  const int width = widest_access(p.dtype, columns ? p.cols : 0, p.input, p.residual, p.output);
+  return columns ? Strips::matrix(p.count / p.cols, p.cols, width, p.grad_bias) : Strips::flat(p.count, width);
 }
 
 template <typename T, int kWidth>
 cudaError_t launch_width(const DropoutAddParams& p, const Strips& strips, cudaStream_t stream) {
   return launch<dropout_add_kernel<T, kWidth>>(
       strips.launch(p.grad_bias), stream, strips, p.dropout, static_cast<const T*>(p.input),
-      static_cast<const T*>(p.bias), static_cast<const T*>(p.residual), static_cast<T*>(p.output), p.partials);
+      Bias<T>{static_cast<const T*>(p.bias), p.bias && !has_columns(p) ? static_cast<unsigned>(p.cols) : 0},
+      static_cast<const T*>(p.residual), static_cast<T*>(p.output), p.partials);
 }
 
 }  // namespace

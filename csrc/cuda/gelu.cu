@@ -80,7 +80,7 @@ __device__ __forceinline__ Packed<T, kWidth> apply(const Packed<T, kWidth>& inpu
 template <typename T, int kWidth, bool kBackward>
 __global__ void __launch_bounds__(kStripThreads, 4) gelu_kernel(Strips strips, bool tanh, const T* input, const T* bias,
                                                                 const T* grad_output, T* output, float* partials) {
-  constexpr int kRows = kBackward ? 1 : kStripRows;  // two loads in flight a thread
+  constexpr int kRows = Strip<T, kWidth>::kRows / (kBackward ? 2 : 1);  // of two arrays, half as many
   const Strip<T, kWidth> strip(strips);
   const Packed<T, kWidth> b = strip.load_columns(bias);
   float sums[kWidth] = {};

@@ -6,7 +6,7 @@
 // 40 KiB a multiprocessor, where 20 KiB hide memory's latency; and one exponential an element: forward takes it against
 // the thread's own maximum, and corrects it by one factor a thread when the row's maximum is known. So a warp takes a
 // row of up to 512 elements without a barrier and 1,024 threads one of 16,384; longer ones are read twice, from L2 the
-// second time.
+// second time. split_softmax.cu has few rows that are longer still.
 #include "cuda/softmax.h"
 
 #include "cuda/dispatch.h"
@@ -158,6 +158,7 @@ cudaError_t launch_dtype(const SoftmaxParams& p, cudaStream_t stream) {
 
 cudaError_t softmax_forward(const SoftmaxParams& params, cudaStream_t stream) {
   if (params.inner != 1) return strided_softmax_forward(params, stream);
+  if (softmax_pieces(params) > 0) return split_softmax_forward(params, stream);
   return launch_dtype<false>(params, stream);
 }
 

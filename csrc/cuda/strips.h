@@ -18,8 +18,11 @@ namespace fastllm::cuda {
 
 constexpr int kStripThreads = 256;
 // Rows whose loads a thread has in flight at once. Of one array that is 2 x 16 bytes a thread, 32 KiB in each
-// multiprocessor that runs 4 such blocks; an H100 needs 3.35 TB/s x 700 ns / 132 = 18 KiB under way in each.
-constexpr int kStripRows = 2;
+// multiprocessor that runs 4 such blocks; an H100 needs 3.35 TB/s x 700 ns / 132 = 18 KiB under way in each. Of single
+// 16-bit elements it is 4 x 2 bytes and 12 KiB, which with more rows would take more registers than it gains.
+constexpr int strip_rows(int width) {
+  return width == 1 ? 4 : 2;
+}
 
 struct Strips {
   int64_t count;  // elements; the last row may be cut short, but not inside an access
@@ -36,14 +39,14 @@ struct Strips {
     return {dim3(strips * groups), dim3(lanes, kStripThreads / lanes), shared_bytes};
   }
 
-  // Without sums a group is what a block's threads have in flight at once: 16 rows, more where rows are short. With
+  // Without sums a group is what a block's threads have in flight at once: 16 rows or more. With
   // sums the same, or longer where that would make more groups than keep a GPU busy: their sums must be added up.
   static Strips matrix(int64_t rows, int64_t cols, int width, bool with_sums) {
     constexpr int64_t kBlocks = 1024;
     int lanes = 1;
     while (lanes < 32 && lanes * width < cols) lanes *= 2;
     const int64_t strips = divide_up(cols, static_cast<int64_t>(lanes) * width);
-    const int64_t step = static_cast<int64_t>(kStripThreads / lanes) * kStripRows;
+    const int64_t step = static_cast<int64_t>(kStripThreads / lanes) * strip_rows(width);
     const int64_t most = with_sums ? std::max<int64_t>(1, kBlocks / strips) : rows;
     const int64_t group = divide_up(divide_up(rows, most), step) * step;
     return {rows * cols,
@@ -61,8 +64,8 @@ struct Strips {
   // is left to the strips of `tail`.
   static Strips flat(int64_t count, int width) {
     const int64_t cols = static_cast<int64_t>(kStripThreads) * width, rows = divide_up(count, cols);
-    const unsigned groups = divide_up_unsigned(rows, kStripRows);
-    return {count / width * width, rows, cols, width, kStripThreads, kStripRows, 1, groups, 0};
+    const int group = strip_rows(width);
+    return {count / width * width, rows, cols, width, kStripThreads, group, 1, divide_up_unsigned(rows, group), 0};
   }
   static Strips tail(int64_t begin, int64_t count) {
     Strips strips = flat(count - begin, 1);
@@ -90,11 +93,12 @@ cudaError_t in_strips(int64_t count, const Strips& strips, Wide&& wide, Narrow&&
 }
 
 // A thread's part of a contiguous array: from element `begin`, every `stride`, below `end`; kWidth elements at each, in
-// columns `column` and on of rows `row`, `row` + blockDim.y, .. It takes kStripRows of these a step.
+// columns `column` and on of rows `row`, `row` + blockDim.y, .. It takes kRows of these a step.
 template <typename T, int kWidth>
 class Strip {
  public:
   using Values = Packed<T, kWidth>;
+  static constexpr int kRows = strip_rows(kWidth);
   int64_t column, row, begin, end, stride;
 
   __device__ __forceinline__ explicit Strip(const Strips& s)

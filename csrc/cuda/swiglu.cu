@@ -35,17 +35,18 @@ __device__ __forceinline__ float sigmoid(float x) {
 template <typename T, int kWidth>
 __global__ void __launch_bounds__(kStripThreads, 4)
     forward_kernel(Strips strips, StridedRows<const T> gate, StridedRows<const T> up, T* output) {
+  constexpr int kRows = Strip<T, kWidth>::kRows;
   const Strip<T, kWidth> strip(strips);
-  Packed<T, kWidth> packed_g[kStripRows], packed_u[kStripRows];
+  Packed<T, kWidth> packed_g[kRows], packed_u[kRows];
 #pragma unroll
-  for (int i = 0; i < kStripRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const bool there = strip.begin + i * strip.stride < strip.end;
     const int64_t row = strip.row + i * blockDim.y;
     packed_g[i] = strip.load_if(there, gate.at(strips, strip, row));
     packed_u[i] = strip.load_if(there, up.at(strips, strip, row));
   }
 #pragma unroll
-  for (int i = 0; i < kStripRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const int64_t at = strip.begin + i * strip.stride;
     if (at >= strip.end) break;
     float g[kWidth], u[kWidth];
@@ -61,17 +62,18 @@ template <typename T, int kWidth>
 __global__ void __launch_bounds__(kStripThreads, 4)
     backward_kernel(Strips strips, StridedRows<const T> gate, StridedRows<const T> up, const T* grad_output,
                     StridedRows<T> grad_gate, StridedRows<T> grad_up) {
+  constexpr int kRows = Strip<T, kWidth>::kRows;
   const Strip<T, kWidth> strip(strips);
-  Packed<T, kWidth> packed_g[kStripRows], packed_u[kStripRows], packed_d[kStripRows];
+  Packed<T, kWidth> packed_g[kRows], packed_u[kRows], packed_d[kRows];
 #pragma unroll
-  for (int i = 0; i < kStripRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     const int64_t at = strip.begin + i * strip.stride, row = strip.row + i * blockDim.y;
     packed_g[i] = strip.load_if(at < strip.end, gate.at(strips, strip, row));
     packed_u[i] = strip.load_if(at < strip.end, up.at(strips, strip, row));
     packed_d[i] = strip.load(grad_output, at);
   }
 #pragma unroll
-  for (int i = 0; i < kStripRows; ++i) {
+  for (int i = 0; i < kRows; ++i) {
     if (strip.begin + i * strip.stride >= strip.end) break;
     const int64_t row = strip.row + i * blockDim.y;
     float g[kWidth], u[kWidth], d[kWidth];

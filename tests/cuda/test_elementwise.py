@@ -55,6 +55,17 @@ def test_one_pass_over_memory_16_bytes_a_lane(name, dtype):
 
 
 @pytest.mark.emulated
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_dropout_add_with_a_bias_of_odd_length_keeps_to_wide_accesses(dtype):
+    x, residual, bias = (t.to(dtype) for t in (rows(1001, 8), rows(1001, 8), rows(1001, 1).flatten()))
+    seen = traffic(lambda: ops.dropout_add(x, residual, 0.3, bias=bias, rng_state=STATE))
+    stores = seen.total("global", True)
+    assert (stores.bytes, stores.lanes) == (16, x.numel() * dtype.itemsize // 16), str(seen)
+    assert stores.efficiency > 0.99, str(seen)
+    assert sum(line.lanes for line in seen.find("global", False) if line.bytes == 16) == 2 * stores.lanes, str(seen)
+
+
+@pytest.mark.emulated
 @pytest.mark.parametrize("interleaved", [False, True])
 @pytest.mark.parametrize("layout", ["bhtd", "bthd"])
 @pytest.mark.parametrize("dim", [32, 64])  # of 64

@@ -28,6 +28,27 @@ def test_long_rows(size, dtype, device):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("size", [40960, 32769])  # on CUDA, taken in pieces: of whole vectors, and of single elements
+def test_few_rows_that_are_longer_still(size, dtype, device):
+    x = torch.randn(3, size, dtype=torch.float64).mul(5)
+    x[1, :20000] = -torch.inf  # whole pieces of them
+    x[2, :10000] = -1e4
+    x.requires_grad_()
+    harness.assert_matches_reference(ops.softmax, reference.softmax, [x, -1], dtype, F.softmax, device)
+
+
+def test_a_row_of_more_pieces_than_a_block_has_threads(device):
+    x = torch.randn(1, 256 * 2048 + 1)
+    torch.testing.assert_close(ops.softmax(x.to(device)).cpu().double(), x.double().softmax(-1), rtol=2e-5, atol=1e-12)
+
+
+def test_extremes_of_few_long_rows(device):
+    x = torch.zeros(3, 40000)
+    x[0, 17], x[1, 30000], x[2] = torch.nan, torch.inf, -torch.inf
+    assert ops.softmax(x.to(device)).isnan().all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("size", [24, 130, 300])  # on CUDA: of several warps, of 32, more than their registers hold
 @pytest.mark.parametrize("inner", [3, 70])  # neighbouring columns in a warp: across rows, and past its end
 def test_long_columns(inner, size, dtype, device):

@@ -12,13 +12,16 @@ Tensor softmax_cuda(const Tensor& input, int64_t dim) {
   const CudaGuard guard(input);
   const Tensor x = input.contiguous();
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const cuda::SoftmaxParams params{.dtype = cuda_dtype("softmax", "input", x),
-                                   .outer = shape.outer,
-                                   .size = shape.size,
-                                   .inner = shape.inner,
-                                   .input = x.const_data_ptr(),
-                                   .grad_output = nullptr,
-                                   .output = output.mutable_data_ptr()};
+  cuda::SoftmaxParams params{.dtype = cuda_dtype("softmax", "input", x),
+                             .outer = shape.outer,
+                             .size = shape.size,
+                             .inner = shape.inner,
+                             .input = x.const_data_ptr(),
+                             .grad_output = nullptr,
+                             .output = output.mutable_data_ptr()};
+  const int64_t bytes = cuda::softmax_pieces(params) * static_cast<int64_t>(sizeof(cuda::SoftmaxPiece));
+  const Tensor pieces = at::empty({bytes}, x.options().dtype(at::kByte));
+  params.pieces = static_cast<cuda::SoftmaxPiece*>(pieces.mutable_data_ptr());
   check_launch("softmax", cuda::softmax_forward(params, current_stream()));
   return output;
 }
