@@ -49,6 +49,8 @@ MUTANTS = [
     Mutant("cross_entropy: an ignored row gets a gradient", "csrc/cpu/cross_entropy.cpp",
            "std::fill(out, out + in.classes, T(0));", "std::fill(out, out + in.classes, T(1));",
            "ops/test_cross_entropy.py"),
+    Mutant("cross_entropy: under autocast the loss has the logits' dtype", "csrc/ops/cross_entropy.cpp",
+           "/*wide_loss=*/true", "false", "ops/test_cross_entropy.py"),
     Mutant("cross_entropy: smoothing over V - 1 classes", "csrc/cpu/cross_entropy.cpp",
            "const C uniform = in.label_smoothing / static_cast<C>(in.classes);\n  const C on_target",
            "const C uniform = in.label_smoothing / static_cast<C>(in.classes - 1);\n  const C on_target",

@@ -23,42 +23,55 @@ struct ParameterData {
   }
 };
 
-using Statistics = std::tuple<Tensor, Tensor, Tensor>;  // output, mean, rstd
+// Rows that are normalised: what the three ops have in common.
+struct NormForward {
+  Tensor input;
+  ParameterData weight, bias;
+  Tensor output, mean, rstd;
+  cuda::NormForwardParams params;
 
-Statistics norm_cuda(const char* op, bool rms, const Tensor& input, at::IntArrayRef normalized_shape,
-                     const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-  const auto [rows, cols] = check_norm(op, input, normalized_shape, weight, bias);
+  NormForward(cuda::DType dtype, bool rms, const NormShape& shape, const Tensor& given, const OptionalTensor& weight,
+              const OptionalTensor& bias, double eps)
+      : input(given.contiguous()),
+        weight(weight, given),
+        bias(bias, given),
+        output(at::empty_like(input, at::MemoryFormat::Contiguous)),
+        mean(at::empty({rms ? 0 : shape.rows}, input.options().dtype(at::kFloat))),
+        rstd(at::empty({shape.rows}, mean.options())),
+        params{.dtype = dtype,
+               .rows = shape.rows,
+               .cols = shape.cols,
+               .rms = rms,
+               .eps = static_cast<float>(eps),
+               .input = input.const_data_ptr(),
+               .weight = this->weight,
+               .bias = this->bias,
+               .output = output.mutable_data_ptr(),
+               .mean = mean.mutable_data_ptr<float>(),
+               .rstd = rstd.mutable_data_ptr<float>()} {}
+};
+
+NormForward norm_cuda(const char* op, bool rms, const Tensor& input, at::IntArrayRef normalized_shape,
+                      const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
+  const NormShape shape = check_norm(op, input, normalized_shape, weight, bias);
   const cuda::DType dtype = cuda_dtype(op, "input", input);
   const CudaGuard guard(input);
-  const Tensor x = input.contiguous();
-  const ParameterData w(weight, input), b(bias, input);
-  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
-  const auto computing = input.options().dtype(at::kFloat);
-  Tensor mean = at::empty({rms ? 0 : rows}, computing), rstd = at::empty({rows}, computing);
-  const cuda::NormForwardParams params{.dtype = dtype,
-                                       .rows = rows,
-                                       .cols = cols,
-                                       .rms = rms,
-                                       .eps = static_cast<float>(eps),
-                                       .input = x.const_data_ptr(),
-                                       .weight = w,
-                                       .bias = b,
-                                       .output = output.mutable_data_ptr(),
-                                       .mean = mean.mutable_data_ptr<float>(),
-                                       .rstd = rstd.mutable_data_ptr<float>()};
-  check_launch(op, cuda::norm_forward(params, current_stream()));
-  return {output, mean, rstd};
+  NormForward norm(dtype, rms, shape, input, weight, bias, eps);
+  check_launch(op, cuda::norm_forward(norm.params, current_stream()));
+  return norm;
 }
 
-Statistics layer_norm_cuda(const Tensor& input, at::IntArrayRef normalized_shape, const OptionalTensor& weight,
-                           const OptionalTensor& bias, double eps) {
-  return norm_cuda("layer_norm", false, input, normalized_shape, weight, bias, eps);
+std::tuple<Tensor, Tensor, Tensor> layer_norm_cuda(const Tensor& input, at::IntArrayRef normalized_shape,
+                                                   const OptionalTensor& weight, const OptionalTensor& bias,
+                                                   double eps) {
+  const NormForward norm = norm_cuda("layer_norm", false, input, normalized_shape, weight, bias, eps);
+  return {norm.output, norm.mean, norm.rstd};
 }
 
 std::tuple<Tensor, Tensor> rms_norm_cuda(const Tensor& input, at::IntArrayRef normalized_shape,
                                          const OptionalTensor& weight, double eps) {
-  const auto [output, mean, rstd] = norm_cuda("rms_norm", true, input, normalized_shape, weight, std::nullopt, eps);
-  return {output, rstd};
+  const NormForward norm = norm_cuda("rms_norm", true, input, normalized_shape, weight, std::nullopt, eps);
+  return {norm.output, norm.rstd};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cuda(const Tensor& input, const Tensor& residual,
@@ -67,32 +80,20 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cuda(const Ten
                                                                        const OptionalTensor& input_bias,
                                                                        const OptionalTensor& rng_state) {
   const char* op = "dropout_add_layer_norm";
-  const auto [rows, cols] = check_dropout_add_layer_norm(op, input, residual, weight, bias, input_bias);
+  const NormShape shape = check_dropout_add_layer_norm(op, input, residual, weight, bias, input_bias);
   const cuda::DType dtype = cuda_dtype(op, "input", input);
   const CudaGuard guard(input);
   const DropoutState state(op, p, rng_state, input);
-  const Tensor x = input.contiguous(), r = residual.contiguous();
-  const ParameterData w(weight, input), b(bias, input), added(input_bias, input);
-  Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous), new_residual = at::empty_like(output);
-  const auto computing = input.options().dtype(at::kFloat);
-  Tensor mean = at::empty({rows}, computing), rstd = at::empty({rows}, computing);
-  const cuda::NormForwardParams params{.dtype = dtype,
-                                       .rows = rows,
-                                       .cols = cols,
-                                       .rms = false,
-                                       .eps = static_cast<float>(eps),
-                                       .input = x.const_data_ptr(),
-                                       .weight = w,
-                                       .bias = b,
-                                       .output = output.mutable_data_ptr(),
-                                       .mean = mean.mutable_data_ptr<float>(),
-                                       .rstd = rstd.mutable_data_ptr<float>(),
-                                       .residual = r.const_data_ptr(),
-                                       .input_bias = added,
-                                       .new_residual = new_residual.mutable_data_ptr(),
-                                       .dropout = state.dropout};
-  check_launch(op, cuda::norm_forward(params, current_stream()));
-  return {output, new_residual, mean, rstd};
+  const Tensor r = residual.contiguous();
+  const ParameterData added(input_bias, input);
+  NormForward norm(dtype, false, shape, input, weight, bias, eps);
+  Tensor new_residual = at::empty_like(norm.output);
+  norm.params.residual = r.const_data_ptr();
+  norm.params.input_bias = added;
+  norm.params.new_residual = new_residual.mutable_data_ptr();
+  norm.params.dropout = state.dropout;
+  check_launch(op, cuda::norm_forward(norm.params, current_stream()));
+  return {norm.output, new_residual, norm.mean, norm.rstd};
 }
 
 // A parameter's gradient as the kernels write it: in the parameter's dtype, or for float64 in float32.

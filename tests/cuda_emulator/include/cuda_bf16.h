@@ -4,21 +4,8 @@
 #include "cuda_runtime.h"
 #include "emulator/narrow_float.h"
 
-struct __nv_bfloat16 {
-  uint16_t bits;
-
-  __nv_bfloat16() = default;
-  __nv_bfloat16(float x) : bits(emulator::bfloat16_bits(x)) {}
-  explicit __nv_bfloat16(double x) : __nv_bfloat16(static_cast<float>(x)) {}
-  explicit __nv_bfloat16(int x) : __nv_bfloat16(static_cast<float>(x)) {}
-  operator float() const { return emulator::bfloat16_value(bits); }
-  __nv_bfloat16& operator=(float x) { return *this = __nv_bfloat16(x); }
-
-  static __nv_bfloat16 from_bits(uint16_t bits) {
-    __nv_bfloat16 x;
-    x.bits = bits;
-    return x;
-  }
+struct __nv_bfloat16 : emulator::NarrowFloat<__nv_bfloat16, emulator::bfloat16_bits, emulator::bfloat16_value> {
+  using NarrowFloat::NarrowFloat;
 };
 using nv_bfloat16 = __nv_bfloat16;
 
@@ -26,20 +13,6 @@ struct alignas(4) __nv_bfloat162 {
   __nv_bfloat16 x, y;
 };
 using nv_bfloat162 = __nv_bfloat162;
-
-// As on the device, arithmetic rounds to the narrow type at each step.
-#define EMULATOR_NARROW(op)                                            \
-  inline __nv_bfloat16 operator op(__nv_bfloat16 a, __nv_bfloat16 b) { \
-    return __nv_bfloat16(float(a) op float(b));                        \
-  }
-EMULATOR_NARROW(+)
-EMULATOR_NARROW(-)
-EMULATOR_NARROW(*)
-EMULATOR_NARROW(/)
-#undef EMULATOR_NARROW
-inline __nv_bfloat16 operator-(__nv_bfloat16 a) {
-  return __nv_bfloat16::from_bits(a.bits ^ 0x8000);
-}
 
 inline __nv_bfloat16 __float2bfloat16(float x) {
   return __nv_bfloat16(x);

@@ -4,21 +4,8 @@
 #include "cuda_runtime.h"
 #include "emulator/narrow_float.h"
 
-struct __half {
-  uint16_t bits;
-
-  __half() = default;
-  __half(float x) : bits(emulator::half_bits(x)) {}
-  explicit __half(double x) : __half(static_cast<float>(x)) {}
-  explicit __half(int x) : __half(static_cast<float>(x)) {}
-  operator float() const { return emulator::half_value(bits); }
-  __half& operator=(float x) { return *this = __half(x); }
-
-  static __half from_bits(uint16_t bits) {
-    __half x;
-    x.bits = bits;
-    return x;
-  }
+struct __half : emulator::NarrowFloat<__half, emulator::half_bits, emulator::half_value> {
+  using NarrowFloat::NarrowFloat;
 };
 using half = __half;
 
@@ -26,20 +13,6 @@ struct alignas(4) __half2 {
   __half x, y;
 };
 using half2 = __half2;
-
-// As on the device, arithmetic rounds to the narrow type at each step.
-#define EMULATOR_NARROW(op)                       \
-  inline __half operator op(__half a, __half b) { \
-    return __half(float(a) op float(b));          \
-  }
-EMULATOR_NARROW(+)
-EMULATOR_NARROW(-)
-EMULATOR_NARROW(*)
-EMULATOR_NARROW(/)
-#undef EMULATOR_NARROW
-inline __half operator-(__half a) {
-  return __half::from_bits(a.bits ^ 0x8000);
-}
 
 inline __half __float2half(float x) {
   return __half(x);

@@ -1,4 +1,5 @@
-// bfloat16 and float16 as bits: to nearest, ties to even, with subnormals, infinities and the device's NaN.
+// bfloat16 and float16: as bits (to nearest, ties to even, with subnormals, infinities and the device's NaN), and what
+// cuda_bf16.h and cuda_fp16.h have in common.
 #pragma once
 
 #include <cstdint>
@@ -48,5 +49,29 @@ inline float half_value(uint16_t bits) {
   const float value = static_cast<float>(magnitude) * 0x1p-24f;
   return sign ? -value : value;
 }
+
+// The arithmetic of Type, a 16-bit number that is converted so. As on the device, it rounds at each step.
+template <typename Type, uint16_t (*to_bits)(float), float (*to_value)(uint16_t)>
+struct NarrowFloat {
+  uint16_t bits;
+
+  NarrowFloat() = default;
+  NarrowFloat(float x) : bits(to_bits(x)) {}
+  explicit NarrowFloat(double x) : NarrowFloat(static_cast<float>(x)) {}
+  explicit NarrowFloat(int x) : NarrowFloat(static_cast<float>(x)) {}
+  operator float() const { return to_value(bits); }
+
+  static Type from_bits(uint16_t bits) {
+    Type x;
+    x.bits = bits;
+    return x;
+  }
+
+  friend Type operator+(Type a, Type b) { return Type(float(a) + float(b)); }
+  friend Type operator-(Type a, Type b) { return Type(float(a) - float(b)); }
+  friend Type operator*(Type a, Type b) { return Type(float(a) * float(b)); }
+  friend Type operator/(Type a, Type b) { return Type(float(a) / float(b)); }
+  friend Type operator-(Type a) { return from_bits(a.bits ^ 0x8000); }
+};
 
 }  // namespace emulator
