@@ -1,14 +1,15 @@
 // The gradient of embedding's positions: sums of grad_output over the sequences of the batch.
 //
 // Bytes: grad_output once, one table of positions out: memory-bound, at the read limit. A block takes a position and 32
-// vectors of its columns; each of its 8 warps adds every 8th sequence, kInFlight loads at a time, and the warps' sums
+// vectors of its columns; each of its 4 warps adds every 4th sequence, kInFlight loads at a time, and the warps' sums
 // are added in order. So the order depends on the batch alone, and a batch of one long sequence has enough blocks too.
+// 16 sequences keep 64 bytes of each of 1,024 threads in flight, 64 KiB a multiprocessor; 8 of them half of that.
 #include "cuda/dispatch.h"
 #include "cuda/embedding.h"
 #include "cuda/launch.h"
+#include "cuda/packed.h"
 #include "cuda/reduce.h"
 #include "cuda/shared.h"
-#include "cuda/vector.h"
 
 namespace fastllm::cuda {
 namespace {
@@ -17,9 +18,9 @@ namespace {
 // Kernels
 // ---------------------------------------------------------------------------------------------------------------------
 
-constexpr int kWarps = 8;
-constexpr int kInFlight = 2;
-constexpr int kBlocksPerProcessor = 4;  // 64 registers a thread
+constexpr int kWarps = 4;
+constexpr int kInFlight = 4;
+constexpr int kBlocksPerProcessor = 8;  // 64 registers a thread
 
 template <int kWidth>
 struct WarpSums {
@@ -38,30 +39,30 @@ __global__ void __launch_bounds__(kWarps* kWarp, kBlocksPerProcessor)
   float sum[kWidth] = {};
 #pragma unroll 1  // kInFlight is the unrolling; more would spill
   for (int64_t start = warp; start < sequences; start += kWarps * kInFlight) {
-    Pack<T, kWidth> grad[kInFlight];
+    Packed<T, kWidth> grad[kInFlight];
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       const int64_t b = start + j * kWarps;
-      if (b < sequences) grad[j] = load<T, kWidth>(grad_output + (b * p.length + t) * p.channels + column);
+      if (b < sequences) grad[j] = Packed<T, kWidth>::load(grad_output + (b * p.length + t) * p.channels + column);
     }
 #pragma unroll
     for (int j = 0; j < kInFlight; ++j) {
       if (start + j * kWarps >= sequences) continue;
+      float value[kWidth];
+      grad[j].unpack(value);
 #pragma unroll
-      for (int k = 0; k < kWidth; ++k) sum[k] += to_float(grad[j].value[k]);
+      for (int k = 0; k < kWidth; ++k) sum[k] += value[k];
     }
   }
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) shared->sum[warp][k][lane] = sum[k];
   __syncthreads();
   if (warp != 0 || column >= p.channels) return;
-  Pack<T, kWidth> row;
 #pragma unroll
   for (int k = 0; k < kWidth; ++k) {
     for (int w = 1; w < kWarps; ++w) sum[k] += shared->sum[w][k][lane];
-    row.value[k] = from_float<T>(sum[k]);
   }
-  store<T, kWidth>(grad_position + position * p.channels + column, row);
+  Packed<T, kWidth>::pack(sum).store(grad_position + position * p.channels + column);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

@@ -30,6 +30,8 @@ MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "25norm_backward_long_kernel": (128, "the next row on its way beside the one at hand; it has 512 threads"),
 }
 STORE_OF_A_WORD = r"st\.global\.(?:[bfu]32|v2\.[bu]16)\s+\[(%rd\d+)(?:\+(\d+))?\]"
+# Of memory that is global or shared, whichever: slower than either, and waits for both.
+GENERIC_ACCESS = r"\b(?:ld|st)\.(?:volatile\.)?(?:v[24]\.)?[bfsu]\d+\s"
 MAX_STATIC_SHARED = 0  # kernels use dynamic shared memory alone: csrc/cuda/shared.h
 
 pytestmark = pytest.mark.skipif(NVCC is None, reason="nvcc was not found on PATH or under /usr/local/cuda")
@@ -112,10 +114,11 @@ def test_ptxas_report(source):
 
 
 @pytest.mark.parametrize("source", sorted(CSRC.glob("cuda/*.cu")), ids=lambda path: path.stem)
-def test_wide_stores_stay_whole(source, tmp_path):
+def test_wide_stores_stay_whole_and_each_access_knows_its_memory(source, tmp_path):
     code = ptx(source, tmp_path)
     assert ".entry " in code
     assert split_stores(code) == []
+    assert re.findall(GENERIC_ACCESS, code) == []
 
 
 def test_split_stores_are_found():
@@ -123,6 +126,11 @@ def test_split_stores_are_found():
     whole = ".entry whole(.param)\nst.global.v4.b32 [%rd1], {%r1, %r2, %r3, %r4};\n"
     split = ".entry split(.param)\n" + "".join(store.format(o) for o in ("", "+4", "+8", "+12"))
     assert split_stores(whole + split) == [".entry split"]
+
+
+def test_generic_accesses_are_found():
+    code = "ld.global.f32 %f1, [%rd1];\nst.shared.v4.f32 [%r1], {%f1};\nld.f32 %f1, [%rd1];\nst.v2.b32 [%rd1], {%r1};\n"
+    assert re.findall(GENERIC_ACCESS, code) == ["ld.f32 ", "st.v2.b32 "]
 
 
 def test_a_report_is_read_right():
