@@ -9,7 +9,7 @@
 // rows it sees: 32 sums and the next row's packs, which are on their way while it works on one; or, with a residual
 // stream, 48 sums and 2 packs more. That is 128 registers and 512 threads a multiprocessor, with 64 bytes or more in
 // flight each: 32 KiB, where some 20 KiB hide memory's latency. They hold rows of up to 16 KiB: norm_backward_long.cu
-// has longer ones. 264 blocks of 256 threads are one wave on an H100.
+// and norm_backward_columns.cu have longer ones. 264 blocks of 256 threads are one wave on an H100.
 #include "cuda/norm_backward.h"
 
 #include <algorithm>

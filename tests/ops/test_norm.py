@@ -102,6 +102,19 @@ def test_long_rows(op, cols, dtype, device):
     harness.assert_matches_reference(ours, expected, tensors, dtype, device=device)
 
 
+@pytest.mark.parametrize("cols", [9000, 16392, 32776])
+def test_long_rows_with_a_gradient_of_the_residual_stream_alone(cols, device):
+    residual, x, parameter = torch.randn(3, cols), torch.randn(3, cols), torch.ones(cols)
+    given = [t.to(device) for t in (residual, x, torch.zeros(3), torch.ones(3), parameter, parameter, parameter)]
+    gradients = torch.ops.fastllm.norm_backward(None, *given, p=0.3, rng_state=STATE.to(device))
+    grad_x, grad_weight, grad_bias, grad_input, grad_input_bias = (t.cpu() for t in gradients)
+    expected = residual * reference.dropout_multipliers((3, cols), 0.3, STATE).float()
+    assert torch.equal(grad_x, residual)
+    assert not grad_weight.any() and not grad_bias.any()
+    torch.testing.assert_close(grad_input, expected)
+    torch.testing.assert_close(grad_input_bias, expected.sum(0))
+
+
 @pytest.mark.parametrize(
     ("rows", "cols", "times"),
     [
