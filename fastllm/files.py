@@ -49,7 +49,7 @@ def replace_folder(folder: Path, fill: Callable[[Path], None]) -> None:
     At every moment `folder`, or its predecessor under the name `.folder.old`, is whole; readers look for both.
 
     Raises:
-        UserError: the disk is full or not writable; the old folder is still there.
+        UserError: the disk is full or not writable; the old folder, if there was one, is still there.
     """
 
     def fill_and_sum(temporary: Path) -> None:
@@ -92,7 +92,8 @@ def _replace(folder: Path, fill: Callable[[Path], object]) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
         cause = error if isinstance(error, OSError) else error.__cause__  # `fill` may use write_atomically
         reason = cause.strerror if isinstance(cause, OSError) and cause.strerror else error
-        raise UserError(f"cannot write {folder}: {reason}; the one before it is intact") from error
+        before = "; the one before it is intact" if folder.exists() else ""
+        raise UserError(f"cannot write {folder}: {reason}{before}") from error
 
 
 def new_folder(command: str, folder: Path) -> Path:

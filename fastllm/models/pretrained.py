@@ -1,6 +1,8 @@
 """Reading and writing model folders: config.json, and weights whole or in shards. Nothing but tensors is unpickled."""
 
 import json
+import os
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -32,12 +34,23 @@ def read_config(folder: Path) -> dict[str, Any]:
 
 
 def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
-    """Write config.json and model.safetensors into folder, which is made if missing."""
+    """Write config.json and model.safetensors into folder, which is made if missing.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    from safetensors import SafetensorError
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-    save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:  # it has the system's error as a part of its text
+        number = re.search(r"\(os error (\d+)\)", f"{error}")
+        if number is None:
+            raise
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the owner read what it writes
 
 

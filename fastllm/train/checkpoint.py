@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
 
 from fastllm.errors import UserError
 from fastllm.files import copy_folder, previous, replace_folder, verify_folder
@@ -63,15 +62,16 @@ def save(
         add: writes further files into the folder it is given.
 
     Raises:
-        UserError: it could not be written; the one before is intact.
+        UserError: it could not be written; the one before, if there was one, is intact.
     """
 
     def fill(folder: Path) -> None:
         try:
             model.save_pretrained(folder)
-            torch.save({"version": _VERSION, **state}, folder / _STATE)
+            with (folder / _STATE).open("wb") as file:  # torch's own file would not say why it cannot be written
+                torch.save({"version": _VERSION, **state}, file)
             add(folder)
-        except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        except (RuntimeError, OSError, ValueError) as error:
             raise _as_os_error(error) from error
         tokenizer.save(folder)
 
@@ -86,8 +86,11 @@ def copy(run: Path, name: str, other: str, link: bool) -> None:
 
 
 def _as_os_error(error: Exception) -> OSError:
-    """Say what went wrong on the disk: torch and safetensors wrap the system's error in types of their own."""
-    return error if isinstance(error, OSError) else OSError(0, f"{error}".splitlines()[0])
+    """Return the system's error, which torch turns into one of its own; or what there is."""
+    for cause in (error, error.__context__):
+        if isinstance(cause, OSError):
+            return cause
+    return OSError(0, f"{error}".splitlines()[0])
 
 
 def never_saved(run: Path) -> bool:

@@ -166,6 +166,8 @@ class TrainConfig:
 
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
+            if not isinstance(values, dict):
+                raise UserError(f"{path} is damaged: expected lines like 'n_layer: 4'")
             types = {field.name: field.type for field in fields(cls)}
             for name, value in values.items():
                 if name not in types:
@@ -175,7 +177,7 @@ class TrainConfig:
                     expected = kind.__name__ if isinstance(kind, type) else kind
                     raise UserError(f"{path}: '{name}' must be of type {expected}, got {value!r}")
             config = cls(**values)
-        except (OSError, AttributeError, TypeError, ValueError, yaml.YAMLError) as error:
+        except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): is {path.parent} a run?") from error
         config.data = Path(config.data) if config.data else None
         config.init = Path(config.init) if config.init else None

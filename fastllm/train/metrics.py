@@ -11,14 +11,16 @@ FILE = "metrics.jsonl"
 
 
 def read_metrics(run: Path) -> list[dict]:
-    """Return the lines of metrics.jsonl; a last line that was cut off is left out."""
+    """Return the lines of metrics.jsonl; one that was cut off or damaged is left out, and the others stay."""
     path = run / FILE
     rows = []
     for line in path.read_text(encoding="utf-8", errors="replace").splitlines() if path.exists() else []:
         try:
-            rows.append(json.loads(line))
-        except ValueError:
-            break
+            row = json.loads(line)
+        except (ValueError, RecursionError):
+            continue
+        if isinstance(row, dict) and isinstance(row.get("step"), int):
+            rows.append(row)
     return rows
 
 

@@ -9,6 +9,7 @@ from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, load_tokenizer
 from fastllm.train import checkpoint
 from tests.models.test_gpt2_weights import nanogpt_checkpoint
 from tests.tokenizers.conftest import gpt2  # noqa: F401 - a fixture
+from tests.train.test_safety import full_for_safetensors
 
 transformers = pytest.importorskip("transformers")
 TEXT = "hear me speak"
@@ -101,3 +102,10 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         assert cli.main(["export", *map(str, words)]) == 2
         assert message in capsys.readouterr().err
         assert not (tmp_path / "x").exists()
+
+
+def test_a_disk_that_is_full(run, tmp_path, monkeypatch, capsys):
+    full_for_safetensors(monkeypatch)
+    assert cli.main(["export", str(run[0]), str(tmp_path / "out")]) == 2
+    assert capsys.readouterr().err == f"fastllm: cannot write {tmp_path}/out: No space left on device\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["run"]

@@ -103,7 +103,7 @@ def test_a_runs_own_file_with_an_unknown_or_broken_line(tmp_path):
         ("bias: 1", "'bias' must be of type bool, got 1"),
         ("schedule: 3", "'schedule' must be of type str, got 3"),
         ("data: 3", "'data' must be of type"),
-        ("- n_layer", "is missing or damaged"),
+        ("- n_layer", "is damaged: expected lines like"),
     ):
         path.write_text(line + "\n")
         with pytest.raises(UserError, match=message):

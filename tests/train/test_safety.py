@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fastllm import cli, files
 from fastllm.errors import UserError
@@ -179,6 +180,17 @@ def test_a_line_of_metrics_that_was_cut_off(data, tmp_path):
     assert rows(run) == rows(straight)
 
 
+@pytest.mark.parametrize("damage", [b"\0\xff{", b"3", b"[1]", b'{"loss": 1}', b'{"step": "5"}'])
+def test_a_damaged_line_of_metrics_costs_no_other(damage, data, tmp_path):
+    run = tmp_path / "run"
+    assert train(data, run, "--max_steps=10", "--eval_interval=5") == 0
+    before, path = rows(run)[:-1], run / "metrics.jsonl"  # the last one is of a run's end, and is said again
+    first, *others = path.read_bytes().splitlines(keepends=True)
+    path.write_bytes(first + damage + b"\n" + b"".join(others))
+    assert cli.main(["train", f"--resume={run}", "--max_steps=11"]) == 0
+    assert rows(run)[: len(before)] == before
+
+
 @pytest.mark.parametrize("damage", ["truncated", "bit flipped", "missing"])
 def test_a_damaged_file_of_a_checkpoint_is_named_and_the_other_offered(damage, data, tmp_path, capsys):
     run = tmp_path / "run"
@@ -243,6 +255,36 @@ def test_a_disk_that_is_really_full(data, tmp_path, capsys):
         assert cli.main(["train", f"--resume={run}", "--max_steps=10"]) == 0
     finally:
         subprocess.run(["umount", str(disk)], check=True)
+
+
+def full_for_torch(monkeypatch):
+    if not Path("/dev/full").is_char_device():
+        pytest.skip("the system has no device that is always full")
+    save = torch.save
+
+    def into_a_full_device(value, file):
+        with open("/dev/full", "wb") as device:
+            save(value, device)
+
+    monkeypatch.setattr(torch, "save", into_a_full_device)
+
+
+def full_for_safetensors(monkeypatch):
+    def fail(*arguments, **options):
+        raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", fail)
+
+
+@pytest.mark.parametrize("fill", [full_for_torch, full_for_safetensors])
+def test_a_full_disk_is_what_the_message_says(fill, data, tmp_path, monkeypatch, capsys):
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        fill(patch)
+        assert train(data, run, "--max_steps=5") == 2
+    # And it does not claim that there was a checkpoint before.
+    assert capsys.readouterr().err == f"fastllm: cannot write {run}/checkpoints/best: No space left on device\n"
+    assert cli.main(["train", f"--resume={run}"]) == 0
 
 
 def test_a_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
