@@ -5,6 +5,8 @@ names of those that were given, be it in a --config file and at their defaults. 
 imported inside run: `--help` answers at once.
 """
 
+import io
+import os
 import signal
 import sys
 from collections.abc import Sequence
@@ -26,6 +28,9 @@ _DESCRIPTION = (
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; return the exit status: 0, 2 for a user's mistake, 130 or 143 when interrupted."""
     parser = make_parser()
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # a model may write what a terminal has no sign for
+            stream.reconfigure(errors="backslashreplace")
     try:
         words = underscored(sys.argv[1:] if arguments is None else arguments)
         parsed = parser.parse_args(words)
@@ -44,6 +49,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `fastllm sample ... | head`
         sys.stderr.close()
         return 128 + signal.SIGPIPE
+    except OSError as error:  # a file that may not be read, a disk that fails: nothing that a traceback explains
+        if error.filename is None or error.strerror is None:
+            raise
+        print(f"fastllm: {os.fsdecode(error.filename)}: {error.strerror}", file=sys.stderr)
+        return EXIT_USER_ERROR
 
 
 def underscored(arguments: Sequence[str]) -> list[str]:

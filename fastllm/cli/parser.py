@@ -4,11 +4,13 @@ import difflib
 import re
 import sys
 from argparse import Action
+from collections.abc import Iterable
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_USER_ERROR = 2
 _UNTOLD = re.compile(r"type: (<class 'Path'>|Path|str|bool)|default: (null|\[\]|False|\s*)")
+_TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
@@ -36,15 +38,35 @@ class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> None:  # type: ignore[override]
         """Exit with status 2."""
         text = " ".join(str(message).split())
-        text += self._nearest_option(text) or self._nearest_key(text)
-        print(f"{self.prog}: {text} (see {self.prog} --help)", file=sys.stderr)
+        command, told = self._missing(text) or ([], _plain(text))
+        told += self._nearest_option(text) or self._nearest_key(text)
+        prog = " ".join([self.prog.replace(" [options]", ""), *command])
+        print(f"{prog}: {told} (see {prog} --help)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+    def _missing(self, text: str) -> tuple[list[str], str] | None:
+        """Say what a command lacks, with the command: jsonargparse tells one parser what another one lacks."""
+        if match := re.match(r"the following arguments are required: (.*)", text):
+            places = [place.split(".") for place in match[1].split(", ")]
+            names = " and ".join(f"'{place[-1]}'" for place in places)
+            return places[0][:-1], f"{names} must be given"
+        if match := re.match(r'expected "([\w.]+)" to be one of', text):
+            command = match[1].split(".")[:-1]
+            return command, f"one of {', '.join(self._commands(command))} must follow"
+        return None
+
+    def _commands(self, command: Iterable[str] = ()) -> dict[str, "Parser"]:
+        """Return the commands that may follow a command."""
+        parser = self
+        for name in command:
+            parser = parser._commands()[name]
+        return next((action.choices for action in parser._actions if isinstance(action.choices, dict)), {})
 
     def _nearest_option(self, text: str) -> str:
         known = [option for action in self._actions for option in action.option_strings]
         for word in sys.argv[1:]:
-            name = word.split("=")[0]
-            if name.startswith("--") and name not in known and name in text:
+            name = "--" + word.split("=")[0][2:].replace("-", "_")
+            if word.startswith("--") and name not in known and name in text:
                 return _did_you_mean(name, known)
         return ""
 
@@ -53,9 +75,26 @@ class Parser(ArgumentParser):
         match = re.search(r"ubcommand '(\w+)' does not accept option '(\w+)'", text)
         if match is None:
             return ""
-        parsers = [action.choices for action in self._actions if isinstance(action.choices, dict)]
-        known = [action.dest for commands in parsers for action in commands[match[1]]._actions]
-        return _did_you_mean(match[2], known)
+        return _did_you_mean(match[2], [action.dest for action in self._commands()[match[1]]._actions])
+
+
+def _plain(text: str) -> str:
+    """Say without Python's types what jsonargparse and argparse say."""
+    if match := re.match(r'Parser key "([\w.]+)": (.*)', text):
+        name, reason = match[1], match[2]
+        value = re.search(r"(?:Got|Given) value: ?(.*)", reason)
+        types = [_TYPES[word] for word in re.findall(r"Expected a <class '(\w+)'>", reason) if word in _TYPES]
+        return f"'{name}' must be {' or '.join(types)}, got '{value[1]}'" if value and types else f"'{name}': {reason}"
+    if match := re.match(r"argument --(\w+).*: invalid _boolean_type value: (.*)", text):
+        return f"'{match[1]}' must be true or false, got {match[2]}"
+    if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", text):
+        known = re.findall(r"\w+", match[2])
+        return f"one of {', '.join(known)} must follow, got '{match[1]}'{_did_you_mean(match[1], known)}"
+    if match := re.match(r"Problems parsing config: (.*)", text):
+        return f"'config' is no YAML: {match[1]}"
+    if text.startswith("Unexpected config:"):
+        return "'config' must be a YAML file with lines like 'n_layer: 4'"
+    return text
 
 
 def unescaped(text: str) -> str:
@@ -63,6 +102,6 @@ def unescaped(text: str) -> str:
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
 
 
-def _did_you_mean(word: str, known: list[str]) -> str:
-    near = difflib.get_close_matches(word, known, n=1)
+def _did_you_mean(word: str, known: Iterable[str]) -> str:
+    near = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {near[0]}?" if near else ""

@@ -76,7 +76,7 @@ def run(arguments: Namespace) -> int:
             except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
                 print(f"fastllm: {error}", file=sys.stderr)
         return 0
-    _answer(model, tokenizer, _prompts(arguments), arguments)
+    _answer(model, tokenizer, _prompts(arguments, tokenizer), arguments)
     return 0
 
 
@@ -118,10 +118,15 @@ def _load(folder: Path, name: str):
     return model, tokenizer
 
 
-def _prompts(arguments: Namespace) -> list[str]:
+def _prompts(arguments: Namespace, tokenizer) -> list[str]:
     if arguments.prompt_file is None:
         if not arguments.prompt:
             raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
+        if "prompt" not in arguments.given:
+            try:
+                tokenizer.encode(arguments.prompt)
+            except UserError as error:
+                raise UserError("sample: the vocabulary has no new line to start from; give a --prompt") from error
         return [arguments.prompt]
     try:
         lines = arguments.prompt_file.read_text(encoding="utf-8-sig").split("\n")

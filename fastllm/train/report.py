@@ -20,10 +20,11 @@ class Reporter:
         self._quiet = quiet
         self._progress = Progress(
             TextColumn("step"), MofNCompleteColumn(), BarColumn(),
-            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  left"), TimeRemainingColumn(),
+            TextColumn("loss {task.fields[loss]}  {task.fields[speed]} tokens/s  MFU {task.fields[mfu]}  left"),
+            TimeRemainingColumn(),
             console=self.console, disable=quiet or not self.console.is_terminal,
         )  # fmt: skip
-        self._task = self._progress.add_task("train", total=max_steps, completed=step, loss="-", speed="-")
+        self._task = self._progress.add_task("train", total=max_steps, completed=step, loss="-", speed="-", mfu="-")
 
     def __enter__(self) -> "Reporter":
         self._progress.start()
@@ -35,7 +36,7 @@ class Reporter:
     def say(self, text: str) -> None:
         """Print a line above the bar."""
         if self.console.is_terminal:
-            self.console.print(text, highlight=False)
+            self.console.print(text, highlight=False, markup=False, soft_wrap=True)
         elif not self._quiet:
             print(text, flush=True, file=sys.stdout)
 
@@ -45,7 +46,8 @@ class Reporter:
 
     def log(self, row: dict) -> None:
         """A line of metrics was written."""
-        self._progress.update(self._task, loss=f"{row['loss']:.4f}", speed=f"{row['tokens_per_second']:,.0f}")
+        mfu = "n/a" if row["mfu"] is None else f"{row['mfu']:.0%}"
+        self._progress.update(self._task, loss=f"{row['loss']:.4f}", speed=f"{row['tokens_per_second']:,.0f}", mfu=mfu)
 
     def evaluation(self, row: dict, improved: bool) -> None:
         """An evaluation is done and its checkpoint is written."""

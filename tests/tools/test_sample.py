@@ -189,6 +189,26 @@ def test_wrong_options(folder, capsys, options, message):
     assert message in capsys.readouterr().err
 
 
+def test_a_vocabulary_without_a_new_line_asks_for_a_prompt(folder, capsys):
+    tokenizer = CharacterTokenizer("abc")
+    GPT(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)).save_pretrained(folder)
+    tokenizer.save(folder)
+    assert cli.main(["sample", str(folder)]) == 2
+    assert "the vocabulary has no new line to start from; give a --prompt" in capsys.readouterr().err
+    assert sample(capsys, folder, "--prompt=a").startswith("a")
+
+
+def test_a_terminal_that_lacks_characters_gets_their_numbers(folder, monkeypatch):
+    tokenizer = CharacterTokenizer("é")
+    GPT(GPTConfig(tokenizer.vocab_size, 16, 1, 2, 16)).save_pretrained(folder)
+    tokenizer.save(folder)
+    terminal = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(terminal, "ascii"))
+    assert cli.main(["sample", str(folder), "--prompt=é", "--max_new_tokens=2"]) == 0
+    sys.stdout.flush()
+    assert terminal.getvalue() == rb"\xe9\xe9\xe9" + b"\n"
+
+
 def test_an_empty_prompt_file(folder, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n  \n")
     assert cli.main(["sample", str(folder), "--prompt_file", str(tmp_path / "prompts.txt")]) == 2
