@@ -48,7 +48,7 @@ def _add_options(parser: Parser, out: Path) -> None:
     parser.add_argument("--out", type=Path, default=out, help="the data folder to write")
     parser.add_argument(
         "--val_share", type=float, default=0.1,
-        help="share kept for validation: the end of a single text, or as many of several documents, drawn at random",
+        help="share kept for validation: the end of a single text, or about so much of several documents, by lot",
     )  # fmt: skip
     parser.add_argument("--seed", type=int, default=0, help="of the draw of validation documents")
     parser.add_argument("--tokenizer", help="characters (the default), bytes, sentencepiece or gpt2")

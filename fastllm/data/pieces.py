@@ -18,6 +18,7 @@ from fastllm.tokenizers import SentencePieceTokenizer, Tokenizer
 TRAIN, VAL = SPLITS = ("train", "val")
 PIECE = 1 << 18  # characters: a cut is looked for from there on
 LONGEST = 1 << 24  # characters of a document that is not cut
+FEW = 1 << 16  # documents whose lengths are remembered; of more, chance alone holds out the right share
 
 
 class Survey:
@@ -30,6 +31,8 @@ class Survey:
     def __init__(self, seed: int) -> None:
         self.seed = seed
         self.documents = self.characters = 0
+        self._lengths: list[int] = []  # of the first FEW documents
+        self._before = 0  # characters of the documents that have ended
         self._extremes: tuple[float, int, float, int] | None = None  # draw and index of the lowest, of the highest
 
     def watch(self, chunks: Iterable[Chunk]) -> Iterator[str]:
@@ -39,6 +42,9 @@ class Survey:
             if ends:
                 self._count(draw(self.seed, self.documents), self.documents)
                 self.documents += 1
+                if len(self._lengths) < FEW:
+                    self._lengths.append(self.characters - self._before)
+                self._before = self.characters
             yield text
 
     def _count(self, drawn: float, index: int) -> None:
@@ -55,8 +61,28 @@ class Survey:
         """Return which part of what was read is for validation."""
         if self.documents == 1:
             return HoldOut(share, self.seed, cut=int(self.characters * (1 - share)))
+        if self.documents <= FEW:
+            chosen = _choose(self._lengths, share, self.seed)
+            return HoldOut(sum(map(self._lengths.__getitem__, chosen)) / self.characters, self.seed, chosen=chosen)
         assert self._extremes is not None, "there are documents"
         return HoldOut(share, self.seed, always_val=self._extremes[1], always_train=self._extremes[3])
+
+
+def _choose(lengths: list[int], share: float, seed: int) -> frozenset[int]:
+    """Return documents that together have about a share of all characters, taken by their draw, the lowest first.
+
+    One that would take them farther from the share than they are is passed over: a long document among few short ones
+    would leave nothing to train on. There is at least one, and one is left.
+    """
+    wanted, total, chosen = share * sum(lengths), 0, set()
+    for index in sorted(range(len(lengths)), key=lambda index: draw(seed, index)):
+        if abs(total + lengths[index] - wanted) < abs(total - wanted):
+            total += lengths[index]
+            chosen.add(index)
+    shortest = min(range(len(lengths)), key=lengths.__getitem__)
+    if len(chosen) == len(lengths):
+        chosen.remove(shortest)
+    return frozenset(chosen or {shortest})
 
 
 def draw(seed: int, index: int) -> float:
@@ -66,19 +92,22 @@ def draw(seed: int, index: int) -> float:
 
 
 class HoldOut(NamedTuple):
-    """The validation split: the last `share` of the characters of a single document, or of several documents those
-    whose draw is under `share`. The lowest draw is held out and the highest is not, whatever the share: each split has
-    a document.
+    """The validation split: the last `share` of the characters of a single document; of few documents those chosen,
+    which have that share; of more than FEW those whose draw is under `share`. The lowest draw is held out then and the
+    highest is not, whatever the share: each split has a document.
     """
 
     share: float
     seed: int
     cut: int | None = None  # of the single document, in characters
+    chosen: frozenset[int] | None = None  # of few documents
     always_val: int = -1
     always_train: int = -1
 
     def split_of(self, document: int) -> str:
         """Return "train" or "val" for one of several documents."""
+        if self.chosen is not None:
+            return VAL if document in self.chosen else TRAIN
         if document in (self.always_val, self.always_train):
             return VAL if document == self.always_val else TRAIN
         return VAL if draw(self.seed, document) < self.share else TRAIN
@@ -87,6 +116,8 @@ class HoldOut(NamedTuple):
         """Say which part is held out, for the manifest."""
         if self.cut is not None:
             return f"the last {self.share:g} of the characters"
+        if self.chosen is not None:
+            return f"documents with {self.share:.3g} of the characters, drawn with the seed {self.seed}"
         return f"documents drawn with the probability {self.share:g} and the seed {self.seed}"
 
 

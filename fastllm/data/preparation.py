@@ -35,8 +35,8 @@ class PrepareOptions:
     """How text becomes a data folder.
 
     Args:
-        val_share: the share kept for validation, in (0, 1): of a single text its end, of several documents a choice.
-        seed: of that choice.
+        val_share: the share kept for validation, in (0, 1): of a single text its end, of several documents a draw.
+        seed: of that draw.
         tokenizer: the kind of tokenizer to train.
         tokenizer_options: what its training is told, e.g. {"vocab_size": 1000}.
         tokenizer_from: take the tokenizer of this data folder, run or model instead.

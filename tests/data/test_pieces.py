@@ -68,14 +68,44 @@ def test_a_single_text_is_held_out_at_its_end(small, size, share, find_cut):
     assert len(found[VAL]) == 1
 
 
-@given(documents=st.lists(st.text("ab\n", min_size=1, max_size=40), min_size=2, max_size=12), seed=st.integers(0, 9))
-def test_documents_are_in_one_split_whole(documents, seed):
-    hold_out = surveyed(documents, seed).hold_out(0.3)
+@given(
+    documents=st.lists(st.text("ab\n", min_size=1, max_size=40), min_size=2, max_size=12),
+    seed=st.integers(0, 9),
+    share=st.sampled_from([1e-6, 0.1, 0.3, 0.97]),
+    few=st.sampled_from([1, 100]),  # more or fewer than there are
+)
+def test_documents_are_in_one_split_whole(documents, seed, share, few):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(pieces, "FEW", few)
+        hold_out = surveyed(documents, seed).hold_out(share)
     found = cut([Chunk(document, True) for document in documents], hold_out)
     for split in (TRAIN, VAL):
         expected = [d for i, d in enumerate(documents) if hold_out.split_of(i) == split]
         assert ["".join(parts) for parts in found[split]] == expected
         assert expected
+
+
+@given(lengths=st.lists(st.integers(1, 1000), min_size=2, max_size=30), share=st.floats(0.01, 0.99))
+def test_of_few_documents_about_the_share_of_the_characters_is_held_out(lengths, share):
+    hold_out = surveyed(["x" * length for length in lengths]).hold_out(share)
+    held = sum(length for i, length in enumerate(lengths) if hold_out.split_of(i) == VAL)
+    wanted = share * sum(lengths)
+    # What is missing is less than half of each document that could still be added, or there is but one document.
+    left = [length for i, length in enumerate(lengths) if hold_out.split_of(i) == TRAIN]
+    assert wanted - held <= min(left) / 2 or len(left) == 1
+    assert held - wanted <= max(lengths) / 2 or held == min(lengths)
+
+
+def test_a_long_document_among_short_ones_is_for_training():
+    for seed in range(20):
+        hold_out = surveyed(["x" * 10_000, *["x" * 30] * 4], seed).hold_out(0.1)
+        assert [hold_out.split_of(i) for i in range(5)] == [TRAIN, VAL, VAL, VAL, VAL]
+
+
+def test_equal_documents_are_held_out_by_their_draw():
+    hold_out = surveyed(["abc"] * 1000, seed=5).hold_out(0.25)
+    order = sorted(range(1000), key=lambda i: draw(5, i))
+    assert {i for i in range(1000) if hold_out.split_of(i) == VAL} == set(order[:250])
 
 
 def test_the_draw_is_written_down():

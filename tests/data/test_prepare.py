@@ -74,7 +74,8 @@ def test_a_single_text(folder):
     data.verify()
 
 
-def test_documents_of_one_split_each(tmp_path):
+def test_documents_of_one_split_each(tmp_path, monkeypatch):
+    monkeypatch.setattr(pieces, "FEW", 199)  # one fewer than there are: each is drawn alone
     documents = [f"document {i}: {'é' * (i % 7)}" for i in range(200)]
     manifest = prepare(
         FileSource([jsonl(tmp_path / "x.jsonl", documents)]), tmp_path / "data", options=PrepareOptions(0.2, seed=3)
@@ -266,7 +267,7 @@ def test_command_line(tmp_path, capsys, monkeypatch):
     out = tmp_path / "data"
     command = ["prepare", "text", str(tmp_path / "a.txt"), f"--out={out}", "--val-share=0.3", "--seed=1"]
     assert cli.main([*command, "--document-separator=<e>", "--workers=1"]) == 0
-    assert "; held out: documents drawn with the probability 0.3 and the seed 1" in capsys.readouterr().out
+    assert "; held out: documents with 0.309 of the characters, drawn with the seed 1" in capsys.readouterr().out
     assert TokenData(out).manifest["splits"]["train"]["documents"] > 3
     (tmp_path / "b.jsonl").write_text('{"body": "one\\n\\ntwo"}\n' * 9)
     assert cli.main(["prepare", "text", str(tmp_path / "b.jsonl"), f"--out={out}", "--field=body"]) == 0
