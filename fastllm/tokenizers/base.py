@@ -25,6 +25,7 @@ FILE = "tokenizer.json"
 EXPORTED_FILE = "fastllm-tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 _BLOCK = 1 << 20  # ids decoded at a time; 2^31 / 2^20 bytes a token are in no vocabulary
+FEW = 128  # ids; so many are put together one by one before numpy's calls have begun
 
 
 class EncodedBatch(Sequence[np.ndarray]):
@@ -127,17 +128,27 @@ class Tokenizer(ABC):
         Raises:
             UserError: an id is outside the vocabulary.
         """
-        checked = self._check(ids)
-        blocks = (checked[start : start + _BLOCK] for start in range(0, checked.size, _BLOCK))
-        return b"".join(map(self._bytes, blocks)).decode("utf-8", "replace")
+        if len(ids) > FEW:
+            return self._joined_bytes(self._check(ids)).decode("utf-8", "replace")
+        listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
+        tokens = self.token_bytes
+        if listed and not (min(listed) >= 0 and max(listed) < len(tokens)):
+            self._check(listed)
+        return b"".join([tokens[id] for id in listed]).decode("utf-8", "replace")
 
-    def _bytes(self, ids: np.ndarray) -> bytes:
+    def _joined_bytes(self, ids: np.ndarray) -> bytes:
         """Join the tokens of ids: the position in the table of every byte of the result, then one gather."""
         table, ends = self._table
-        stops = ends.take(ids + 1)
-        lengths = stops - ends.take(ids)
-        places = np.cumsum(lengths, dtype=np.int32)
-        return table.take(np.arange(places[-1], dtype=np.int32) + np.repeat(stops - places, lengths)).tobytes()
+        blocks = []
+        for start in range(0, ids.size, _BLOCK):
+            block = ids[start : start + _BLOCK]
+            stops = ends.take(block + 1)
+            lengths = stops - ends.take(block)
+            places = np.cumsum(lengths, dtype=np.int32)
+            every = np.arange(places[-1], dtype=np.int32)
+            every += np.repeat(stops - places, lengths)
+            blocks.append(table.take(every).tobytes())
+        return b"".join(blocks)
 
     @cached_property
     def _table(self) -> tuple[np.ndarray, np.ndarray]:
@@ -146,12 +157,21 @@ class Tokenizer(ABC):
         return np.frombuffer(b"".join(self.token_bytes), dtype=np.uint8), ends
 
     def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Return the text of each sequence of ids."""
-        return [self.decode(ids) for ids in batch]
+        """Return the text of each sequence of ids, as decode would."""
+        batch = as_batch(batch)
+        ids = self._check(batch.ids)
+        content = self._joined_bytes(ids)
+        _, ends = self._table
+        bounds = np.append(0, np.cumsum(np.diff(ends).take(ids), dtype=np.int64)).take(batch.bounds).tolist()
+        if content.isascii():
+            text = content.decode()
+            return [text[start:end] for start, end in pairwise(bounds)]
+        return [content[start:end].decode("utf-8", "replace") for start, end in pairwise(bounds)]
 
     def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
         checked = np.asarray(ids, dtype=np.int64)
-        if checked.size and (checked.min() < 0 or checked.max() >= self.vocab_size):
+        # One pass: a negative one is a huge unsigned one.
+        if checked.size and checked.view(np.uint64).max() >= self.vocab_size:
             raise UserValueError(f"ids must be in [0, {self.vocab_size}), got {checked.min()} to {checked.max()}")
         return checked
 
@@ -210,12 +230,24 @@ class StreamingDecoder:
         Raises:
             UserError: id is outside the vocabulary.
         """
-        self._tokenizer._check([id])
-        return self._utf8.decode(self._tokenizer.token_bytes[id])
+        tokens = self._tokenizer.token_bytes
+        if not 0 <= id < len(tokens):
+            self._tokenizer._check([id])
+        return self._utf8.decode(tokens[id])
 
     def finish(self) -> str:
         """Return what is left: U+FFFD if the last character was never completed."""
         return self._utf8.decode(b"", final=True)
+
+
+def as_batch(sequences: Iterable[Sequence[int] | np.ndarray]) -> EncodedBatch:
+    """Return sequences of ids in one array."""
+    if isinstance(sequences, EncodedBatch):
+        return sequences
+    parts = list(sequences)
+    if all(isinstance(part, list) for part in parts):  # quicker than an array of each
+        return EncodedBatch(np.fromiter(chain.from_iterable(parts), np.int64), map(len, parts))
+    return joined([np.asarray(part, dtype=np.int64) for part in parts])
 
 
 def joined(parts: Sequence[np.ndarray]) -> EncodedBatch:

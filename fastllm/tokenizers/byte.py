@@ -1,13 +1,14 @@
 """One token a byte of UTF-8: nothing to train, nothing unknown."""
 
-from collections.abc import Iterable
+import contextlib
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 
 from fastllm.tokenizers import huggingface
-from fastllm.tokenizers.base import END_OF_TEXT, Tokenizer, check_texts, utf8
+from fastllm.tokenizers.base import END_OF_TEXT, FEW, EncodedBatch, Tokenizer, check_texts, utf8
 
 
 def spelling() -> dict[int, str]:
@@ -50,6 +51,22 @@ class ByteTokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
+
+    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, as encode would."""
+        encoded = list(map(utf8, texts))
+        return EncodedBatch(np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int64), map(len, encoded))
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids; bytes that are no UTF-8 give U+FFFD."""
+        if len(ids) <= FEW:
+            with contextlib.suppress(ValueError):  # one is 256, or wrong
+                return bytes(ids.tolist() if isinstance(ids, np.ndarray) else list(ids)).decode("utf-8", "replace")
+        return super().decode(ids)
+
+    def _joined_bytes(self, ids: np.ndarray) -> bytes:
+        """Without the table, where there is no end of a text."""
+        return super()._joined_bytes(ids) if (ids == 256).any() else ids.astype(np.uint8).tobytes()
 
     def huggingface(self) -> dict:
         """Return bytes without merges."""

@@ -2,15 +2,17 @@
 
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 
 from fastllm.errors import UserError, UserValueError
 from fastllm.tokenizers import huggingface
-from fastllm.tokenizers.base import StreamingDecoder, Tokenizer, check_texts
+from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer, as_batch, check_texts
 
 _SHOWN = 5  # unknown characters that an error names
+_NO_CHARACTER = 0x110000  # is after the last code point
 
 
 def _code_points(text: str) -> np.ndarray:
@@ -35,9 +37,11 @@ class CharacterTokenizer(Tokenizer):
         self._points = np.unique(_code_points(characters))
         if not len(self._points):
             raise UserValueError("CharacterTokenizer: 'characters' must not be empty")
-        # One entry a code point, -1 where the vocabulary has none; 4.4 MB at the most.
-        self._ids = np.full(int(self._points[-1]) + 1, -1, dtype=np.int32)
+        # One entry a code point, -1 where the vocabulary has none; the last one is for all that follow. 9 MB at most.
+        self._ids = np.full(int(self._points[-1]) + 2, -1, dtype=np.int64)
         self._ids[self._points] = np.arange(len(self._points))
+        # So that ids which are none find no character: as many too large ones, which negative ones wrap around to.
+        self._points_of = np.append(self._points, np.full_like(self._points, _NO_CHARACTER))
 
     @classmethod
     def train(cls, texts: Iterable[str]) -> "CharacterTokenizer":
@@ -69,13 +73,17 @@ class CharacterTokenizer(Tokenizer):
         return [character.encode("utf-8", "surrogatepass") for character in self.characters]
 
     def _encode(self, text: str) -> np.ndarray:
-        points = _code_points(text)
-        known = points < len(self._ids)
-        ids = self._ids[np.where(known, points, 0)]
-        unknown = ~known | (ids < 0)
-        if unknown.any():
-            raise UserValueError(self._describe(text, np.flatnonzero(unknown)))
-        return ids.astype(np.int64)
+        ids = self._ids.take(_code_points(text), mode="clip")
+        if ids.size and ids.min() < 0:
+            raise UserValueError(self._describe(text, np.flatnonzero(ids < 0)))
+        return ids
+
+    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Return the ids of each text, as encode would."""
+        try:
+            return EncodedBatch(self._encode("".join(texts)), map(len, texts))
+        except UserValueError:
+            return super().encode_batch(texts)  # says where in which text
 
     def _describe(self, text: str, positions: np.ndarray) -> str:
         different = list(dict.fromkeys(text[i] for i in positions[:10_000]))
@@ -88,7 +96,18 @@ class CharacterTokenizer(Tokenizer):
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the characters of ids."""
-        return self._points[self._check(ids)].tobytes().decode("utf-32-le", "surrogatepass")
+        try:
+            points = self._points_of.take(np.asarray(ids, dtype=np.int64))
+            return points.tobytes().decode("utf-32-le", "surrogatepass")
+        except (IndexError, UnicodeDecodeError):
+            self._check(ids)
+            raise
+
+    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        """Return the characters of each sequence of ids."""
+        batch = as_batch(batch)
+        text = self.decode(batch.ids)
+        return [text[start:end] for start, end in pairwise(batch.bounds.tolist())]
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder of ids that come one at a time; a token is a whole character, so nothing waits."""

@@ -42,6 +42,7 @@ _SPACES = re.compile(r"[^\S\x1c-\x1f]+")  # Unicode's white space; Python counts
 _LONG = 250_000  # spaces in a row; from a million on the pattern's look-ahead overflows the regex engine's stack
 # What the engine is told to part texts at. It does not begin as it ends, so no text's end and a border make another.
 _BORDER = "\0fastllm border\1"
+_WORTH_AN_ARRAY = 150  # characters; for fewer the engine makes a list sooner
 _WORTH_A_TASK = 1000  # characters on average; below, a thread costs more than the engine's work without the GIL
 
 
@@ -114,6 +115,9 @@ class GPT2Tokenizer(Tokenizer):
         return [self._bytes_of.get(id) or names[id] for id in range(self.vocab_size)]
 
     def _encode(self, text: str) -> np.ndarray:
+        if len(text) <= _WORTH_AN_ARRAY:
+            utf8(text)
+            return np.array(self._engine.encode_ordinary(text), dtype=np.int64)
         try:
             parts = [self._engine.encode_to_numpy(part, disallowed_special=()) for part in _split_long_spaces(text)]
         except UnicodeEncodeError:

@@ -2,26 +2,28 @@
 
 sentencepiece by default normalises characters, drops line ends and repeated spaces and puts a space in front. A model
 trained here does none of that and spells unknown characters as bytes. What is left is that sentencepiece writes a space
-as U+2581 inside, so a U+2581 of the text would come back as a space: it is spelt as bytes too. Line ends are byte
-tokens and no piece crosses one; so a text can be cut at line ends without changing its ids, which is both faster
-(byte-pair merging keeps a heap of the whole text) and more exact (the unigram model adds up float32 scores over it).
+as U+2581 inside, so a U+2581 of the text would come back as a space: it is spelt as bytes too.
+
+Line ends are byte tokens and no piece crosses one; so texts can be cut at line ends, and joined there, without changing
+any ids. It is faster: byte-pair merging keeps a heap of the whole text, and each call, and each list, costs as much as
+many characters. Unigram models whose sums of scores are rounded have no texts joined (see unigram_scores.py).
 """
 
 import io
 import os
 import random
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, islice
+from itertools import chain, islice, repeat
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastllm.errors import UserError, UserValueError
-from fastllm.tokenizers import huggingface
+from fastllm.tokenizers import huggingface, unigram_scores
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
     EncodedBatch,
@@ -40,9 +42,9 @@ MODEL_TYPES = ("unigram", "bpe")
 # Where sentencepiece, left to itself, would cut a training text or leave a part of it out: at line ends, and at the
 # two characters that it keeps for itself (a space, an unknown character) and NUL.
 _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
-# Many lines to a chunk, because a call costs as much as 100 characters; a longer line is a chunk of its own.
-_SHORT = 1000
-_CHUNKS = re.compile(rf"(?s:.{{0,{_SHORT}}})\n|[^\n]+\n?")
+# Many lines to a chunk, because a call costs as much as 30 characters, but no more than this many characters: merging
+# pairs takes longer in a longer chunk, and sums of unigram scores are exact for so many. A longer line is one alone.
+_SHORT = {"unigram": 500, "bpe": 150}
 _WHOLE = re.compile(r"(?s:.+)")
 _CHUNKS_A_THREAD = 200
 _SHARES = 4  # of a batch's chunks for each thread, so that none waits long for another
@@ -82,7 +84,15 @@ class SentencePieceTokenizer(Tokenizer):
         self.lossless = self._unknown is None and sp.decode(sp.encode(_PROBE)) == _PROBE
         # No piece of ours does, but one from elsewhere may.
         self.crosses_lines = any("\n" in piece and piece != "\n" for piece in map(sp.id_to_piece, pieces))
-        self._cut = _WHOLE if self.crosses_lines else _CHUNKS
+        self._is_unigram = any(sp.get_score(id) % 1 for id in pieces)  # those of byte-pair pieces are ranks, negative
+        self._short = _SHORT["unigram" if self._is_unigram else "bpe"]
+        self._cut = _WHOLE if self.crosses_lines else re.compile(rf"(?s:.{{0,{self._short}}})\n|[^\n]+\n?")
+        self._line_end = sp.encode("\n")
+        self._joins = (
+            self.lossless
+            and not self.crosses_lines
+            and (not self._is_unigram or unigram_scores.exact_length(map(sp.get_score, pieces)) > self._short)
+        )
         first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
         self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
 
@@ -164,22 +174,48 @@ class SentencePieceTokenizer(Tokenizer):
         return sp.decode([id]).encode() if sp.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
     def _encode(self, text: str) -> np.ndarray:
+        if self._is_one_chunk(text):
+            utf8(text)
+            return self._known(np.array(self._processor.encode(text), dtype=np.int64), [text])
         chunks = self._chunks(text)
-        arrays = self._processor.encode(chunks, num_threads=_threads(chunks), return_type="numpy")
-        return self._join(text, chunks, arrays)
+        if (threads := _threads(chunks)) > 1:
+            return self._known(np.concatenate(_shared_out(self._encode_all, chunks, threads)), [text])
+        # One by one, as starting even one thread of the library's costs as much as 500 characters.
+        return self._join(text, chunks, [self._processor.encode(chunk, return_type="numpy") for chunk in chunks])
+
+    def _encode_all(self, chunks: list[str]) -> np.ndarray:
+        arrays = self._processor.encode(chunks, num_threads=1, return_type="numpy")
+        return np.concatenate(self._spelt(chunks, arrays), dtype=np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Return the ids of each text, as encode would."""
-        if max(map(len, texts), default=0) <= _SHORT and _is_plain("".join(texts)):
-            batch = self._batch(list(texts))
-        else:
-            chunked = [self._chunks(text) for text in texts]
-            batch = self._batch(list(chain.from_iterable(chunked)))
+        if self._joins:
+            return self._encode_joined(texts)
+        chunked = [self._chunks(text) for text in texts]
+        batch = self._encode_each(list(chain.from_iterable(chunked)))
+        if len(batch) > len(texts):
             batch = EncodedBatch(batch.ids, np.diff(batch.bounds[np.cumsum([0, *map(len, chunked)])]))
         self._known(batch.ids, texts)
         return batch
 
-    def _batch(self, chunks: list[str]) -> EncodedBatch:
+    def _encode_joined(self, texts: Sequence[str]) -> EncodedBatch:
+        """Encode all texts as one that is cut at line ends, as the library's list for each of them takes longer.
+
+        A text that does not end a line is given a line end, and what that becomes is left out.
+        """
+        ended = [text if text.endswith("\n") else text + "\n" for text in texts]
+        try:
+            ids = self._encode("".join(ended))
+        except UserValueError:
+            for text in texts:
+                utf8(text)  # says where in which
+            raise
+        line_ends = np.flatnonzero(ids == self._line_end)
+        last = line_ends[np.fromiter(map(str.count, ended, repeat("\n")), np.int64, len(texts)).cumsum() - 1]
+        added = np.fromiter(map(len, ended), np.int64) - np.fromiter(map(len, texts), np.int64)
+        return EncodedBatch(np.delete(ids, last[added > 0]), np.diff(last, prepend=-1) - added)
+
+    def _encode_each(self, chunks: list[str]) -> EncodedBatch:
         """Return the ids of each chunk.
 
         The library makes a list of each, for few ids quicker than an array, and holds Python's lock only for that. So
@@ -187,19 +223,11 @@ class SentencePieceTokenizer(Tokenizer):
         """
 
         def encode(share: list[str]) -> tuple[np.ndarray, list[int]]:
-            lists = self._processor.encode(share, num_threads=1)
-            if SPACE in share:
-                lists = self._spelt(share, lists)
+            lists = self._spelt(share, self._processor.encode(share, num_threads=1))
             return np.fromiter(chain.from_iterable(lists), np.int64), list(map(len, lists))
 
-        if (threads := _threads(chunks)) == 1:
-            parts = [encode(chunks)]
-        else:
-            size = -(-len(chunks) // (_SHARES * threads))
-            shares = [chunks[start : start + size] for start in range(0, len(chunks), size)]
-            with ThreadPoolExecutor(threads) as pool:
-                parts = list(pool.map(encode, shares))
-        ids = np.concatenate([np.empty(0, np.int64), *(ids for ids, _ in parts)])
+        parts = _shared_out(encode, chunks, _threads(chunks))
+        ids = np.concatenate([ids for ids, _ in parts])
         return EncodedBatch(ids, chain.from_iterable(lengths for _, lengths in parts))
 
     def _join(self, text: str, chunks: list[str], parts: list) -> np.ndarray:
@@ -208,7 +236,7 @@ class SentencePieceTokenizer(Tokenizer):
 
     def _spelt(self, chunks: list[str], parts: list) -> list:
         """Put its bytes in the place of the space that the library has taken each U+2581 for."""
-        if not self.lossless:
+        if not (self.lossless and SPACE in chunks):
             return parts
         return [self._bar if chunk == SPACE else ids for chunk, ids in zip(chunks, parts, strict=True)]
 
@@ -245,16 +273,24 @@ class SentencePieceTokenizer(Tokenizer):
     def _chunks(self, text: str) -> list[str]:
         """Cut text where no piece can cross."""
         utf8(text)
-        if not self.lossless:
+        if not self.lossless or self._is_one_chunk(text):
             return [text]
         if SPACE in text:
             return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
         return self._cut.findall(text)
 
+    def _is_one_chunk(self, text: str) -> bool:
+        return len(text) <= self._short and SPACE not in text
+
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, without the space that some models put in front of every text."""
         text = super().decode(ids)
         return text.removeprefix(" ") if self._drops_first_space else text
+
+    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
+        """Return the text of each sequence of ids, as decode would."""
+        texts = super().decode_batch(batch)
+        return [text.removeprefix(" ") for text in texts] if self._drops_first_space else texts
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder of ids that come one at a time."""
@@ -269,7 +305,7 @@ class SentencePieceTokenizer(Tokenizer):
         unknown = sp.id_to_piece(sp.unk_id())
         decoder = {"type": "Sequence", "decoders": [huggingface.SPACES_READ, huggingface.BYTES_READ, huggingface.FUSE]}
         steps: dict = {"normalizer": huggingface.SPACES_WRITTEN, "decoder": decoder}
-        if self._is_unigram():
+        if self._is_unigram:
             vocab = list(scores.items())
             steps["model"] = {"type": "Unigram", "unk_id": sp.unk_id(), "vocab": vocab, "byte_fallback": True}
             # Their unigram model would find the names of bytes and of the unknown token in plain text.
@@ -286,11 +322,6 @@ class SentencePieceTokenizer(Tokenizer):
                 places, self._merges(scores), unk_token=unknown, byte_fallback=True, fuse_unk=True
             )
         return steps
-
-    def _is_unigram(self) -> bool:
-        """The scores of byte-pair pieces are their ranks, negative: whole numbers."""
-        sp = self._processor
-        return any(sp.get_score(id) % 1 for id in range(self.vocab_size))
 
     def _merges(self, scores: dict[str, float]) -> list[tuple[str, str]]:
         """Return every pair of pieces that makes a piece, the best piece first."""
@@ -325,12 +356,13 @@ def _threads(chunks: list[str]) -> int:
     return max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
 
 
-def _is_plain(text: str) -> bool:
-    """Return whether text may be given to the library as it is: it has no U+2581 and no lone surrogate."""
-    try:
-        return text.isascii() or (SPACE not in text and bool(text.encode()))
-    except UnicodeEncodeError:
-        return False
+def _shared_out(encode: Callable[[list[str]], Any], chunks: list[str], threads: int) -> list:
+    """Return what encode makes of each share of the chunks, in their order."""
+    if threads == 1:
+        return [encode(chunks)]
+    size = -(-len(chunks) // (_SHARES * threads))
+    with ThreadPoolExecutor(threads) as pool:
+        return list(pool.map(encode, (chunks[start : start + size] for start in range(0, len(chunks), size))))
 
 
 class _FirstSpaceDropped(StreamingDecoder):
@@ -378,7 +410,8 @@ def _train(sentences: list[str], options: dict) -> bytes:
         )  # fmt: skip
     except (RuntimeError, ValueError) as error:
         raise UserError(_explain(f"{error}", options)) from error
-    return model.getvalue()
+    content = model.getvalue()
+    return unigram_scores.rounded(content) if options["model_type"] == "unigram" else content
 
 
 def _explain(error: str, options: dict) -> str:

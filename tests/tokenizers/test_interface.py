@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import KINDS, ByteTokenizer, CharacterTokenizer, load_tokenizer, train_tokenizer
-from fastllm.tokenizers.base import EXPORTED_FILE
+from fastllm.tokenizers.base import EXPORTED_FILE, FEW, joined
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
 
@@ -37,6 +37,27 @@ def test_streams_give_what_decode_gives(tokenizer, data):
     decoder = tokenizer.streaming_decoder()
     pushed = [decoder.push(id) for id in ids]
     assert "".join(pushed) + decoder.finish() == tokenizer.decode(ids)
+
+
+@many
+@given(data=st.data())
+def test_batches_of_all_ids_decode_as_each_alone(tokenizer, data):
+    ids = st.lists(st.integers(0, tokenizer.vocab_size - 1), max_size=9)
+    batch = data.draw(st.lists(ids, max_size=6))
+    expected = [tokenizer.decode(ids) for ids in batch]
+    assert tokenizer.decode_batch(batch) == expected
+    assert tokenizer.decode_batch(map(np.array, batch)) == expected
+    assert tokenizer.decode_batch(joined([np.array(ids, dtype=np.int64) for ids in batch])) == expected
+
+
+def test_many_ids_decode_as_few(tokenizer):
+    """Few are put together one by one, many by arrays."""
+    ids = np.random.default_rng(0).integers(0, tokenizer.vocab_size, 1000)
+    decoder = tokenizer.streaming_decoder()
+    expected = "".join(map(decoder.push, ids.tolist())) + decoder.finish()
+    assert tokenizer.decode(ids) == tokenizer.decode(ids.tolist()) == expected
+    few = [tokenizer.decode(ids[:count]) for count in range(FEW - 2, FEW + 3)]
+    assert few == tokenizer.decode_batch([ids[:count] for count in range(FEW - 2, FEW + 3)])
 
 
 def test_a_stream_never_gives_half_a_character(tokenizer):
@@ -66,6 +87,8 @@ def test_batches_equal_single_texts(tokenizer):
     assert tokenizer.decode_batch(batch) == lines
     assert batch.ids.dtype == np.int64
     assert (batch.ids == np.concatenate(list(batch))).all()
+    bare = [line.rstrip("\n") for line in lines]  # whose ends are not at line ends
+    assert [ids.tolist() for ids in tokenizer.encode_batch(bare)] == [tokenizer.encode(line).tolist() for line in bare]
     assert [ids.tolist() for ids in batch[1:3]] == [tokenizer.encode(line).tolist() for line in lines[1:3]]
     assert batch[-1].size == 0
     assert len(batch) == len(lines)
@@ -104,12 +127,14 @@ def test_a_process_can_be_given_one(tokenizer):
     assert (again.encode(TEXT) == tokenizer.encode(TEXT)).all()
 
 
-@pytest.mark.parametrize("ids", [[-1], [0, 10**6]])
+@pytest.mark.parametrize("ids", [[-1], [0, 10**6], [-1, *[0] * 1000], [0] * 1000 + [10**6]])
 def test_ids_outside_the_vocabulary(tokenizer, ids):
-    with pytest.raises(UserError, match=rf"ids must be in \[0, {tokenizer.vocab_size}\), got {ids[0]} to {ids[-1]}"):
+    with pytest.raises(UserError, match=rf"ids must be in \[0, {tokenizer.vocab_size}\), got {min(ids)} to {max(ids)}"):
         tokenizer.decode(ids)
     with pytest.raises(UserError, match="ids must be in"):
-        tokenizer.streaming_decoder().push(ids[-1])
+        tokenizer.decode_batch([[0], np.array(ids)])
+    with pytest.raises(UserError, match="ids must be in"):
+        tokenizer.streaming_decoder().push(min(ids) or max(ids))
 
 
 def test_lone_surrogates(tokenizer):

@@ -7,9 +7,10 @@ import random
 import pytest
 import sentencepiece as library
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastllm.errors import UserError
-from fastllm.tokenizers import SentencePieceTokenizer
+from fastllm.tokenizers import SentencePieceTokenizer, unigram_scores
 from fastllm.tokenizers.sentencepiece import draw, split_sentences
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
@@ -54,6 +55,62 @@ def test_cuts_change_no_ids(sentencepiece):
     many = lines(400)
     whole = sentencepiece.encode("".join(many)).tolist()
     assert whole == [id for line in many for id in sentencepiece.encode(line)]
+
+
+@settings(max_examples=200, deadline=None)
+@given(batch=st.lists(texts, max_size=8), copies=st.integers(1, 60))
+def test_ids_of_a_batch_are_the_librarys_text_by_text(sentencepiece, batch, copies):
+    processor = library.SentencePieceProcessor(model_proto=sentencepiece.files()["tokenizer.model"])
+    batch = [text.replace("\u2581", "") for text in batch] * copies
+    assert [ids.tolist() for ids in sentencepiece.encode_batch(batch)] == processor.encode(batch)
+
+
+@pytest.fixture(scope="module")
+def near_tie():
+    """A unigram model, and a text whose two segmentations differ by less than float32 tells after a long text."""
+    model = SentencePieceTokenizer.train([TEXT], 315).files()["tokenizer.model"]
+    score = library.SentencePieceProcessor(model_proto=model).get_score
+    place = library.SentencePieceProcessor(model_proto=model).piece_to_id
+    pair = next(pair for pair in ("th", "sp", "ou", "ar", "in") if place(pair) > 0)
+    whole, parts = score(place(pair)), score(place(pair[0])) + score(place(pair[1]))
+    return unigram_scores.with_scores(model, lambda one: parts - 1e-5 if one == whole else one), pair
+
+
+def test_sums_that_are_rounded_are_never_of_several_texts(near_tie):
+    model, pair = near_tie
+    alone, among = (
+        library.SentencePieceProcessor(model_proto=model).encode(text) for text in (pair, "漢" * 90 + "\n" + pair)
+    )
+    assert among[-len(alone) :] != alone  # what the test is about
+    tokenizer = SentencePieceTokenizer(model)
+    assert tokenizer.encode_batch(["漢" * 90, pair, "漢" * 90 + "\n", pair])[1].tolist() == alone
+    assert tokenizer.encode_batch(["漢" * 90, pair, "漢" * 90 + "\n", pair])[3].tolist() == alone
+
+
+def test_sums_of_our_models_are_exact(near_tie):
+    model, pair = near_tie
+    processor = library.SentencePieceProcessor(model_proto=unigram_scores.rounded(model))
+    among = processor.encode("漢" * 90 + "\n" + pair)
+    assert among[-len(processor.encode(pair)) :] == processor.encode(pair)
+    ours = SentencePieceTokenizer.train([TEXT], 315).files()["tokenizer.model"]
+    assert ours == unigram_scores.rounded(ours)
+
+
+def test_rounding_changes_scores_alone(near_tie):
+    model, _ = near_tie
+    before, after = (
+        library.SentencePieceProcessor(model_proto=content) for content in (model, unigram_scores.rounded(model))
+    )
+    for id in range(before.vocab_size()):
+        assert before.id_to_piece(id) == after.id_to_piece(id)
+        assert abs(before.get_score(id) - after.get_score(id)) <= 2**-11
+        assert (before.is_byte(id), before.is_control(id)) == (after.is_byte(id), after.is_control(id))
+    assert unigram_scores.with_scores(model, lambda score: score) == model
+
+
+def test_exact_length():
+    assert unigram_scores.exact_length([-1.5, -6.0, 0.0]) == 2**24 // 1024 // 16
+    assert unigram_scores.exact_length([-1.5, -6.0001]) == 0
 
 
 @pytest.mark.parametrize("model_type", ["unigram", "bpe"])
@@ -126,6 +183,7 @@ def test_a_model_from_elsewhere(tmp_path, options):
         ids = ours.encode(text)
         assert ids.tolist() == theirs.encode(text)
         assert ours.decode(ids) == theirs.decode(ids.tolist())
+        assert ours.decode_batch([ids, ids]) == theirs.decode([ids.tolist()] * 2)
         decoder = ours.streaming_decoder()
         assert "".join(decoder.push(id) for id in ids) + decoder.finish() == ours.decode(ids)
 
