@@ -117,7 +117,7 @@ def test_ids_fit_their_dtype(tmp_path, with_end, monkeypatch, size, dtype):
 
 
 def test_ids_outside_the_vocabulary_are_never_written(tmp_path, with_end, monkeypatch):
-    monkeypatch.setattr(WithEnd, "encode", lambda self, text: np.array([65536]))  # 0 as uint16
+    monkeypatch.setattr(WithEnd, "_encode", lambda self, text: np.array([65536]))  # 0 as uint16
     with pytest.raises(UserError, match=r"ids must be in \[0, 4\), got 65536 to 65536"):
         prepare("abcabc", tmp_path / "data", ["x"])
 
