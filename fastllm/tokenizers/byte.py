@@ -66,7 +66,7 @@ class ByteTokenizer(Tokenizer):
 
     def _joined_bytes(self, ids: np.ndarray) -> bytes:
         """Without the table, where there is no end of a text."""
-        return super()._joined_bytes(ids) if (ids == 256).any() else ids.astype(np.uint8).tobytes()
+        return ids.astype(np.uint8).tobytes() if ids.max(initial=0) < 256 else super()._joined_bytes(ids)
 
     def huggingface(self) -> dict:
         """Return bytes without merges."""

@@ -116,7 +116,8 @@ class GPT2Tokenizer(Tokenizer):
 
     def _encode(self, text: str) -> np.ndarray:
         if len(text) <= _WORTH_AN_ARRAY:
-            utf8(text)
+            if not text.isascii():
+                utf8(text)
             return np.array(self._engine.encode_ordinary(text), dtype=np.int64)
         try:
             parts = [self._engine.encode_to_numpy(part, disallowed_special=()) for part in _split_long_spaces(text)]

@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, islice, repeat
+from itertools import chain, count, islice, repeat
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +46,9 @@ _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # pairs takes longer in a longer chunk, and sums of unigram scores are exact for so many. A longer line is one alone.
 _SHORT = {"unigram": 500, "bpe": 150}
 _WHOLE = re.compile(r"(?s:.+)")
+_WORDS = re.compile(r" *[^ \n]+\n?|\n| +")  # cut at line ends, and before spaces that follow something else
+_WORD_END = re.compile(r"(?<=[^ ])(?= )")
+_WORDS_TOGETHER = 1 << 20  # characters whose words are looked up together: bounds what they take
 _CHUNKS_A_THREAD = 200
 _SHARES = 4  # of a batch's chunks for each thread, so that none waits long for another
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
@@ -87,6 +90,9 @@ class SentencePieceTokenizer(Tokenizer):
         self._is_unigram = any(sp.get_score(id) % 1 for id in pieces)  # those of byte-pair pieces are ranks, negative
         self._short = _SHORT["unigram" if self._is_unigram else "bpe"]
         self._cut = _WHOLE if self.crosses_lines else re.compile(rf"(?s:.{{0,{self._short}}})\n|[^\n]+\n?")
+        spelt = [sp.id_to_piece(id).replace(SPACE, " ") for id in pieces]
+        # Byte-pair pieces are merged within words, then; each word is encoded once, however often it occurs.
+        self._in_words = self.lossless and not self._is_unigram and not any(re.search("[^ ] ", one) for one in spelt)
         self._line_end = sp.encode("\n")
         self._joins = (
             self.lossless
@@ -174,14 +180,31 @@ class SentencePieceTokenizer(Tokenizer):
         return sp.decode([id]).encode() if sp.is_unknown(id) else piece.replace(SPACE, " ").encode()
 
     def _encode(self, text: str) -> np.ndarray:
-        if self._is_one_chunk(text):
+        if len(text) <= self._short and SPACE not in text:
+            if not text.isascii():
+                utf8(text)
+            ids = np.array(self._processor.encode(text), dtype=np.int64)
+            return ids if self._unknown is None else self._known(ids, [text])
+        if self._in_words and SPACE not in text:
             utf8(text)
-            return self._known(np.array(self._processor.encode(text), dtype=np.int64), [text])
+            return np.concatenate(list(map(self._encode_words, _blocks(text))))
         chunks = self._chunks(text)
         if (threads := _threads(chunks)) > 1:
             return self._known(np.concatenate(_shared_out(self._encode_all, chunks, threads)), [text])
         # One by one, as starting even one thread of the library's costs as much as 500 characters.
         return self._join(text, chunks, [self._processor.encode(chunk, return_type="numpy") for chunk in chunks])
+
+    def _encode_words(self, text: str) -> np.ndarray:
+        words = _WORDS.findall(text)
+        first: dict[str, int] = {}  # where each stands first
+        firsts = np.fromiter(map(first.setdefault, words, count()), np.int64, len(words))
+        each = self._encode_each(list(first))
+        place = np.empty(len(words), np.int64)  # among the different ones, of a word that stands first
+        place[np.fromiter(first.values(), np.int64)] = np.arange(len(first))
+        places = place[firsts]
+        lengths = np.diff(each.bounds)[places]
+        ends = lengths.cumsum()
+        return each.ids[np.arange(ends[-1]) + np.repeat(each.bounds[places] - ends + lengths, lengths)]
 
     def _encode_all(self, chunks: list[str]) -> np.ndarray:
         arrays = self._processor.encode(chunks, num_threads=1, return_type="numpy")
@@ -273,14 +296,11 @@ class SentencePieceTokenizer(Tokenizer):
     def _chunks(self, text: str) -> list[str]:
         """Cut text where no piece can cross."""
         utf8(text)
-        if not self.lossless or self._is_one_chunk(text):
+        if not self.lossless or (len(text) <= self._short and SPACE not in text):
             return [text]
         if SPACE in text:
             return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
         return self._cut.findall(text)
-
-    def _is_one_chunk(self, text: str) -> bool:
-        return len(text) <= self._short and SPACE not in text
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids, without the space that some models put in front of every text."""
@@ -354,6 +374,16 @@ class SentencePieceTokenizer(Tokenizer):
 
 def _threads(chunks: list[str]) -> int:
     return max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+
+
+def _blocks(text: str) -> Iterator[str]:
+    """Cut text between words."""
+    start = 0
+    while start < len(text):
+        cut = _WORD_END.search(text, start + _WORDS_TOGETHER)
+        end = cut.start() if cut else len(text)
+        yield text[start:end]
+        start = end
 
 
 def _shared_out(encode: Callable[[list[str]], Any], chunks: list[str], threads: int) -> list:

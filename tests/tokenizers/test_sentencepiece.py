@@ -198,6 +198,26 @@ def test_a_model_whose_pieces_cross_lines():
     assert theirs.piece_to_id("e\n\nT") in ours.encode(text)
 
 
+def test_a_model_whose_pieces_cross_words():
+    options = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
+    symbols = ["to▁fond", "l▁▁▁y"]
+    model = train_library(vocab_size=330, byte_fallback=True, model_type="bpe", user_defined_symbols=symbols, **options)
+    ours, theirs = SentencePieceTokenizer(model), library.SentencePieceProcessor(model_proto=model)
+    assert ours.lossless
+    text = "Thou art a votary to fond desire? all   your  \n " * 9
+    assert ours.encode(text).tolist() == theirs.encode(text)
+    assert set(map(theirs.piece_to_id, symbols)) <= set(ours.encode(text).tolist())
+
+
+@pytest.mark.parametrize("together", [1, 7, 100])
+def test_texts_are_cut_between_words(monkeypatch, together):
+    tokenizer = SentencePieceTokenizer.train([TEXT, "    return 1\n" * 50], 315, model_type="bpe")
+    text = "    " + TEXT + "   \n  " + "x" * 300 + " \n\n  y "
+    expected = library.SentencePieceProcessor(model_proto=tokenizer.files()["tokenizer.model"]).encode(text)
+    monkeypatch.setattr("fastllm.tokenizers.sentencepiece._WORDS_TOGETHER", together)
+    assert tokenizer.encode(text).tolist() == expected
+
+
 def test_characters_that_a_model_from_elsewhere_has_not():
     tokenizer = SentencePieceTokenizer(train_library())
     with pytest.raises(UserError, match=r"has not, nor bytes to spell them: '漢' \(U\+6F22\), '字' \(U\+5B57\)"):
