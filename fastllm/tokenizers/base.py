@@ -49,7 +49,8 @@ class EncodedBatch(Sequence[np.ndarray]):
 
     def __init__(self, ids: np.ndarray, lengths: Iterable[int]) -> None:
         self.ids = ids
-        self.bounds = np.fromiter(chain([0], lengths), np.int64).cumsum()
+        counts = lengths if isinstance(lengths, np.ndarray) else np.fromiter(lengths, np.int64)
+        self.bounds = np.append(0, counts.cumsum())
 
     def __len__(self) -> int:
         return len(self.bounds) - 1

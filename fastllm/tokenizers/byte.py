@@ -50,7 +50,7 @@ class ByteTokenizer(Tokenizer):
         return [*(bytes([value]) for value in range(256)), END_OF_TEXT.encode()]
 
     def _encode(self, text: str) -> np.ndarray:
-        return np.frombuffer(utf8(text), dtype=np.uint8).astype(np.int64)
+        return np.frombuffer(text.encode() if text.isascii() else utf8(text), np.uint8).astype(np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Return the ids of each text, as encode would."""

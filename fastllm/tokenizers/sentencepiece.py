@@ -16,7 +16,7 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
-from itertools import chain, count, islice, repeat
+from itertools import chain, count, islice
 from pathlib import Path
 from typing import Any
 
@@ -226,17 +226,24 @@ class SentencePieceTokenizer(Tokenizer):
 
         A text that does not end a line is given a line end, and what that becomes is left out.
         """
-        ended = [text if text.endswith("\n") else text + "\n" for text in texts]
+        lengths = np.fromiter(map(len, texts), np.int64, len(texts))
+        text, ends = "".join(texts), lengths.cumsum()
+        points = np.frombuffer(f"\0{text}".encode("utf-32-le", "surrogatepass"), np.uint32)
+        is_line_end = points == ord("\n")
+        is_open = ~is_line_end.take(ends) | (lengths == 0)
+        if is_open.any():
+            text = "".join([one + "\n" if add else one for one, add in zip(texts, is_open.tolist(), strict=True)])
         try:
-            ids = self._encode("".join(ended))
+            ids = self._encode(text)
         except UserValueError:
-            for text in texts:
-                utf8(text)  # says where in which
+            for one in texts:
+                utf8(one)  # says where in which
             raise
-        line_ends = np.flatnonzero(ids == self._line_end)
-        last = line_ends[np.fromiter(map(str.count, ended, repeat("\n")), np.int64, len(texts)).cumsum() - 1]
-        added = np.fromiter(map(len, ended), np.int64) - np.fromiter(map(len, texts), np.int64)
-        return EncodedBatch(np.delete(ids, last[added > 0]), np.diff(last, prepend=-1) - added)
+        lines = np.searchsorted(np.flatnonzero(is_line_end), ends, side="right") + is_open.cumsum()
+        last = np.flatnonzero(ids == self._line_end)[lines - 1]
+        if is_open.any():
+            ids = np.delete(ids, last[is_open])
+        return EncodedBatch(ids, np.diff(last, prepend=-1) - is_open)
 
     def _encode_each(self, chunks: list[str]) -> EncodedBatch:
         """Return the ids of each chunk.
