@@ -1,5 +1,6 @@
 """fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
+import io
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -14,12 +15,11 @@ from fastllm.errors import UserError
 _RULE = "-" * 40
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")  # what sampling goes by
 _SEARCHING = ("length_penalty", "alpha")  # what beam search goes by
-_BEAMS_TOGETHER = 64  # sequences of a beam search over several prompts: bounds the memory of their keys and values
 
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="Generate text from a run. One text streams as it comes; several are made together.")
+    parser = Parser(description="Generate text from a run. One text streams as it comes; several come in batches.")
     parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
     parser.add_argument("--prompt", default="\n", help="the text to continue, as it is; the default is a new line")
     parser.add_argument("--prompt_file", type=Path | None, default=None, help="a file with prompts, one a line")
@@ -52,6 +52,12 @@ def add_to(commands) -> None:
     )
     parser.add_argument("--length_penalty", default="gnmt", help="of beam search, how length counts: gnmt or power")
     parser.add_argument("--alpha", type=float, default=0.6, help="of beam search: over 0, longer texts are favoured")
+    parser.add_argument(
+        "--batch_size",
+        type=int | None,
+        default=None,
+        help="how many texts are made together; left out, as many as take a gigabyte; it changes no text",
+    )
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
     parser.add_argument(
         "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
@@ -61,10 +67,9 @@ def add_to(commands) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print generated text as it comes."""
-    if arguments.num_samples < 1:
-        raise UserError(f"sample: 'num_samples' must be at least 1, got {arguments.num_samples}")
-    if arguments.num_beams < 1:
-        raise UserError(f"sample: 'num_beams' must be at least 1, got {arguments.num_beams}")
+    for name in ("num_samples", "num_beams", "batch_size"):
+        if arguments[name] is not None and arguments[name] < 1:
+            raise UserError(f"sample: '{name}' must be at least 1, got {arguments[name]}")
     _check_together(arguments)
     check_checkpoint("sample", arguments, arguments.run)
     arguments.stop = [unescaped(text) for text in arguments.stop]
@@ -72,7 +77,7 @@ def run(arguments: Namespace) -> int:
     if arguments.interactive:
         for prompt in _asked():
             try:
-                _answer(model, tokenizer, [prompt], arguments)
+                _answer(model, tokenizer, [_utf8(prompt)], arguments)
             except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
                 print(f"fastllm: {error}", file=sys.stderr)
         return 0
@@ -127,18 +132,46 @@ def _prompts(arguments: Namespace, tokenizer) -> list[str]:
                 tokenizer.encode(arguments.prompt)
             except UserError as error:
                 raise UserError("sample: the vocabulary has no new line to start from; give a --prompt") from error
-        return [arguments.prompt]
-    try:
-        lines = arguments.prompt_file.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"sample: cannot read the prompts in {arguments.prompt_file}: {error}") from error
-    prompts = [line for line in lines if line.strip()]
+        return [_utf8(arguments.prompt)]
+    file, prompts = arguments.prompt_file, []
+    for number, line in enumerate(_lines(file), 1):
+        if not line.strip():
+            continue
+        try:
+            tokenizer.encode(line)
+        except UserError as error:
+            raise UserError(f"sample: {file}, line {number}: {error}") from error
+        prompts.append(line)
     if not prompts:
-        raise UserError(f"sample: {arguments.prompt_file} has no prompt: it is one a line, and empty lines don't count")
+        raise UserError(f"sample: {file} has no prompt: it is one a line, and empty lines don't count")
     return prompts
 
 
+def _lines(file: Path) -> list[str]:
+    try:
+        content = file.read_bytes()
+    except OSError as error:
+        raise UserError(f"sample: cannot read the prompts in {file}: {error.strerror}") from error
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        number = content.count(b"\n", 0, error.start) + 1
+        raise UserError(f"sample: {file}, line {number}: byte 0x{content[error.start]:02X} is not UTF-8") from error
+    return text.replace("\r\n", "\n").split("\n")
+
+
+def _utf8(prompt: str) -> str:
+    """Return a prompt that was typed, unless it was not UTF-8, which Python tells by lone surrogates."""
+    try:
+        prompt.encode()
+    except UnicodeEncodeError as error:
+        raise UserError("sample: the prompt is not UTF-8") from error
+    return prompt
+
+
 def _asked() -> Iterator[str]:
+    if isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="surrogateescape")  # or one wrong byte would take all that was read with it
     while True:
         try:
             prompt = input("> ")
@@ -150,13 +183,16 @@ def _asked() -> Iterator[str]:
 
 
 def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
-    """Print num_samples texts for each prompt: one alone as it comes, several when all are made."""
-    from fastllm.generation import generate_text, stream_text
+    """Print num_samples texts for each prompt: one alone as it comes, several batch by batch."""
+    from fastllm.generation import iterate_texts, stream_text
 
     longest = model.config.context_length
-    for prompt in prompts:
-        if (count := len(tokenizer.encode(prompt))) > longest:
-            print(f"fastllm: the prompt has {count} tokens; the model sees the last {longest}", file=sys.stderr)
+    long = [count for count in map(len, tokenizer.encode_batch(prompts)) if count > longest]
+    if long and len(prompts) == 1:
+        print(f"fastllm: the prompt has {long[0]} tokens; the model sees the last {longest}", file=sys.stderr)
+    elif long:
+        print(f"fastllm: {len(long)} of {len(prompts)} prompts have more tokens than the model's context; it sees the "
+              f"last {longest}", file=sys.stderr)  # fmt: skip
     if arguments.num_beams > 1:
         _print_all(_beams(model, tokenizer, prompts, arguments))
         return
@@ -166,8 +202,10 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     options["stop"] = [*arguments.stop, *_end_of_text(tokenizer)]
     everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     if len(everything) > 1:
-        results = generate_text(model, tokenizer, everything, arguments.max_new_tokens, **options)
-        _print_all([(prompt, result.text or "") for prompt, result in zip(everything, results, strict=True)])
+        results = iterate_texts(
+            model, tokenizer, everything, arguments.max_new_tokens, batch_size=arguments.batch_size, **options
+        )
+        _print_all((prompt, result.text or "") for prompt, result in zip(everything, results, strict=True))
         return
     pieces = stream_text(model, tokenizer, everything[0], arguments.max_new_tokens, **options)
     print(everything[0], end="", flush=True)
@@ -179,15 +217,18 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
 def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterator[tuple[str, str]]:
     """Yield the best num_samples texts for each prompt, with the prompt."""
     from fastllm.generation import beam_search_batch
+    from fastllm.generation.decoding import batches
 
-    stops = [tokenizer.encode(stop).tolist() for stop in arguments.stop]
+    try:
+        stops = [tokenizer.encode(stop).tolist() for stop in arguments.stop]
+    except UserError as error:
+        raise UserError(f"sample: 'stop': {error}") from error
     if any(len(stop) != 1 for stop in stops):
         raise UserError("sample: with beam search 'stop' must be texts of one token each, such as a newline")
     if arguments.num_samples > arguments.num_beams:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
-    together = max(1, _BEAMS_TOGETHER // arguments.num_beams)
-    for first in range(0, len(prompts), together):
-        some = prompts[first : first + together]
+    for part in batches(model, len(prompts), arguments.batch_size, arguments.num_beams):
+        some = prompts[part]
         encoded = [tokenizer.encode(prompt).tolist() for prompt in some]
         found = beam_search_batch(
             model, encoded, arguments.max_new_tokens, num_beams=arguments.num_beams,
@@ -210,4 +251,4 @@ def _print_all(texts: Iterable[tuple[str, str]]) -> None:
     for index, (prompt, text) in enumerate(texts):
         if index:
             print("\n" + _RULE)
-        print(prompt + text)
+        print(prompt + text, flush=True)

@@ -98,10 +98,9 @@ def beam_search_batch(
         UserError: as beam_search does.
     """
     checked = [checked_prompt(model, prompt) for prompt in prompts]
-    check_count(max_new_tokens, least=1)
+    check_count("max_new_tokens", max_new_tokens, 1)
     check_vocabulary(model, vocabulary)
-    if num_beams < 1:
-        raise UserValueError(f"beam_search: 'num_beams' must be at least 1, got {num_beams}")
+    check_count("num_beams", num_beams, 1)
     if not math.isfinite(alpha):
         raise UserValueError(f"beam_search: 'alpha' must be finite, got {alpha}")
     if length_penalty not in LENGTH_PENALTIES:

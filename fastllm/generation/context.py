@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -93,19 +94,30 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
         raise UserValueError(
             "generate: 'prompt' must be token ids, got a text: generate_text and stream_text take those"
         )
-    ids = torch.as_tensor(prompt, dtype=torch.int64).flatten()
+    try:
+        ids = torch.as_tensor(prompt)
+    except (TypeError, ValueError, RuntimeError):
+        raise TypeError(f"generate: 'prompt' must be token ids, got {prompt!r}") from None
     vocabulary = model.config.vocab_size
     if ids.numel() == 0:
         raise UserValueError("generate: 'prompt' must have at least one token, got none")
+    if ids.is_floating_point():
+        raise TypeError(f"generate: 'prompt' must be whole numbers, got {ids.dtype}")
+    if ids.dim() == 0 or ids.numel() != ids.size(-1):
+        raise UserValueError(
+            f"generate: 'prompt' must be one sequence, got {tuple(ids.shape)}: generate_batch takes several"
+        )
     if ids.min() < 0 or ids.max() >= vocabulary:
         raise UserValueError(f"generate: 'prompt' must have ids in [0, {vocabulary}), got {ids.min()} to {ids.max()}")
-    return ids.tolist()
+    return ids.flatten().tolist()
 
 
-def check_count(max_new_tokens: int, least: int = 0) -> None:
-    """Raise UserError if max_new_tokens is under least."""
-    if max_new_tokens < least:
-        raise UserValueError(f"generate: 'max_new_tokens' must be at least {least}, got {max_new_tokens}")
+def check_count(name: str, value: int, least: int) -> None:
+    """Raise UserError if a number is under least, TypeError if it is no whole number."""
+    if not isinstance(value, Integral):
+        raise TypeError(f"generate: '{name}' must be a whole number, got {value!r}")
+    if value < least:
+        raise UserValueError(f"generate: '{name}' must be at least {least}, got {value}")
 
 
 def check_vocabulary(model: GPT, vocabulary: int | None) -> None:

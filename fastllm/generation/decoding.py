@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
+from operator import index
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from fastllm.generation.stopping import StopMatcher
 from fastllm.models import GPT
 
 # B sequences, V vocabulary
+
+_CACHE_BYTES, _MOST_TOGETHER = 2**30, 64  # bounds of a batch: what its keys and values take, and its sequences
 
 
 @dataclass
@@ -148,7 +151,7 @@ def generate(
         >>> len(list(generate(model, [1, 2, 3], 5, top_k=10, seed=0)))
         5
     """
-    check_count(max_new_tokens)
+    check_count("max_new_tokens", max_new_tokens, 0)
     check_vocabulary(model, vocabulary)
     how, stops = Sampling(**sampling), stop_ids(model, stop)
     track = Track(checked_prompt(model, prompt), how, seeds_of(seed, 1)[0], stops, vocabulary)
@@ -170,17 +173,20 @@ def generate_batch(
     stop: Sequence[int | Sequence[int]] = (),
     seed: int | Sequence[int] | None = None,
     vocabulary: int | None = None,
+    batch_size: int | None = None,
     **sampling,
 ) -> list[Generation]:
     """Continue many prompts, of any lengths, together. Each result is the one its prompt and seed give alone.
 
     Equal bit for bit in float32: every kernel gives a row the same bits in any batch, and every sequence draws from a
-    generator of its own.
+    generator of its own. So batch_size changes time and memory alone.
 
     Args:
         model, max_new_tokens, stop, vocabulary, sampling: as of :func:`generate`.
         prompts: sequences of ids; the same one several times gives several samples.
         seed: one a prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
+        batch_size: how many are continued at a time; by default as many as take a gigabyte for keys and values, and no
+            more than 64.
 
     Returns:
         A :class:`Generation` a prompt, in their order.
@@ -188,18 +194,44 @@ def generate_batch(
     Raises:
         UserError: as generate does, or there are not as many seeds as prompts.
     """
-    check_count(max_new_tokens)
+    check_count("max_new_tokens", max_new_tokens, 0)
     check_vocabulary(model, vocabulary)
     how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(prompts))
-    tracks = [Track(checked_prompt(model, p), how, s, stops, vocabulary) for p, s in zip(prompts, seeds, strict=True)]
-    for _ in run(model, tracks, max_new_tokens):
-        pass
-    return [track.result() for track in tracks]
+    checked = [checked_prompt(model, prompt) for prompt in prompts]
+    results = []
+    for part in batches(model, len(checked), batch_size):
+        tracks = [Track(ids, how, one, stops, vocabulary) for ids, one in zip(checked[part], seeds[part], strict=True)]
+        for _ in run(model, tracks, max_new_tokens):
+            pass
+        results += [track.result() for track in tracks]
+    return results
+
+
+def batches(model: GPT, count: int, batch_size: int | None, num_beams: int = 1) -> list[slice]:
+    """Return which of count prompts are continued together.
+
+    Args:
+        batch_size: as of :func:`generate_batch`.
+        num_beams: how many sequences a prompt is.
+
+    Raises:
+        UserError: batch_size is under 1.
+    """
+    if batch_size is None:
+        config, item = model.config, model.embedding.token.weight.element_size()
+        each = 2 * config.n_layer * config.context_length * config.n_embd * item
+        batch_size = max(1, min(_CACHE_BYTES // each, _MOST_TOGETHER))
+    check_count("batch_size", batch_size, 1)
+    prompts = max(1, batch_size // num_beams)
+    return [slice(start, start + prompts) for start in range(0, count, prompts)]
 
 
 def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]:
     """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
-    stops = [[int(ids)] if isinstance(ids, int | Integral) else [int(token) for token in ids] for ids in stop]
+    try:
+        stops = [[int(ids)] if isinstance(ids, int | Integral) else list(map(index, ids)) for ids in stop]
+    except TypeError:
+        raise TypeError(f"generate: 'stop' must have tokens and sequences of tokens, got {stop!r}") from None
     vocabulary = model.config.vocab_size
     wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
     if wrong:
@@ -211,7 +243,10 @@ def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
     """Return a seed a sequence."""
     if seed is None:
         return torch.randint(2**62, (count,)).tolist()
-    seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | Integral) else list(seed)
+    try:
+        seeds = [int(seed) + i for i in range(count)] if isinstance(seed, int | Integral) else list(map(index, seed))
+    except TypeError:
+        raise TypeError(f"generate: 'seed' must be a whole number, or one for each prompt, got {seed!r}") from None
     if len(seeds) != count:
         raise UserValueError(
             f"generate: 'seed' must be a number, or one for each of the {count} prompts, got {len(seeds)}"

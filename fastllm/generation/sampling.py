@@ -3,6 +3,7 @@
 import math
 from collections.abc import Set
 from dataclasses import dataclass
+from numbers import Integral, Real
 
 import torch
 from torch import Tensor
@@ -10,6 +11,8 @@ from torch import Tensor
 from fastllm.errors import UserError, UserValueError
 
 # V vocabulary
+
+_KINDS = {Integral: "whole number", Real: "number"}
 
 
 @dataclass(frozen=True)
@@ -20,13 +23,14 @@ class Sampling:
         repetition_penalty: positive logits of tokens that stand in the prompt or were generated are divided by it,
             negative ones multiplied (Keskar et al., "CTRL", 2019); 1 changes nothing.
         temperature: divides the logits; 0 takes the likeliest token.
-        top_k: draw among exactly the k likeliest tokens.
+        top_k: draw among exactly the k likeliest tokens; as many as there are change nothing.
         top_p: of these, among the fewest likeliest ones that together have this probability (Holtzman et al., "The
-            curious case of neural text degeneration", 2019).
+            curious case of neural text degeneration", 2019); 1 changes nothing.
         min_p: of these, among those with at least this share of the likeliest one's probability.
 
     Raises:
         UserError: one is out of its range.
+        TypeError: one is no number, or top_k no whole one.
     """
 
     temperature: float = 1.0
@@ -36,6 +40,10 @@ class Sampling:
     repetition_penalty: float = 1.0
 
     def __post_init__(self) -> None:
+        for name, value in vars(self).items():
+            kind = Integral if name == "top_k" else Real
+            if not (isinstance(value, kind) or (value is None and name in ("top_k", "top_p", "min_p"))):
+                raise TypeError(f"generate: '{name}' must be a {_KINDS[kind]}, got {value!r}")
         _check("temperature", self.temperature, "at least 0 and finite", 0 <= self.temperature < math.inf)
         if self.top_k is not None:
             _check("top_k", self.top_k, "at least 1", self.top_k >= 1)
@@ -87,12 +95,13 @@ class Sampling:
 
     def distribution(self, logits: Tensor) -> tuple[Tensor, Tensor]:
         """Return what is drawn from: probabilities, which need not sum to 1, and the tokens they are of."""
-        if self.top_k is None and self.top_p is None:
-            values, ids = logits, torch.arange(logits.numel())
+        count = min(self.top_k or logits.numel(), logits.numel())
+        if count == logits.numel() and self.top_p in (None, 1):
+            values, ids = logits, torch.arange(count)
         else:
-            values, ids = logits.topk(min(self.top_k or logits.numel(), logits.numel()))  # falling; exactly k
+            values, ids = logits.topk(count)  # falling; exactly k
         probabilities = torch.softmax((values - values.max()) / self.temperature, 0)
-        if self.top_p is not None:
+        if self.top_p not in (None, 1):
             before = probabilities.cumsum(0) - probabilities  # what the likelier tokens have together
             count = max(1, int((before < self.top_p).sum()))
             probabilities, ids = probabilities[:count], ids[:count]

@@ -1,11 +1,12 @@
 """Generation at the level of text: prompts and stops are strings, and what comes out is text."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any
 
 from fastllm.errors import UserValueError
 from fastllm.generation.context import check_count, checked_prompt
-from fastllm.generation.decoding import Generation, Track, run, seeds_of, stop_ids
+from fastllm.generation.decoding import Generation, Track, batches, run, seeds_of, stop_ids
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
 from fastllm.models import GPT
@@ -18,18 +19,20 @@ class _TextTrack:
     """One text on its way: a Track whose tokens become text up to a stop string."""
 
     def __init__(
-        self, model: GPT, tokenizer: Tokenizer, prompt: str, sampling: Sampling, seed: int, stop: Sequence[Stop]
+        self,
+        tokenizer: Tokenizer,
+        sampling: Sampling,
+        stop_tokens: Sequence[Sequence[int]],
+        stop_strings: Sequence[str],
+        ids: list[int],
+        seed: int,
     ) -> None:
-        if not prompt:
-            raise UserValueError("generate: 'prompt' must not be empty")
-        ids = checked_prompt(model, tokenizer.encode(prompt).tolist())
-        tokens = stop_ids(model, [s for s in stop if not isinstance(s, str)])
         self._decoder = tokenizer.streaming_decoder()
         for token in ids:  # what follows is a continuation: its first space is no text's start
             self._decoder.push(token)
-        self._stops = StopMatcher([s for s in stop if isinstance(s, str)], "")
+        self._stops = StopMatcher(stop_strings, "")
         self.text = ""
-        self.track = Track(ids, sampling, seed, tokens, tokenizer.vocab_size, self._watch)
+        self.track = Track(ids, sampling, seed, stop_tokens, tokenizer.vocab_size, self._watch)
 
     def _watch(self, token: int) -> bool:
         self.text += self._stops.push(self._decoder.push(token))
@@ -49,12 +52,27 @@ def _text_tracks(
     stop: Stop | Sequence[Stop],
     seed: int | Sequence[int] | None,
     sampling: dict[str, Any],
-) -> list[_TextTrack]:
-    check_count(max_new_tokens)
+) -> list[Callable[[], _TextTrack]]:
+    """Check all that a user gave; return what makes the track of each prompt."""
+    check_count("max_new_tokens", max_new_tokens, 0)
     model.check_tokenizer(tokenizer, "generate")
-    stops = [stop] if isinstance(stop, str | int) else stop
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
-    return [_TextTrack(model, tokenizer, p, how, s, stops) for p, s in zip(prompts, seeds, strict=True)]
+    if not isinstance(stop, int | Iterable):
+        raise TypeError(f"generate: 'stop' must be texts, tokens or sequences of tokens, got {stop!r}")
+    stops = [stop] if isinstance(stop, str | int) else stop
+    strings = [one for one in stops if isinstance(one, str)]
+    StopMatcher(strings, "")  # or a wrong stop would be told when the first track is made
+    tokens = stop_ids(model, [one for one in stops if not isinstance(one, str)])
+    encoded = [checked_prompt(model, tokenizer.encode(prompt).tolist()) for prompt in map(_not_empty, prompts)]
+    return [partial(_TextTrack, tokenizer, how, tokens, strings, *one) for one in zip(encoded, seeds, strict=True)]
+
+
+def _not_empty(prompt: str) -> str:
+    if not isinstance(prompt, str):
+        raise TypeError(f"generate: 'prompt' must be a text, got {prompt!r}: generate and generate_batch take ids")
+    if not prompt:
+        raise UserValueError("generate: 'prompt' must not be empty")
+    return prompt
 
 
 def stream_text(
@@ -78,8 +96,8 @@ def stream_text(
     Raises:
         UserError: as generate does, or the tokenizer does not know a character of the prompt.
     """
-    (track,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
-    return _stream(model, track, max_new_tokens)
+    (make,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
+    return _stream(model, make(), max_new_tokens)
 
 
 def _stream(model: GPT, track: _TextTrack, max_new_tokens: int) -> Iterator[str]:
@@ -101,12 +119,13 @@ def generate_text(
     *,
     stop: Stop | Sequence[Stop] = (),
     seed: int | Sequence[int] | None = None,
+    batch_size: int | None = None,
     **sampling,
 ) -> list[Generation]:
     """Continue many texts together; each result is the one its prompt and seed give alone.
 
     Args:
-        model, max_new_tokens, seed, sampling: as of :func:`generate_batch`.
+        model, max_new_tokens, seed, batch_size, sampling: as of :func:`generate_batch`.
         tokenizer: the model's.
         prompts: texts, none empty.
         stop: strings, tokens or sequences of tokens that end a text; they are cut off.
@@ -117,11 +136,38 @@ def generate_text(
     Raises:
         UserError: as stream_text does.
     """
+    return list(
+        iterate_texts(
+            model, tokenizer, prompts, max_new_tokens, stop=stop, seed=seed, batch_size=batch_size, **sampling
+        )
+    )
+
+
+def iterate_texts(
+    model: GPT,
+    tokenizer: Tokenizer,
+    prompts: Sequence[str],
+    max_new_tokens: int,
+    *,
+    stop: Stop | Sequence[Stop] = (),
+    seed: int | Sequence[int] | None = None,
+    batch_size: int | None = None,
+    **sampling,
+) -> Iterator[Generation]:
+    """Yield what :func:`generate_text` returns, in its order, a batch as soon as it is done. All is checked at once."""
     if isinstance(prompts, str):
         raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
-    tracks = _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling)
-    for _ in run(model, [track.track for track in tracks], max_new_tokens):
-        pass
-    for track in tracks:
-        track.finish()
-    return [track.track.result(track.text) for track in tracks]
+    makers = _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling)
+    return _iterate(model, makers, batches(model, len(makers), batch_size), max_new_tokens)
+
+
+def _iterate(
+    model: GPT, makers: Sequence[Callable[[], _TextTrack]], parts: Sequence[slice], max_new_tokens: int
+) -> Iterator[Generation]:
+    for part in parts:
+        tracks = [make() for make in makers[part]]
+        for _ in run(model, [track.track for track in tracks], max_new_tokens):
+            pass
+        for track in tracks:
+            track.finish()
+            yield track.track.result(track.text)

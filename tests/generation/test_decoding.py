@@ -6,6 +6,8 @@ import torch
 import fastllm
 from fastllm.errors import UserError
 from fastllm.generation import generate, generate_batch
+from fastllm.generation.decoding import batches
+from fastllm.models import GPT, GPTConfig
 from tests.generation.models import small_gpt
 
 PROMPTS = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16, [1]]
@@ -22,6 +24,33 @@ def test_a_sequence_is_the_same_alone_in_a_batch_and_streamed():
         assert list(generate(model, prompt, 50, seed=seed, **OPTIONS)) == result.ids
         assert len(result.ids) == 50
         assert result.finish == "length"
+
+
+@pytest.mark.parametrize("seed", [7, [3, 1, 4, 1, 5], None])
+def test_the_size_of_batches_changes_nothing(seed):
+    model, results = small_gpt(), []
+    for size in (None, 1, 2, 5, 99):
+        torch.manual_seed(0)
+        results.append(generate_batch(model, PROMPTS, 30, seed=seed, batch_size=size, **OPTIONS))
+    assert all(result == results[0] for result in results)
+    assert len(results[0]) == 5
+
+
+def test_batches_are_of_a_gigabyte():
+    with torch.device("meta"):
+        gpt2, small = GPT(GPTConfig.preset("gpt2")), GPT(GPTConfig.preset("shakespeare"))
+    assert batches(gpt2, 30, None)[0] == slice(0, 14)  # 2 x 12 layers x 1024 x 768 float32 are 75 MB
+    assert [part.stop for part in batches(small, 200, None)] == [64, 128, 192, 256]
+    assert [part.stop for part in batches(small, 7, 4, num_beams=2)] == [2, 4, 6, 8]
+    assert batches(small, 2, 1, num_beams=4) == [slice(0, 1), slice(1, 2)]
+    assert batches(small, 0, None) == []
+
+
+def test_a_batch_holds_no_more_sequences_than_it_may(monkeypatch):
+    model, rooms, new_cache = small_gpt(), [], GPT.new_cache
+    monkeypatch.setattr(GPT, "new_cache", lambda self, batch: rooms.append(batch) or new_cache(self, batch))
+    generate_batch(model, [[1]] * 7, 2, seed=0, batch_size=3)
+    assert rooms == [3, 3, 1]
 
 
 def test_a_sequence_is_the_same_when_others_end_before_it():
@@ -124,11 +153,38 @@ def test_nothing_to_do():
         ([[1]], {"stop": [[]]}, "'stop' must not have an empty string or sequence"),
         ([[1]], {"vocabulary": 0}, r"'vocabulary' must be in \[1, 23\], got 0"),
         ([[1], [2]], {"seed": [1]}, "'seed' must be a number, or one for each of the 2 prompts, got 1"),
+        ([[1]], {"batch_size": 0}, "'batch_size' must be at least 1, got 0"),
+        ([[[1, 2], [3, 4]]], {}, r"'prompt' must be one sequence, got \(2, 2\): generate_batch takes several"),
+        ([1, 2], {}, r"'prompt' must be one sequence, got \(\)"),
     ],
 )
 def test_refuses(prompts, options, message):
     with pytest.raises(UserError, match=message):
         generate_batch(small_gpt(), prompts, **{"max_new_tokens": 3, **options})
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        ([[1.5]], {}, "'prompt' must be whole numbers, got torch.float32"),
+        ([None], {}, "'prompt' must be token ids, got None"),
+        ([[1]], {"max_new_tokens": 2.5}, "'max_new_tokens' must be a whole number, got 2.5"),
+        ([[1]], {"batch_size": 1.5}, "'batch_size' must be a whole number, got 1.5"),
+        ([[1]], {"seed": 1.5}, "'seed' must be a whole number, or one for each prompt, got 1.5"),
+        ([[1]], {"seed": [1.5]}, r"'seed' must be a whole number, or one for each prompt, got \[1.5\]"),
+        ([[1]], {"stop": "ab"}, "'stop' must have tokens and sequences of tokens, got 'ab'"),
+        ([[1]], {"stop": 5}, "'stop' must have tokens and sequences of tokens, got 5"),
+    ],
+)
+def test_refuses_other_types(prompts, options, message):
+    with pytest.raises(TypeError, match=message):
+        generate_batch(small_gpt(), prompts, **{"max_new_tokens": 3, **options})
+
+
+def test_seeds_may_be_an_array():
+    expected = generate_batch(small_gpt(), [[1], [2]], 5, seed=[3, 4])
+    for seeds in (torch.tensor([3, 4]), torch.tensor([3, 4]).numpy()):
+        assert generate_batch(small_gpt(), [[1], [2]], 5, seed=seeds) == expected
 
 
 def test_diverged_weights_are_told():

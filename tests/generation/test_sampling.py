@@ -51,6 +51,27 @@ def test_top_k_is_exact_among_equals():
     assert (counts(torch.zeros(9), draws=300, top_k=3) > 0).sum() == 3
 
 
+def test_filters_of_nothing_change_no_draw():
+    logits = torch.randn(50, generator=generator())
+    plain = [Sampling().draw(logits, generator(seed)) for seed in range(50)]
+    for options in ({"top_k": 50}, {"top_k": 99, "top_p": 1.0}, {"top_p": 1}, {"min_p": 0.0}):
+        assert [Sampling(**options).draw(logits, generator(seed)) for seed in range(50)] == plain
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"top_k": 2.5}, "'top_k' must be a whole number, got 2.5"),
+        ({"temperature": "hot"}, "'temperature' must be a number, got 'hot'"),
+        ({"temperature": None}, "'temperature' must be a number, got None"),
+        ({"top_p": "1"}, "'top_p' must be a number, got '1'"),
+    ],
+)
+def test_refuses_what_is_no_number(options, message):
+    with pytest.raises(TypeError, match=message):
+        Sampling(**options)
+
+
 def test_greedy_takes_the_likeliest_and_no_random_number():
     source = generator()
     before = source.get_state()

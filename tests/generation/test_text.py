@@ -1,12 +1,14 @@
 """Prompts, stops and results as text."""
 
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.errors import UserError
-from fastllm.generation import generate_batch, generate_text, stream_text
+from fastllm.generation import generate_batch, generate_text, iterate_texts, stream_text
 from fastllm.generation.stopping import StopMatcher
+from fastllm.models import GPT
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer
 from tests.generation.models import small_gpt
 
@@ -70,6 +72,49 @@ def test_text_equals_ids():
         assert result.ids == ids.ids
         assert result.text == LETTERS.decode(ids.ids)
         assert "".join(stream_text(model, LETTERS, prompts[i], 30, seed=i)) == result.text
+
+
+@pytest.mark.parametrize("seed", [7, [3, 1, 4], None])
+def test_texts_come_batch_by_batch_and_the_same(seed):
+    model, prompts = small_gpt(), ["a", "cab", "abcdefghijklmnopqrst"]
+    torch.manual_seed(0)
+    expected = generate_text(model, LETTERS, prompts, 30, seed=seed, stop="w")
+    for size in (1, 2, 9):
+        torch.manual_seed(0)
+        texts = iterate_texts(model, LETTERS, prompts, 30, seed=seed, stop="w", batch_size=size)
+        assert list(texts) == expected
+        torch.manual_seed(0)
+        assert generate_text(model, LETTERS, prompts, 30, seed=seed, stop="w", batch_size=size) == expected
+
+
+def test_what_is_wrong_is_told_before_the_first_text():
+    for prompts, options in [
+        (["a", "Z"], {}),
+        (["a"], {"batch_size": 0}),
+        (["a"], {"stop": ""}),
+        (["a"], {"top_k": 0}),
+    ]:
+        with pytest.raises(UserError):
+            iterate_texts(small_gpt(), LETTERS, prompts, 3, **options)
+
+
+def test_a_batch_is_made_when_it_is_asked_for(monkeypatch):
+    model, rooms, new_cache = small_gpt(), [], GPT.new_cache
+    monkeypatch.setattr(GPT, "new_cache", lambda self, batch: rooms.append(batch) or new_cache(self, batch))
+    texts = iterate_texts(model, LETTERS, ["a"] * 5, 3, seed=0, batch_size=2)
+    assert rooms == []
+    next(texts)
+    next(texts)
+    assert rooms == [2]
+    assert len(list(texts)) == 3
+    assert rooms == [2, 2, 1]
+
+
+def test_refuses_other_types():
+    with pytest.raises(TypeError, match="'prompt' must be a text, got 1: generate and generate_batch take ids"):
+        generate_text(small_gpt(), LETTERS, [1], 3)
+    with pytest.raises(TypeError, match="'stop' must be texts, tokens or sequences of tokens, got None"):
+        generate_text(small_gpt(), LETTERS, ["a"], 3, stop=None)
 
 
 def test_stop_strings_across_tokens():

@@ -1,6 +1,7 @@
 """fastllm sample on a folder with a model that was never trained."""
 
 import io
+import os
 import subprocess
 import sys
 
@@ -9,6 +10,7 @@ import torch
 
 from fastllm import cli
 from fastllm.cli.parser import unescaped
+from fastllm.errors import UserError
 from fastllm.generation import beam_search, generate_text
 from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
@@ -69,6 +71,69 @@ def test_prompts_from_a_file(folder, capsys, tmp_path):
     assert output == ("\n\n" + "-" * 40 + "\n").join(expected(folder, ["ab", "thecat"])) + "\n"
 
 
+def test_the_size_of_batches_changes_no_text(folder, capsys, tmp_path):
+    prompts = ["ab", "thecat", "x", "yz", "q" * 20]
+    (tmp_path / "prompts.txt").write_text("\n".join(prompts))
+    file = f"--prompt_file={tmp_path / 'prompts.txt'}"
+    whole = ("\n\n" + "-" * 40 + "\n").join(expected(folder, [prompt for prompt in prompts for _ in range(2)])) + "\n"
+    for size in ([], ["--batch-size=1"], ["--batch-size=3"], ["--batch-size=100"]):
+        assert sample(capsys, folder, file, "--num-samples=2", *size) == whole
+
+
+def test_batches_are_printed_as_they_are_done(folder, capsys, tmp_path, monkeypatch):
+    """With a model that fails after some steps, what was made before is there."""
+    (tmp_path / "prompts.txt").write_text("ab\nthecat\nx\n")
+    steps, forward = [], GPT.forward
+
+    def failing(self, *arguments):
+        steps.append(arguments)
+        if len(steps) > 30:
+            raise UserError("enough")
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(GPT, "forward", failing)
+    file = f"--prompt_file={tmp_path / 'prompts.txt'}"
+    assert cli.main(["sample", str(folder), "--max_new_tokens=25", file, "--batch_size=1"]) == 2
+    monkeypatch.undo()
+    assert capsys.readouterr().out == expected(folder, ["ab", "thecat"])[0] + "\n"
+
+
+def test_prompts_that_cannot_be_read_are_told_by_their_line(folder, capsys, tmp_path):
+    file = tmp_path / "prompts.txt"
+    for content, message in [
+        (b"ab\r\n\n\nAB\n", "prompts.txt, line 4: the text has characters that the vocabulary of 27 has not: 'A'"),
+        (b"ab\ncd\xff\n", "prompts.txt, line 2: byte 0xFF is not UTF-8"),
+    ]:
+        file.write_bytes(content)
+        assert cli.main(["sample", str(folder), f"--prompt_file={file}"]) == 2
+        assert message in capsys.readouterr().err
+
+
+def test_long_prompts_are_counted(folder, capsys, tmp_path):
+    (tmp_path / "prompts.txt").write_text("ab\n" + "ab" * 20 + "\n")
+    assert cli.main(["sample", str(folder), "--max_new_tokens=1", f"--prompt_file={tmp_path / 'prompts.txt'}"]) == 0
+    told = "fastllm: 1 of 2 prompts have more tokens than the model's context; it sees the last 16\n"
+    assert capsys.readouterr().err == told
+
+
+def test_interactive_says_what_is_not_utf8_and_asks_again(folder):
+    command = [sys.executable, "-m", "fastllm", "sample", str(folder), "--interactive", "--max_new_tokens=2"]
+    environment = {**os.environ, "PYTHONIOENCODING": "utf-8:strict"}
+    done = subprocess.run(command, input=b"\xff\nab\n", capture_output=True, env=environment, check=False)
+    assert done.returncode == 0
+    assert done.stderr == b"fastllm: sample: the prompt is not UTF-8\n"
+    assert done.stdout.startswith(b"> > ab")
+
+
+def test_interrupted_while_it_asks(folder, capsys, monkeypatch):
+    def interrupt(prompt):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("builtins.input", interrupt)
+    assert cli.main(["sample", str(folder), "--interactive"]) == 130
+    assert capsys.readouterr().err == "fastllm: interrupted\n"
+
+
 def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\nA\nxyz\n"))
     assert cli.main(["sample", str(folder), "--max_new_tokens=25", "--interactive"]) == 0
@@ -91,14 +156,15 @@ def test_beams(folder, capsys):
     assert output.count("-" * 40) == 1
 
 
-def test_beams_of_prompts_from_a_file_are_those_of_each(folder, capsys, tmp_path, monkeypatch):
+def test_beams_of_prompts_from_a_file_are_those_of_each(folder, capsys, tmp_path):
     prompts = ["ab", "thecat", "x", "yz"]
     (tmp_path / "prompts.txt").write_text("\n".join(prompts))
     options = ["--num_beams=3", "--num_samples=2"]
     alone = [sample(capsys, folder, f"--prompt={prompt}", *options)[:-1] for prompt in prompts]
     for together in (64, 6, 1):  # all at once, two, one
-        monkeypatch.setattr("fastllm.cli.sample._BEAMS_TOGETHER", together)
-        output = sample(capsys, folder, f"--prompt_file={tmp_path / 'prompts.txt'}", *options)
+        output = sample(
+            capsys, folder, f"--prompt_file={tmp_path / 'prompts.txt'}", f"--batch-size={together}", *options
+        )
         assert output == ("\n\n" + "-" * 40 + "\n").join(alone) + "\n"
 
 
@@ -181,6 +247,14 @@ def test_streams_as_it_comes(folder):
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
         (["--seed=-1"], "'seed' must be in [0, 2^63), got -1"),
         (["--num_beams=0"], "'num_beams' must be at least 1, got 0"),
+        (["--batch_size=0"], "'batch_size' must be at least 1, got 0"),
+        (["--prompt=\udcff"], "sample: the prompt is not UTF-8"),
+        (["--num_beams=2", "--stop=A"], "sample: 'stop': the text has characters that the vocabulary of 27 has not"),
+        (["--top_p=0"], "'top_p' must be in (0, 1], got 0.0"),
+        (["--top_k=0"], "'top_k' must be at least 1, got 0"),
+        (["--min_p=2"], "'min_p' must be in [0, 1], got 2.0"),
+        (["--repetition_penalty=0"], "'repetition_penalty' must be over 0 and finite, got 0.0"),
+        (["--stop="], "'stop' must not have an empty string"),
         (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
     ],
 )
