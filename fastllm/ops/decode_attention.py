@@ -30,7 +30,8 @@ def decode_attention(
     before position 0 sees nothing and gives zeros. For inference: it has no gradient.
 
     Args:
-        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16.
+        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16. On CUDA not float64, and D and Dv at
+            most 256.
         k_cache: (B, Hkv, S, D), Hkv a divisor of H; the last dimension contiguous, other strides as they are. Fastest
             is a contiguous cache: a head's keys follow each other in memory.
         v_cache: (B, Hkv, S, Dv), as k_cache.
@@ -46,7 +47,8 @@ def decode_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or a gradient is asked for.
+        ValueError: shapes do not fit, an argument is out of range, or a gradient is asked for. On CUDA, where looking
+            at lengths would stall, one out of range makes its sequence's results NaN instead.
         TypeError: dtypes or devices do not fit.
 
     Example:

@@ -28,6 +28,7 @@ MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "attention_backward_keys_kernel": (255, "two gradients, scores and their gradients"),
     "attention_backward_mask_kernel": (192, "scores, their gradients and their sum"),
     "25norm_backward_long_kernel": (128, "the next row on its way beside the one at hand; it has 512 threads"),
+    "12split_kernel": (128, "sums of 4 queries, 8 columns each, and 128 bytes of keys and values under way a thread"),
 }
 STORE_OF_A_WORD = r"st\.global\.(?:[bfu]32|v2\.[bu]16)\s+\[(%rd\d+)(?:\+(\d+))?\]"
 # Of memory that is global or shared, whichever: slower than either, and waits for both.
