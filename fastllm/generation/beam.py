@@ -125,10 +125,11 @@ def _run(context: Context, searches: "Sequence[_Search]", vocabulary: int | None
     """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before."""
     going = list(searches)
     for length in count(1):
-        rows = context.logits[:, :vocabulary].split([len(search.alive) for search in going])
+        logprobs = context.logits[:, :vocabulary].double().log_softmax(-1).cpu()  # the one wait of a step on CUDA
+        rows = logprobs.split([len(search.alive) for search in going])
         starts = accumulate(map(len, rows), initial=0)
-        for search, logits in zip(going, rows, strict=True):
-            search.extend(logits, length)
+        for search, own in zip(going, rows, strict=True):
+            search.extend(own, length)
         kept = [(search, start) for search, start in zip(going, starts, strict=False) if not search.settled(length)]
         if not kept:
             return
@@ -146,10 +147,9 @@ class _Search:
         self.finished: list[Beam] = []  # the best first
         self.parents: list[int] = []  # of the alive ones, in the step before
 
-    def extend(self, logits: Tensor, length: int) -> None:
-        """Give every unfinished sequence its next tokens; logits (K, V)."""
-        so_far = torch.tensor([[beam.logprob] for beam in self.alive], dtype=torch.float64)
-        totals = so_far + logits.double().log_softmax(-1).cpu()
+    def extend(self, logprobs: Tensor, length: int) -> None:
+        """Give every unfinished sequence its next tokens; logprobs (K, V), float64."""
+        totals = torch.tensor([[beam.logprob] for beam in self.alive], dtype=torch.float64) + logprobs
         if not totals.max().isfinite():
             raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
         # As many that K unfinished ones are among them, even if every stop of every beam comes first.

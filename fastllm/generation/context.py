@@ -43,14 +43,14 @@ class Context:
         for ids, token in zip(self._visible, tokens, strict=True):
             ids.append(token)
         with torch.no_grad():
-            column = torch.tensor(tokens, device=self.logits.device)[:, None]
+            column = torch.tensor(tokens)[:, None].to(self.logits.device, non_blocking=True)
             self.logits = self.model(column, self._cache)[:, -1]
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make sequence i a copy of what sequence rows[i] was, for as many as there are rows."""
         self._cache.reorder(rows)
         self._visible = [list(self._visible[row]) for row in rows]
-        self.logits = self.logits[torch.as_tensor(rows, dtype=torch.int64, device=self.logits.device)]
+        self.logits = self.logits[torch.tensor(rows, dtype=torch.int64).to(self.logits.device, non_blocking=True)]
 
     def _cut(self, rows: list[int]) -> None:
         if not rows:
@@ -61,16 +61,15 @@ class Context:
         if kept:
             self._prefill([self._visible[row] for row in rows], rows)
         else:
-            self._cache.reset(torch.tensor(rows))
+            self._cache.reset(rows)
 
     def _prefill(self, sequences: list[list[int]], rows: list[int] | None = None) -> Tensor:
-        device = self._cache.lengths.device
-        lengths = torch.tensor([len(ids) for ids in sequences], device=device)
+        lengths = torch.tensor([len(ids) for ids in sequences])
         padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
         for row, ids in zip(padded, sequences, strict=True):
             row[: len(ids)] = torch.tensor(ids)
-        chosen = None if rows is None else torch.tensor(rows, device=device)
-        return self.model.prefill(padded.to(device), lengths, self._cache, chosen)
+        tokens = padded.to(self._cache.lengths.device, non_blocking=True)
+        return self.model.prefill(tokens, lengths, self._cache, None if rows is None else torch.tensor(rows))
 
 
 @contextmanager

@@ -207,20 +207,23 @@ class GPT(torch.nn.Module):
 
         Args:
             tokens: (b, T) int; sequences shorter than T are filled up on the right with any tokens.
-            lengths: (b,) int64, the tokens of each sequence that count, 1 .. T.
+            lengths: (b,) int64, the tokens of each sequence that count, 1 .. T. On the CPU nobody waits for them.
             cache: what these sequences held in it is replaced.
-            rows: (b,) int64, which sequences of the cache; None is all.
+            rows: (b,) int64, which sequences of the cache; None is all. As lengths.
 
         Raises:
             ValueError: T is over context_length, or lengths are out of range.
         """
+        lengths = lengths.cpu()
         if lengths.shape != tokens.shape[:1] or not bool(((lengths >= 1) & (lengths <= tokens.size(1))).all()):
             raise ValueError(f"GPT: 'lengths' must be (b,) numbers in [1, {tokens.size(1)}], got {lengths.tolist()}")
         self._check_length(tokens)
-        hidden = self._through_blocks(self.embedding(tokens), cache=cache, prefill=True, rows=rows)
+        device = tokens.device
+        chosen = None if rows is None else rows.to(device, non_blocking=True)
+        hidden = self._through_blocks(self.embedding(tokens), cache=cache, prefill=True, rows=chosen)
         cache.set_lengths(lengths, rows)
-        last = torch.arange(tokens.size(0), device=tokens.device)
-        return self.logits(hidden[last, lengths - 1])
+        last = (lengths - 1).to(device, non_blocking=True)
+        return self.logits(hidden[torch.arange(tokens.size(0), device=device), last])
 
     def loss(self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing.

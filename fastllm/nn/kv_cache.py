@@ -17,6 +17,9 @@ class KVCache:
     A model fills it (prompts) or appends to it (next tokens) layer by layer, then calls `advance`; only that makes the
     tokens count. What lies past a sequence's length is never read.
 
+    The lengths are kept twice, on the buffers' device for the kernels and on the host, so that a step on CUDA waits for
+    nothing. Numbers that are given as a CUDA tensor are waited for; given as a list or a CPU tensor they are not.
+
     Args:
         n_layer: L.
         batch: B.
@@ -24,9 +27,6 @@ class KVCache:
         capacity: S, how many tokens a sequence can have.
         head_dim: D.
         dtype, device: of the buffers; torch's defaults if None.
-
-    Attributes:
-        lengths: (B,) int64, how many tokens each sequence has.
 
     Raises:
         ValueError: a size is not positive.
@@ -55,12 +55,22 @@ class KVCache:
         shape = (n_layer, batch, n_head, capacity, head_dim)
         self._keys = torch.zeros(shape, dtype=dtype, device=device)
         self._values = torch.zeros(shape, dtype=dtype, device=device)
-        self.lengths = torch.zeros(batch, dtype=torch.int64, device=device)
+        self._count([0] * batch)
+
+    def _count(self, lengths: list[int]) -> None:
+        """Say how many tokens each sequence has."""
+        self._counts = lengths
+        self._lengths = torch.tensor(lengths, dtype=torch.int64).to(self._keys.device, non_blocking=True)
+
+    @property
+    def lengths(self) -> Tensor:
+        """(B,) int64, how many tokens each sequence has; advance, set_lengths, reset and reorder change it."""
+        return self._lengths
 
     @property
     def batch(self) -> int:
         """B, the number of sequences; reorder changes it."""
-        return self.lengths.numel()
+        return len(self._counts)
 
     @property
     def capacity(self) -> int:
@@ -99,11 +109,10 @@ class KVCache:
         tokens = key.size(2)
         self.check_room(tokens)
         key, value = key.to(self._keys.dtype), value.to(self._values.dtype)
-        starts = self.lengths.tolist()
-        if len(set(starts)) == 1:  # a plain copy takes a tenth of the time of an indexed one
-            end = starts[0] + tokens
-            self.keys[layer, :, :, starts[0] : end] = key
-            self.values[layer, :, :, starts[0] : end] = value
+        if len(set(self._counts)) == 1:  # a plain copy takes a tenth of the time of an indexed one
+            start, end = self._counts[0], self._counts[0] + tokens
+            self.keys[layer, :, :, start:end] = key
+            self.values[layer, :, :, start:end] = value
             return
         positions = self.lengths[:, None] + torch.arange(tokens, device=self.lengths.device)  # (B, T)
         rows = torch.arange(self.batch, device=self.lengths.device)[:, None]
@@ -113,7 +122,7 @@ class KVCache:
 
     def check_room(self, tokens: int) -> None:
         """Raise ValueError if a sequence has no room for so many tokens more."""
-        longest = int(self.lengths.max()) if self.batch else 0
+        longest = max(self._counts, default=0)
         if longest + tokens > self.capacity:
             raise ValueError(
                 f"KVCache: it is full: its capacity is {self.capacity} tokens, a sequence has {longest}, "
@@ -122,13 +131,17 @@ class KVCache:
 
     def advance(self, tokens: int) -> None:
         """Count the `tokens` that were appended to every sequence."""
-        self.lengths += tokens
+        self._counts = [count + tokens for count in self._counts]
+        self._lengths += tokens
 
-    def set_lengths(self, lengths: Tensor | int, rows: Tensor | None = None) -> None:
+    def set_lengths(self, lengths: Tensor | Sequence[int] | int, rows: Tensor | Sequence[int] | None = None) -> None:
         """Say how many tokens some sequences have: after `fill`, or to forget their ends."""
-        self.lengths[slice(None) if rows is None else rows] = lengths
+        chosen = range(self.batch) if rows is None else _numbers(rows)
+        numbers = torch.as_tensor(lengths, dtype=torch.int64).expand(len(chosen)).tolist()
+        counts = dict(zip(chosen, numbers, strict=True))
+        self._count([counts.get(row, count) for row, count in enumerate(self._counts)])
 
-    def reset(self, rows: Tensor | None = None) -> None:
+    def reset(self, rows: Tensor | Sequence[int] | None = None) -> None:
         """Empty some sequences, or all."""
         self.set_lengths(0, rows)
 
@@ -138,18 +151,21 @@ class KVCache:
         Raises:
             ValueError: there are more rows than the buffers were made for, or one is not a sequence.
         """
-        rows = torch.as_tensor(rows, dtype=torch.int64, device=self.lengths.device)
-        count, most = rows.numel(), self._keys.size(1)
-        if count > most or (count and not 0 <= int(rows.min()) <= int(rows.max()) < self.batch):
-            raise ValueError(
-                f"KVCache: 'rows' must be at most {most} numbers in [0, {self.batch}), got {rows.tolist()}"
-            )
-        moved = torch.arange(count, device=rows.device) != rows
-        to, source = moved.nonzero()[:, 0], rows[moved]
-        self.lengths = self.lengths[rows]
-        longest = int(self.lengths.max()) if count else 0
+        sources, most = _numbers(rows), self._keys.size(1)
+        if len(sources) > most or not all(0 <= source < self.batch for source in sources):
+            raise ValueError(f"KVCache: 'rows' must be at most {most} numbers in [0, {self.batch}), got {sources}")
+        self._count([self._counts[source] for source in sources])
+        moves = [[row, source] for row, source in enumerate(sources) if row != source]
+        if not moves:
+            return
+        to, source = torch.tensor(moves).t().to(self._keys.device, non_blocking=True)
+        longest = max(self._counts)
         for buffer in (self._keys, self._values):
             buffer[:, to, :, :longest] = buffer[:, source, :, :longest]
+
+
+def _numbers(values: Tensor | Sequence[int]) -> list[int]:
+    return torch.as_tensor(values, dtype=torch.int64).tolist()
 
 
 @dataclass

@@ -1,4 +1,4 @@
-"""Small random models for the tests of generation, whose tokens are far from equally likely."""
+"""Small random models, whose tokens are far from equally likely, and what a model without a cache makes of a text."""
 
 import torch
 
@@ -12,3 +12,20 @@ def small_gpt(vocabulary=23, context=16, seed=0, **options):
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
     return model
+
+
+class Uncached:
+    """One sequence under the rule for long ones, computed anew each step."""
+
+    def __init__(self, model, prompt):
+        self.model, self.longest = model, model.config.context_length
+        self.visible = prompt[-self.longest :]
+
+    def push(self, token):
+        if len(self.visible) == self.longest:
+            self.visible = self.visible[self.longest - self.longest // 2 :]
+        self.visible = [*self.visible, token]
+
+    def logits(self):
+        with torch.no_grad():
+            return self.model(torch.tensor([self.visible], device=self.model.norm.weight.device))[0, -1]

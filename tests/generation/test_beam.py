@@ -65,7 +65,7 @@ def test_settled_weighs_what_can_still_come(alpha, finished, settled):
 
 def test_stops_do_not_crowd_out_unfinished_sequences():
     search = beam._Search(2, {0, 1}, lambda length: 1.0, longest=10)
-    search.extend(torch.tensor([[9.0, 8.0, 1.0, 2.0, 0.0]]), 1)
+    search.extend(torch.tensor([[9.0, 8.0, 1.0, 2.0, 0.0]]).double().log_softmax(-1), 1)
     assert [found.ids for found in search.alive] == [[3], [2]]
     assert [found.finish for found in search.finished] == ["stop", "stop"]
 

@@ -5,24 +5,7 @@ import torch
 
 from fastllm.generation.context import Context
 from fastllm.models import GPT, GPTConfig
-from tests.generation.models import small_gpt
-
-
-class Uncached:
-    """One sequence under the rule for long ones, computed anew each step."""
-
-    def __init__(self, model, prompt):
-        self.model, self.longest = model, model.config.context_length
-        self.visible = prompt[-self.longest :]
-
-    def push(self, token):
-        if len(self.visible) == self.longest:
-            self.visible = self.visible[self.longest - self.longest // 2 :]
-        self.visible = [*self.visible, token]
-
-    def logits(self):
-        with torch.no_grad():
-            return self.model(torch.tensor([self.visible]))[0, -1]
+from tests.generation.models import Uncached, small_gpt
 
 
 # Every parity of the context, also ones in which nothing or one token stays after a cut.

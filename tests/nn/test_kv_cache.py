@@ -78,6 +78,22 @@ def test_grows_again_up_to_what_it_was_made_for():
         cache.reorder([3])
 
 
+def test_lengths_are_given_as_numbers_or_tensors():
+    cache = filled([3, 5, 4])
+    for rows, lengths, expected in (
+        (None, 2, [2, 2, 2]),
+        ([1], 7, [2, 7, 2]),
+        (torch.tensor([2, 0]), [1, 3], [3, 7, 1]),
+        (None, torch.tensor([4, 5, 6]), [4, 5, 6]),
+        ([0, 1], torch.tensor(0), [0, 0, 6]),
+    ):
+        cache.set_lengths(lengths, rows)
+        assert cache.lengths.tolist() == expected
+        cache.check_room(10 - max(expected))
+        with pytest.raises(ValueError, match=f"a sequence has {max(expected)}, and {11 - max(expected)} more"):
+            cache.check_room(11 - max(expected))
+
+
 def test_says_when_it_is_full():
     cache = filled([3, 9])
     cache.append(0, *tokens(2, 1))
