@@ -62,6 +62,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
     )
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for cuda where it can serve")
     commands.add_subcommand("sample", parser, help="generate text from a run")
 
 
@@ -73,7 +74,7 @@ def run(arguments: Namespace) -> int:
     _check_together(arguments)
     check_checkpoint("sample", arguments, arguments.run)
     arguments.stop = [unescaped(text) for text in arguments.stop]
-    model, tokenizer = _load(arguments.run, arguments.checkpoint)
+    model, tokenizer = _load(arguments.run, arguments.checkpoint, arguments.device)
     if arguments.interactive:
         for prompt in _asked():
             try:
@@ -112,15 +113,17 @@ def _check_together(arguments: Namespace) -> None:
         print(f"fastllm: the likeliest token is taken each time, whatever {idle} may be", file=sys.stderr)
 
 
-def _load(folder: Path, name: str):
+def _load(folder: Path, name: str, device: str):
     from fastllm.train import checkpoint
+    from fastllm.train.device import for_generation
 
+    place = for_generation(device)
     model, tokenizer = checkpoint.load_source(folder, name)
     if tokenizer is None:
         raise UserError(
             f"sample: {folder} has no tokenizer; make a folder with one: fastllm export {folder} OUT --tokenizer DIR"
         )
-    return model, tokenizer
+    return model.to(place), tokenizer
 
 
 def _prompts(arguments: Namespace, tokenizer) -> list[str]:

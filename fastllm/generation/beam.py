@@ -85,7 +85,7 @@ def beam_search_batch(
 ) -> list[list[Beam]]:
     """Search for many prompts, of any lengths, together: P num_beams sequences a step. Each finds what it finds alone.
 
-    Equal bit for bit in float32, as for :func:`fastllm.generation.generate_batch`.
+    On the CPU equal bit for bit in float32, as for :func:`fastllm.generation.generate_batch`.
 
     Args:
         prompts: P sequences of ids.

@@ -14,7 +14,9 @@ from fastllm.models import GPT
 
 
 class Context:
-    """B sequences over one KV cache. Each has the same logits bit for bit whatever the others are (in float32).
+    """B sequences over one KV cache. A step waits for nothing on the device: who reads `logits` does.
+
+    On the CPU, in float32, each sequence has the same logits bit for bit whatever the others are.
 
     The model sees at most context_length tokens. A sequence that has so many is cut before it gets its next one: the
     last context_length // 2 stay, and stand from position 0 on again. A longer prompt starts with its last

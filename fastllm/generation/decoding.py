@@ -178,8 +178,10 @@ def generate_batch(
 ) -> list[Generation]:
     """Continue many prompts, of any lengths, together. Each result is the one its prompt and seed give alone.
 
-    Equal bit for bit in float32: every kernel gives a row the same bits in any batch, and every sequence draws from a
-    generator of its own. So batch_size changes time and memory alone.
+    On the CPU equal bit for bit in float32: every kernel gives a row the same bits in any batch, and every sequence
+    draws from a generator of its own, so batch_size changes time and memory alone. On CUDA matrix products are
+    cuBLAS's, which adds up in another order for another batch: logits differ in their last bits, and so may a token
+    whose number falls within those of another's share.
 
     Args:
         model, max_new_tokens, stop, vocabulary, sampling: as of :func:`generate`.

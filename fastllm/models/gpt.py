@@ -203,7 +203,7 @@ class GPT(torch.nn.Module):
     def prefill(self, tokens: Tensor, lengths: Tensor, cache: nn.KVCache, rows: Tensor | None = None) -> Tensor:
         """Put the first tokens of some sequences into a cache; return the logits after each one's last: (b, V).
 
-        What a sequence gets is the same bit for bit whatever the others are.
+        What a sequence gets is the same bit for bit whatever the others are, on the CPU.
 
         Args:
             tokens: (b, T) int; sequences shorter than T are filled up on the right with any tokens.

@@ -1,4 +1,4 @@
-"""Where a run computes and in which precision: the choice, what stands against it, and the device's peak."""
+"""Where a run or a sample is computed and in which precision: the choice, what stands against it, a device's peak."""
 
 import time
 from contextlib import AbstractContextManager
@@ -7,14 +7,14 @@ import torch
 
 from fastllm import ops
 from fastllm.errors import UserError, UserValueError
-from fastllm.train.config import TrainConfig
+from fastllm.train.config import CHOICES, TrainConfig
 from fastllm.train.estimate import find_gpu
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a GPT's training step and evaluation call.
+# What a GPT's training step, evaluation and generation call.
 _OPS = (
-    "attention_packed", "bias_gelu", "dropout_add", "dropout_add_layer_norm", "embedding", "gelu", "layer_norm",
-    "linear", "linear_cross_entropy", "linear_cross_entropy_with_gradients",
+    "attention_packed", "bias_gelu", "decode_attention", "dropout_add", "dropout_add_layer_norm", "embedding", "gelu",
+    "layer_norm", "linear", "linear_cross_entropy", "linear_cross_entropy_with_gradients",
 )  # fmt: skip
 _SIDE, _SECONDS = 512, 0.05  # of the matrix product that is timed, and of each of two timings
 
@@ -25,10 +25,7 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: CUDA was asked for and cannot serve, or the precision does not fit the device.
     """
-    obstacle = _obstacle_to_cuda() if config.device != "cpu" else ""
-    if config.device == "cuda" and obstacle:
-        raise UserValueError(f"train: 'device' cannot be cuda: {obstacle}; take --device cpu")
-    if config.device == "cpu" or obstacle:
+    if not _takes_cuda("train", config.device):
         if config.precision == "float16":
             raise UserValueError("train: 'precision' float16 needs a CUDA device for its loss scaling; take bfloat16")
         return torch.device("cpu")
@@ -37,6 +34,24 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     if config.precision == "bfloat16" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise UserError(f"train: {torch.cuda.get_device_name(device)} has no bfloat16; take --precision float16")
     return device
+
+
+def for_generation(device: str) -> torch.device:
+    """Return the device that `fastllm sample` generates on: of cpu, cuda, and auto for cuda where it can serve.
+
+    Raises:
+        UserError: CUDA was asked for and cannot serve, or device is something else.
+    """
+    if device not in CHOICES["device"]:
+        raise UserValueError(f"sample: 'device' must be {' or '.join(CHOICES['device'])}, got '{device}'")
+    return torch.device("cuda" if _takes_cuda("sample", device) else "cpu")
+
+
+def _takes_cuda(command: str, device: str) -> bool:
+    obstacle = _obstacle_to_cuda() if device != "cpu" else ""
+    if device == "cuda" and obstacle:
+        raise UserValueError(f"{command}: 'device' cannot be cuda: {obstacle}; take --device cpu")
+    return device != "cpu" and not obstacle
 
 
 def _obstacle_to_cuda() -> str:

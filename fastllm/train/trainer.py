@@ -323,8 +323,7 @@ class Trainer:
 
     def _sample(self) -> None:
         """Write what the model makes of the validation split's beginning to samples/<step>.txt."""
-        elsewhere = self.device.type != "cpu" or is_sharded(self.model)
-        model = whole_model(self.model, self.parallel) if elsewhere else self.model
+        model = whole_model(self.model, self.parallel) if is_sharded(self.model) else self.model
         if model is None or not self.parallel.is_main:
             return
         prompt = self._splits["val"].read(0, min(_PROMPT_TOKENS, self.config.context_length)).tolist()

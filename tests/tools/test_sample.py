@@ -46,6 +46,16 @@ def test_one_sample_from_a_model_folder(folder, capsys):
     assert sample(capsys, folder, "--prompt=ab") == expected(folder, ["ab"])[0] + "\n"
 
 
+def test_the_device_is_chosen(folder, capsys, monkeypatch):
+    placed = []
+    monkeypatch.setattr(GPT, "to", lambda model, device: placed.append(device) or model)
+    sample(capsys, folder, "--prompt=ab", "--device=cpu")
+    assert placed == [torch.device("cpu")]
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert cli.main(["sample", str(folder), "--device=cuda"]) == 2
+    assert "sample: 'device' cannot be cuda: torch sees no CUDA device; take --device cpu" in capsys.readouterr().err
+
+
 def test_every_option_reaches_the_sampler(folder, capsys):
     options = ["--temperature=1.5", "--top-k=9", "--top-p=0.9", "--min-p=0.02", "--repetition-penalty=1.3"]
     values = {"temperature": 1.5, "top_k": 9, "top_p": 0.9, "min_p": 0.02, "repetition_penalty": 1.3}

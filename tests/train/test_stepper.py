@@ -182,6 +182,19 @@ def test_cuda_without_kernels_says_which_are_missing(cuda):
     assert device.choose(TrainConfig(device="auto")) == CPU
 
 
+def test_generation_takes_the_device_that_can_serve(cuda):
+    assert device.for_generation("auto") == device.for_generation("cuda") == torch.device("cuda")
+    assert device.for_generation("cpu") == CPU
+    cuda.setattr(ops, "report", lambda: [{"op": "decode_attention", "device": "cuda", "kernel": "none", "why": ""}])
+    assert device.for_generation("auto") == CPU
+    with pytest.raises(
+        UserError, match="sample: 'device' cannot be cuda: fastllm has no CUDA kernel yet for decode_att"
+    ):
+        device.for_generation("cuda")
+    with pytest.raises(UserError, match="sample: 'device' must be auto or cpu or cuda, got 'gpu'"):
+        device.for_generation("gpu")
+
+
 def test_auto_takes_cuda_and_its_listed_peak(cuda):
     chosen = device.choose(TrainConfig(precision="float16"), local_rank=3)
     assert chosen == torch.device("cuda", 3)
