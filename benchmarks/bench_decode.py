@@ -13,11 +13,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
-from benchmarks import harness
+from benchmarks import bench_ops, harness
 from benchmarks.harness import OURS, Case
-from fastllm import ops
 from fastllm.generation import generate_batch
 from fastllm.models import GPT
 
@@ -64,19 +62,6 @@ def decode_case(ours, theirs, batch: int, uncached: bool) -> Case:
     return Case(f"generate {NEW_TOKENS}", f"B{batch} after {PROMPT}", setup, peers, tolerance=0.0)
 
 
-def op_case(batch: int, length: int) -> Case:
-    """Return attention of one new token of each sequence over a full cache."""
-
-    def make():
-        shape = (batch, 12, length, 64)
-        return torch.randn(batch, 12, 1, 64), torch.randn(shape), torch.randn(shape), torch.full((batch,), length)
-
-    return Case("decode_attention", f"B{batch} H12 T{length} D64", make, {
-        OURS: lambda *inputs: [ops.decode_attention(*inputs)],
-        "torch": lambda q, k, v, lengths: [F.scaled_dot_product_attention(q, k, v)],
-    }, bytes=2 * 4 * batch * 12 * length * 64)  # fmt: skip
-
-
 def step_case(ours, theirs, batch: int) -> Case:
     """Return one decode step over a cache of PROMPT tokens: what each further token costs."""
     prompts = torch.randint(50257, (batch, PROMPT))
@@ -120,7 +105,7 @@ def prefill_case(ours, theirs) -> Case:
 def cases() -> Iterator[tuple[Case, int]]:
     """Yield (case, tokens that one call of it makes or reads)."""
     for batch in (1, 8):
-        yield op_case(batch, 1024), batch
+        yield bench_ops.decode_case(batch, 12, 12, 1024, 64), batch
     ours, theirs = models()
     for batch in (1, 8):
         yield step_case(ours, theirs, batch), batch

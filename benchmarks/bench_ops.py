@@ -150,6 +150,29 @@ def attention() -> Iterator[Case]:
         )  # fmt: skip
 
 
+def decode_case(b: int, h: int, kv_heads: int, t: int, d: int, setting: Setting = CPU) -> Case:
+    """Return attention of one new token of each sequence over a full cache of keys and values."""
+
+    def make():
+        cache = (b, kv_heads, t, d)
+        return torch.randn(b, h, 1, d), torch.randn(cache), torch.randn(cache), torch.full((b,), t)
+
+    heads = f"H{h}" if h == kv_heads else f"H{h} over {kv_heads}"
+    return Case("decode_attention", f"B{b} {heads} T{t} D{d}", make, {
+        OURS: lambda *inputs: [ops.decode_attention(*inputs)],
+        "torch": lambda q, k, v, lengths: [F.scaled_dot_product_attention(q, k, v, enable_gqa=h != kv_heads)],
+    }, bytes=2 * setting.dtype.itemsize * b * kv_heads * t * d)  # fmt: skip
+
+
+def decoding(setting: Setting) -> Iterator[Case]:
+    """One sequence and many, GPT-2's heads and groups of 4 and 8, on a GPU; bench_decode has the CPU's."""
+    for b, h, kv_heads, t, d in (
+        (1, 12, 12, 1024, 64), (64, 12, 12, 1024, 64), (1, 32, 8, 32768, 128), (32, 32, 8, 4096, 128),
+        (16, 64, 8, 4096, 128),
+    ):  # fmt: skip
+        yield decode_case(b, h, kv_heads, t, d, setting)
+
+
 def losses(setting: Setting, compiled: bool) -> Iterator[Case]:
     c, v, item = 768, 50304, setting.dtype.itemsize
     n, m, batch = (1024, 256, 8) if setting.device == "cpu" else (16384, 8192, 32)  # rows, rows of the fused op
@@ -225,4 +248,6 @@ def cases(full: bool, setting: Setting = CPU) -> Iterator[Case]:
     if not on_gpu:  # attention has no CUDA kernel yet, and products there are cuBLAS's
         yield from attention()
         yield from products()
+    else:
+        yield from decoding(setting)
     yield from optimizer(setting)
