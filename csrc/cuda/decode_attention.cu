@@ -81,7 +81,7 @@ struct Grid {
   }
 };
 
-// Keys [begin, end). Positions have 32 bits: the capacity has.
+// Keys [begin, end).
 struct Keys {
   int begin, end;
 };

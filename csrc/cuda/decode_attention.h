@@ -11,11 +11,13 @@ namespace fastllm::cuda {
 constexpr int64_t kDecodeSplit = 128;
 // Of queries, keys and values: what a warp holds.
 constexpr int64_t kDecodeMostColumns = 256;
+// Positions are 32 bits wide, with room for a step of splits.
+constexpr int64_t kDecodeMostCapacity = int64_t{1} << 30;
 
 // What the splits give for each query: the largest score, the sum of the weights relative to it, and the values' sum.
 struct DecodePartials {
   int64_t splits;               // of the capacity
-  int64_t row;                  // floats of a values' sum
+  int64_t row;                  // floats of a values' sum, whole vectors
   float* statistics = nullptr;  // (B, H, Tq, splits, 2)
   float* values = nullptr;      // (B, H, Tq, splits, row)
 

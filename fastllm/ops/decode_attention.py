@@ -30,8 +30,8 @@ def decode_attention(
     before position 0 sees nothing and gives zeros. For inference: it has no gradient.
 
     Args:
-        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16. On CUDA not float64, and D and Dv at
-            most 256.
+        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16. On CUDA not float64, D and Dv at
+            most 256 and S at most 2^30.
         k_cache: (B, Hkv, S, D), Hkv a divisor of H; the last dimension contiguous, other strides as they are. Fastest
             is a contiguous cache: a head's keys follow each other in memory.
         v_cache: (B, Hkv, S, Dv), as k_cache.

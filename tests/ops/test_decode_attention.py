@@ -219,6 +219,9 @@ def test_what_cuda_does_not_take(device):
         ops.decode_attention(query, k_cache, v_cache, lengths)
     with pytest.raises(ValueError, match="'v_cache' must have a head_dim of at most 256 on CUDA, got 257"):
         ops.decode_attention(query[..., :8], k_cache[..., :8], v_cache, lengths)
+    endless = k_cache[:, :, :1, :8].expand(-1, -1, 2**30 + 1, -1)
+    with pytest.raises(ValueError, match="'k_cache' must have a capacity of at most 1073741824 on CUDA, got 10737418"):
+        ops.decode_attention(query[..., :8], endless, endless, lengths)
     with pytest.raises(TypeError, match="'query' must be float32, bfloat16 or float16 on CUDA, got Double"):
         ops.decode_attention(query.double(), k_cache.double(), v_cache.double(), lengths)
 

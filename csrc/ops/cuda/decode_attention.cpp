@@ -1,8 +1,6 @@
 // fastllm::decode_attention on CUDA.
 #include "ops/decode_attention.h"
 
-#include <limits>
-
 #include "cuda/decode_attention.h"
 #include "ops/cuda.h"
 
@@ -20,8 +18,8 @@ void check_limits(const char* op, const Tensor& k_cache, const Tensor& v_cache) 
   for (const auto& [name, cache] : caches)
     FASTLLM_CHECK(cache.size(3) <= cuda::kDecodeMostColumns, op, name,
                   c10::str("have a head_dim of at most ", cuda::kDecodeMostColumns, " on CUDA"), cache.size(3));
-  FASTLLM_CHECK(k_cache.size(2) <= std::numeric_limits<int32_t>::max(), op, "k_cache",
-                "have a capacity under 2^31 on CUDA", k_cache.size(2));
+  FASTLLM_CHECK(k_cache.size(2) <= cuda::kDecodeMostCapacity, op, "k_cache",
+                c10::str("have a capacity of at most ", cuda::kDecodeMostCapacity, " on CUDA"), k_cache.size(2));
 }
 
 Tensor decode_attention_cuda(const Tensor& query, const Tensor& k_cache, const Tensor& v_cache, const Tensor& lengths,
