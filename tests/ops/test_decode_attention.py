@@ -145,10 +145,11 @@ def test_what_a_query_does_not_see_does_not_touch_it(kind, device):
             )
 
 
-@pytest.mark.parametrize("layout", ["tokens first", "packed", "odd rows", "expanded", "strided query"])
+@pytest.mark.parametrize("layout", ["tokens first", "packed", "odd rows", "odd start", "expanded", "strided query"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_any_strides(dtype, layout, device):
-    query, k_cache, v_cache, lengths = harness.on(device, inputs([150, 9], dtype=dtype))
+    # Of 152 tokens heads and sequences begin at whole vectors, even where tokens do not.
+    query, k_cache, v_cache, lengths = harness.on(device, inputs([150, 9], capacity=152, dtype=dtype))
     plain = ops.decode_attention(query, k_cache, v_cache, lengths)
     if layout == "tokens first":
         k_cache, v_cache = (t.transpose(1, 2).contiguous().transpose(1, 2) for t in (k_cache, v_cache))
@@ -156,6 +157,8 @@ def test_any_strides(dtype, layout, device):
         k_cache, v_cache = torch.stack([k_cache, v_cache], 3).unbind(3)
     elif layout == "odd rows":
         k_cache, v_cache = (torch.nn.functional.pad(t, (1, 2))[..., 1:-2] for t in (k_cache, v_cache))
+    elif layout == "odd start":
+        k_cache, v_cache = (torch.nn.functional.pad(t.flatten(), (1, 0))[1:].view_as(t) for t in (k_cache, v_cache))
     elif layout == "expanded":
         k_cache = k_cache[:1, :1].expand_as(k_cache)
         plain = ops.decode_attention(query, k_cache.contiguous(), v_cache, lengths)
