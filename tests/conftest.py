@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from tests.devices import device  # noqa: F401, pytest finds it here
+from tests.gpu import emulated, gpu  # noqa: F401
 
 
 @pytest.fixture(autouse=True)

@@ -6,7 +6,7 @@ from torch import Tensor
 
 def new_rng_state(device: torch.device) -> Tensor:
     """Return (seed, offset), int64 (2,), drawn from torch's generator of that device."""
-    return torch.empty(2, dtype=torch.int64, device=device).random_()
+    return torch.randint(2**63 - 1, (2,), dtype=torch.int64, device=device)
 
 
 def rng_state_for(input: Tensor, p: float, training: bool, rng_state: Tensor | None) -> Tensor | None:

@@ -106,12 +106,12 @@ class Plan:
         self.module("samples", runtime + samples)
         ops = self.compile("kernel", list((CSRC / "cuda").glob("*.cu")), "cuda")
         ops += self.compile("bind", list((CSRC / "ops/cuda").glob("*.cpp")), "ops", after=f" | {header}")
-        glue = [HERE / "modules/install.cpp", HERE / "modules/library.cpp"]
+        glue = [HERE / f"modules/{name}.cpp" for name in ("install", "library", "torch_device")]
         glue = self.compile("bind", glue, "modules", after=f" | {header}")
         ops += self.compile("bind", [HERE / "modules/emulated.cpp"], "modules", after=f" | {header}")
         self.module("emulated", runtime + glue + ops, self.torch_libraries)
         planted = self.compile("kernel", [HERE / "planted/copy.cu"], "planted/cuda")
-        planted += self.compile("bind", [HERE / "planted/copy.cpp"], "planted", after=f" | {header}")
+        planted += self.compile("bind", list((HERE / "planted").glob("*.cpp")), "planted", after=f" | {header}")
         self.module("planted", runtime + glue + planted, self.torch_libraries)
         return "\n".join(self.lines) + "\n"
 

@@ -52,6 +52,14 @@ PyObject* error_class() {
 void bind_runtime(py::module_& m) {
   m.def("seed", [](uint64_t seed) { block.seed(seed); }, "Set the order in which threads and blocks run.");
   m.def("instructions", &instructions, "Return what each instruction took of memory since reset().");
+  m.def(
+      "kernels",
+      [] {
+        py::set names;
+        for (const auto& kernel : traffic.kernels()) names.add(kernel.first);
+        return names;
+      },
+      "Return the names of the kernels that ran since reset().");
   m.def("reset", [] { traffic.reset(); }, "Forget what instructions() tells.");
   m.def("set_error_class", [](py::object python_class) { python_error = python_class.release().ptr(); });
   py::register_exception_translator([](std::exception_ptr pointer) {

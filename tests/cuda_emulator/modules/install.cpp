@@ -23,10 +23,10 @@ struct Silence : c10::WarningHandler {
 
 std::vector<std::string> install(const char* name_space) {
   if (!installed) {
-    Silence silence;  // torch warns of kernels that replace others, which is what is wanted here
-    const c10::WarningUtils::WarningHandlerGuard guard(&silence);
-    auto library = std::make_unique<Library>(name_space);
-    for (auto* add_to : Registration::all()) add_to(*library);
+    auto library = std::make_unique<Library>(name_space, c10::DispatchKey::CPU);
+    without_warnings([&] {
+      for (auto* add_to : Registration::all()) add_to(*library);
+    });
     installed = std::move(library);
     note_allocations(true);
   }
@@ -39,6 +39,12 @@ void uninstall() {
 }
 
 }  // namespace
+
+void without_warnings(const std::function<void()>& body) {
+  Silence silence;
+  const c10::WarningUtils::WarningHandlerGuard guard(&silence);
+  body();
+}
 
 void bind_install(pybind11::module_& m, const char* name_space) {
   m.def(

@@ -7,6 +7,8 @@
 #include <sstream>
 
 #include "bindings.h"
+#include "device.h"
+#include "device_memory.h"
 #include "fault.h"
 #include "memory.h"
 
@@ -26,13 +28,6 @@ namespace {
 thread_local int ops_running = 0;
 uint64_t ops_started = 0;
 
-void forget(uintptr_t begin) {
-  auto& buffers = memory.buffers();
-  buffers.erase(std::remove_if(buffers.begin(), buffers.end(),
-                               [&](const Buffer& buffer) { return buffer.begin == begin && buffer.allocated; }),
-                buffers.end());
-}
-
 // torch's own allocator, and a note of what ops allocate while they run.
 class NotingAllocator : public c10::Allocator {
  public:
@@ -41,9 +36,8 @@ class NotingAllocator : public c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     c10::DataPtr data = torch_->allocate(bytes);
     if (ops_running == 0 || bytes == 0) return data;
-    const auto begin = reinterpret_cast<uintptr_t>(data.get());
-    memory.buffers().push_back({begin, begin + bytes, "a tensor that the op allocated", true, true});
-    data.compare_exchange_deleter(torch_->raw_deleter(), &NotingAllocator::release);
+    note_allocation(reinterpret_cast<uintptr_t>(data.get()), bytes, -1);
+    (void)data.compare_exchange_deleter(torch_->raw_deleter(), &NotingAllocator::release);
     return data;
   }
   void copy_data(void* to, const void* from, size_t bytes) const override { torch_->copy_data(to, from, bytes); }
@@ -51,7 +45,7 @@ class NotingAllocator : public c10::Allocator {
 
  private:
   static void release(void* pointer) {
-    if (ops_running > 0) forget(reinterpret_cast<uintptr_t>(pointer));
+    note_release(reinterpret_cast<uintptr_t>(pointer));
     torch_->raw_deleter()(pointer);
   }
 
@@ -59,6 +53,20 @@ class NotingAllocator : public c10::Allocator {
 };
 
 }  // namespace
+
+void note_allocation(uintptr_t begin, size_t bytes, int device) {
+  if (ops_running > 0 && bytes > 0) {
+    memory.buffers().push_back({begin, begin + bytes, "a tensor that the op allocated", true, true, device});
+  }
+}
+
+void note_release(uintptr_t begin) {
+  if (ops_running == 0) return;
+  auto& buffers = memory.buffers();
+  buffers.erase(std::remove_if(buffers.begin(), buffers.end(),
+                               [&](const Buffer& buffer) { return buffer.begin == begin && buffer.allocated; }),
+                buffers.end());
+}
 
 void note_allocations(bool on) {
   static c10::Allocator* const torch = c10::GetCPUAllocator();
@@ -71,13 +79,28 @@ void note_allocations(bool on) {
 // What an op is given
 // ---------------------------------------------------------------------------------------------------------------------
 
-OpScope::OpScope() {
+OpScope::OpScope(const std::string& name)
+    : caller_(running_op()), device_(current_device()), stream_(current_stream_number(device_)) {
+  set_running_op(name.substr(name.rfind(':') + 1));
   ++ops_running;
   ++ops_started;
 }
 
 OpScope::~OpScope() {
+  set_running_op(caller_);
   if (--ops_running == 0) memory.buffers().clear();
+}
+
+void OpScope::check_host() const {
+  const cudaError_t error = cudaGetLastError();
+  if (error != cudaSuccess)
+    throw Fault(running_op() + ": does not tell that a launch failed: " + cudaGetErrorString(error));
+  device_memory().check_untouched(running_op());
+  if (current_device() != device_ || current_stream_number(device_) != stream_) {
+    throw Fault(running_op() + ": leaves cuda:" + std::to_string(current_device()) + " current, on " +
+                text(current_stream()) + ", where it found cuda:" + std::to_string(device_) + ", on " +
+                text(stream_handle(device_, stream_)));
+  }
 }
 
 uint64_t OpScope::count() {
@@ -93,8 +116,8 @@ void OpScope::add(const c10::Argument& argument, const at::Tensor& tensor) {
   std::ostringstream name;
   name << "'" << argument.name() << "' " << tensor.sizes() << " " << tensor.scalar_type();
   const bool writable = argument.alias_info() && argument.alias_info()->isWrite();
-  memory.buffers().push_back(
-      {begin, begin + static_cast<size_t>(last + 1) * tensor.element_size(), name.str(), writable});
+  memory.buffers().push_back({begin, begin + static_cast<size_t>(last + 1) * tensor.element_size(), name.str(),
+                              writable, false, tensor.is_cuda() ? static_cast<int>(tensor.get_device()) : -1});
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -112,6 +135,10 @@ struct EmulatorError : torch::PyTorchError {
 }  // namespace
 
 void rethrow_fault() {
+  const cudaError_t left = cudaGetLastError();
+  if (left != cudaSuccess) {
+    throw EmulatorError((running_op() + ": leaves the error of a launch behind: " + cudaGetErrorString(left)).c_str());
+  }
   try {
     throw;
   } catch (const Fault& fault) {

@@ -6,6 +6,7 @@
 #include "bindings.h"
 #include "install.h"
 #include "ops/cuda.h"
+#include "torch_device.h"
 
 namespace {
 
@@ -80,4 +81,5 @@ FASTLLM_CUDA_IMPL(m) {
 PYBIND11_MODULE(planted, m) {
   emulator::bind_runtime(m);
   emulator::bind_install(m, "emulator_planted");
+  emulator::bind_torch_device(m, "emulator_planted");
 }

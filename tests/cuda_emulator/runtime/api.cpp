@@ -2,8 +2,12 @@
 
 #include <algorithm>
 #include <cstring>
-#include <unordered_map>
+#include <map>
+#include <string>
+#include <utility>
 
+#include "device.h"
+#include "device_memory.h"
 #include "fault.h"
 #include "memory.h"
 
@@ -11,15 +15,16 @@ namespace emulator {
 
 namespace {
 
-// An H100 SXM's figures.
-constexpr int kSharedPerBlock = 48 * 1024, kSharedPerBlockOptIn = 227 * 1024, kSharedPerMultiprocessor = 228 * 1024;
+// Of every device; device.cpp has what differs.
+constexpr int kSharedPerBlock = 48 * 1024;
 constexpr int kSharedReserved = 1024;  // a block, by the system
 constexpr int kThreadsPerMultiprocessor = 2048, kBlocksPerMultiprocessor = 32;
 
 cudaError_t last_error = cudaSuccess;
 
-std::unordered_map<const void*, size_t>& allowed_shared_bytes() {
-  static std::unordered_map<const void*, size_t> allowed;
+// By kernel and device: what is allowed on one device is not on another.
+std::map<std::pair<const void*, int>, size_t>& allowed_shared_bytes() {
+  static std::map<std::pair<const void*, int>, size_t> allowed;
   return allowed;
 }
 
@@ -30,7 +35,7 @@ cudaError_t set_last_error(cudaError_t error) {
 }
 
 size_t max_shared_bytes(const void* kernel) {
-  const auto it = allowed_shared_bytes().find(kernel);
+  const auto it = allowed_shared_bytes().find({kernel, current_device()});
   return it == allowed_shared_bytes().end() ? kSharedPerBlock : std::max<size_t>(kSharedPerBlock, it->second);
 }
 
@@ -60,6 +65,8 @@ const char* cudaGetErrorName(cudaError_t error) {
       return "cudaErrorInvalidDeviceFunction";
     case cudaErrorInvalidDevice:
       return "cudaErrorInvalidDevice";
+    case cudaErrorNoKernelImageForDevice:
+      return "cudaErrorNoKernelImageForDevice";
     case cudaErrorLaunchOutOfResources:
       return "cudaErrorLaunchOutOfResources";
   }
@@ -78,6 +85,8 @@ const char* cudaGetErrorString(cudaError_t error) {
       return "invalid device function";
     case cudaErrorInvalidDevice:
       return "invalid device ordinal";
+    case cudaErrorNoKernelImageForDevice:
+      return "no kernel image is available for execution on the device";
     case cudaErrorLaunchOutOfResources:
       return "too many resources requested for launch";
   }
@@ -85,12 +94,17 @@ const char* cudaGetErrorString(cudaError_t error) {
 }
 
 cudaError_t cudaGetDevice(int* device) {
-  *device = 0;
+  *device = current_device();
   return cudaSuccess;
 }
 
 cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int device) {
-  if (device != 0) return set_last_error(cudaErrorInvalidDevice);
+  if (device < 0 || device >= kDevices) return set_last_error(cudaErrorInvalidDevice);
+  if (device != current_device()) {
+    throw Fault((running_op().empty() ? "" : running_op() + ": ") + "asks for an attribute of cuda:" +
+                std::to_string(device) + " while the current device is cuda:" + std::to_string(current_device()));
+  }
+  const Properties& its = properties(device);
   switch (attribute) {
     case cudaDevAttrMaxThreadsPerBlock:
       *value = 1024;
@@ -102,37 +116,41 @@ cudaError_t cudaDeviceGetAttribute(int* value, cudaDeviceAttr attribute, int dev
       *value = 32;
       return cudaSuccess;
     case cudaDevAttrMultiProcessorCount:
-      *value = 132;
+      *value = its.multiprocessors;
       return cudaSuccess;
     case cudaDevAttrMaxThreadsPerMultiProcessor:
       *value = kThreadsPerMultiprocessor;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMajor:
-      *value = 9;
+      *value = its.major;
       return cudaSuccess;
     case cudaDevAttrComputeCapabilityMinor:
-      *value = 0;
+      *value = its.minor;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerMultiprocessor:
-      *value = kSharedPerMultiprocessor;
+      *value = its.shared_per_multiprocessor;
       return cudaSuccess;
     case cudaDevAttrMaxSharedMemoryPerBlockOptin:
-      *value = kSharedPerBlockOptIn;
+      *value = its.shared_optin;
       return cudaSuccess;
   }
   return set_last_error(cudaErrorInvalidValue);
 }
 
-cudaError_t cudaMemsetAsync(void* to, int byte, size_t count, cudaStream_t) {
-  memory.check_host_write(reinterpret_cast<uintptr_t>(to), count, "cudaMemsetAsync");
-  std::memset(to, byte, count);
+cudaError_t cudaMemsetAsync(void* to, int byte, size_t count, cudaStream_t stream) {
+  check_stream("cudaMemsetAsync", stream);
+  memory.check_host_write(current_device(), reinterpret_cast<uintptr_t>(to), count, "cudaMemsetAsync");
+  submit([to, byte, count] {
+    const DeviceMemory::Access access;
+    std::memset(to, byte, count);
+  });
   return cudaSuccess;
 }
 
 cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize) return cudaSuccess;  // the others are hints
-  if (value < 0 || value > kSharedPerBlockOptIn) return set_last_error(cudaErrorInvalidValue);
-  allowed_shared_bytes()[kernel] = static_cast<size_t>(value);
+  if (value < 0 || value > properties(current_device()).shared_optin) return set_last_error(cudaErrorInvalidValue);
+  allowed_shared_bytes()[{kernel, current_device()}] = static_cast<size_t>(value);
   return cudaSuccess;
 }
 
@@ -143,7 +161,8 @@ cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const voi
     return set_last_error(cudaErrorInvalidValue);
   }
   const int whole_warps = (threads + 31) / 32 * 32;
-  const int by_shared = kSharedPerMultiprocessor / (static_cast<int>(shared_bytes) + kSharedReserved);
+  const int by_shared =
+      properties(current_device()).shared_per_multiprocessor / (static_cast<int>(shared_bytes) + kSharedReserved);
   *blocks = std::min({kBlocksPerMultiprocessor, kThreadsPerMultiprocessor / whole_warps, by_shared});
   return cudaSuccess;
 }

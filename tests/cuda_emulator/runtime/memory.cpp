@@ -51,7 +51,8 @@ Memory::~Memory() {
   munmap(reinterpret_cast<void*>(arena_), kArenaBytes + kGuardBytes);
 }
 
-void Memory::start_launch(size_t shared_bytes, uintptr_t parameters, size_t parameter_bytes) {
+void Memory::start_launch(int device, size_t shared_bytes, uintptr_t parameters, size_t parameter_bytes) {
+  device_ = device;
   shared_end_ = arena_ + kArenaBytes - (16 - shared_bytes % 16) % 16;  // against what nobody may touch
   shared_begin_ = shared_end_ - shared_bytes;
   shared_region_ = std::make_unique<Region>(shared_begin_, shared_end_);
@@ -164,9 +165,10 @@ void Memory::landed(Thread& thread, uintptr_t shared, uint32_t bytes, uintptr_t 
   for (Cell* cell = first; cell != last; ++cell) cell->writer = now;
 }
 
-void Memory::check_host_write(uintptr_t address, size_t bytes, const char* function) const {
+void Memory::check_host_write(int device, uintptr_t address, size_t bytes, const char* function) {
+  device_ = device;
   for (const Buffer& buffer : buffers_) {
-    if (buffer.writable && address >= buffer.begin && address + bytes <= buffer.end) return;
+    if (buffer.writable && !is_elsewhere(buffer) && address >= buffer.begin && address + bytes <= buffer.end) return;
   }
   fault(std::string(function) + " of " + std::to_string(bytes) + " bytes at " + hex(address) +
         ", which no writable buffer holds");
@@ -176,7 +178,7 @@ Region& Memory::region_of(uintptr_t address, uint32_t bytes, Use use, uintptr_t 
   const bool writes = use != Use::kRead;
   const uintptr_t end = address + bytes;
   auto fits = [&](const Buffer& buffer) {
-    return address >= buffer.begin && end <= buffer.end && (buffer.writable || !writes);
+    return address >= buffer.begin && end <= buffer.end && (buffer.writable || !writes) && !is_elsewhere(buffer);
   };
   if (last_buffer_ >= buffers_.size() || !fits(buffers_[last_buffer_])) {
     last_buffer_ = static_cast<size_t>(std::find_if(buffers_.begin(), buffers_.end(), fits) - buffers_.begin());
@@ -250,6 +252,10 @@ void Memory::out_of_bounds(uintptr_t address, uint32_t bytes, Use use, uintptr_t
     }
   }
   if (!nearest) fault(what + hex(address) + place_of(site) + "; the launch has no buffers");
+  if (nearest_distance == 0 && is_elsewhere(*nearest)) {
+    fault(what + describe(address) + place_of(site) + ", memory of cuda:" + std::to_string(nearest->device) +
+          ", in a launch on cuda:" + std::to_string(device_));
+  }
   if (nearest_distance == 0) fault(what + describe(address) + place_of(site) + ", which this op may only read");
   fault(what + hex(address) + place_of(site) + "; the nearest buffer is " + nearest->name + " of " +
         std::to_string(nearest->end - nearest->begin) + " bytes, which " +

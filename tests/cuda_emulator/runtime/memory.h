@@ -21,6 +21,7 @@ struct Buffer {
   std::string name;  // "'input' [3, 255] float32"
   bool writable = true;
   bool allocated = false;  // by the op that runs
+  int device = -1;         // whose memory it is; -1: a CPU tensor that stands for one of any device
 };
 
 enum class Use : uint8_t { kRead, kWrite, kAtomic };
@@ -33,7 +34,7 @@ class Memory {
   // The buffers of the launches to come.
   std::vector<Buffer>& buffers() { return buffers_; }
 
-  void start_launch(size_t shared_bytes, uintptr_t parameters, size_t parameter_bytes);
+  void start_launch(int device, size_t shared_bytes, uintptr_t parameters, size_t parameter_bytes);
   void start_block();
 
   // What the fiber that runs now may always touch.
@@ -52,7 +53,7 @@ class Memory {
   void touch_global(Thread& thread, uintptr_t address, uint32_t bytes, Use use, uintptr_t site);
 
   // What the runtime's API writes on the host's behalf.
-  void check_host_write(uintptr_t address, size_t bytes, const char* function) const;
+  void check_host_write(int device, uintptr_t address, size_t bytes, const char* function);
 
   // cp.async: from here to landed(), the bytes are nobody's to read or write.
   void in_flight(Thread& thread, uintptr_t shared, uint32_t bytes, uintptr_t site);
@@ -80,6 +81,9 @@ class Memory {
   [[noreturn]] void out_of_bounds(uintptr_t address, uint32_t bytes, Use use, uintptr_t site) const;
   Region& region_of(uintptr_t address, uint32_t bytes, Use use, uintptr_t site);
 
+  bool is_elsewhere(const Buffer& buffer) const { return buffer.device >= 0 && buffer.device != device_; }
+
+  int device_ = 0;  // that the launch runs on
   uintptr_t stack_low_ = 0, stack_bytes_ = ~uintptr_t{0};
   uintptr_t arena_ = 0, shared_begin_ = 0, shared_end_ = 0;
   uintptr_t image_begin_ = 0, image_end_ = 0;

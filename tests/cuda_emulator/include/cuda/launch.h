@@ -15,7 +15,7 @@ struct Launch {
 };
 
 template <auto kernel, typename... Args>
-cudaError_t launch(const Launch& how, cudaStream_t, Args... args) {
+cudaError_t launch(const Launch& how, cudaStream_t stream, Args... args) {
   using Parameters = std::tuple<Args...>;
   const Parameters parameters(args...);
   constexpr size_t kWithoutAsking = 48 * 1024;
@@ -26,7 +26,7 @@ cudaError_t launch(const Launch& how, cudaStream_t, Args... args) {
   }
   return emulator::run({emulator::kernel_name(__PRETTY_FUNCTION__), reinterpret_cast<const void*>(kernel), how.grid,
                         how.block, how.shared_bytes, &parameters, sizeof parameters,
-                        [](const void* from) { std::apply(kernel, *static_cast<const Parameters*>(from)); }});
+                        [](const void* from) { std::apply(kernel, *static_cast<const Parameters*>(from)); }, stream});
 }
 
 }  // namespace fastllm::cuda

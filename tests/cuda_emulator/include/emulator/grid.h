@@ -16,10 +16,11 @@ struct Grid {
   const void* parameters;  // what the kernel may read besides its buffers
   size_t parameter_bytes;
   void (*call)(const void* parameters);  // one thread's work
+  cudaStream_t stream = nullptr;
 };
 
-// Runs every thread to its end and returns what a launch returns on a GPU. Throws Fault where the kernel does what a
-// GPU would let pass.
+// Runs every thread to its end, or adds that to the graph that is captured, and returns what a launch returns on a GPU.
+// Throws Fault where the launch or the kernel does what a GPU would let pass.
 cudaError_t run(const Grid& grid);
 
 // A kernel's name out of __PRETTY_FUNCTION__ of a function that has it as its template argument `kernel`.

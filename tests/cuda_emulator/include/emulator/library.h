@@ -1,6 +1,6 @@
-// Registration of CUDA implementations as torch's CPU kernels, each wrapped so that the emulator knows, while the op
-// runs, which memory its kernels may touch: its tensor arguments (only those written that the schema says are) and what
-// the op itself allocates.
+// Registration of CUDA implementations as torch's kernels for CPU tensors or for those of the emulated devices. Each is
+// wrapped so that the emulator knows, while the op runs, which memory its kernels may touch: its tensor arguments (only
+// those written that the schema says are) and what the op itself allocates.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,6 +9,7 @@
 
 #include <optional>
 #include <string>
+#include <type_traits>
 #include <vector>
 
 namespace emulator {
@@ -16,7 +17,7 @@ namespace emulator {
 // While it lives, an op runs: its tensors are the launches' buffers.
 class OpScope {
  public:
-  OpScope();
+  explicit OpScope(const std::string& name);
   ~OpScope();
   OpScope(const OpScope&) = delete;
   OpScope& operator=(const OpScope&) = delete;
@@ -32,13 +33,27 @@ class OpScope {
   }
   template <typename Other>
   void add(const c10::Argument&, const Other&) {}
+
+  // Throws a fault if the op did on the host what an op on a device must not: read its tensors, leave another device or
+  // stream current than it found, or not tell that a launch failed.
+  void check_host() const;
+
+ private:
+  std::string caller_;
+  int device_;
+  int64_t stream_;
 };
 
-// Within a catch block: throws on what was caught, a kernel's fault as Python's EmulatorError.
+// Within a catch block: throws on what was caught, a fault as Python's EmulatorError. It is a fault of its own to throw
+// and leave the runtime's last error set, which the next check would take for its own.
 [[noreturn]] void rethrow_fault();
 
 // Whether CPU tensors that a running op allocates are noted.
 void note_allocations(bool on);
+
+// Notes what a running op allocates and frees; nothing if none runs.
+void note_allocation(uintptr_t begin, size_t bytes, int device);
+void note_release(uintptr_t begin);
 
 template <typename Function>
 class Op;
@@ -49,11 +64,18 @@ class Op<Return(Args...)> {
   Op(Return (*function)(Args...), const c10::FunctionSchema& schema) : function_(function), schema_(schema) {}
 
   Return operator()(Args... args) {
-    OpScope scope;
+    OpScope scope(schema_.name());
     size_t at = 0;
     (scope.add(schema_.arguments()[at++], args), ...);
     try {
-      return function_(args...);
+      if constexpr (std::is_void_v<Return>) {
+        function_(args...);
+        scope.check_host();
+      } else {
+        Return result = function_(args...);
+        scope.check_host();
+        return result;
+      }
     } catch (...) {
       rethrow_fault();
     }
@@ -66,9 +88,9 @@ class Op<Return(Args...)> {
 
 class Library {
  public:
-  explicit Library(const char* name_space)
-      : name_space_(name_space),
-        library_(torch::Library::IMPL, name_space, c10::DispatchKey::CPU, __FILE__, __LINE__) {}
+  // key: CPU or CUDA, whose tensors are to run the emulated kernels.
+  Library(const char* name_space, c10::DispatchKey key)
+      : name_space_(name_space), library_(torch::Library::IMPL, name_space, key, __FILE__, __LINE__) {}
 
   template <typename Return, typename... Args>
   void impl(const char* name, Return (*function)(Args...)) {
