@@ -4,7 +4,7 @@
 # hypothesis. Every part runs even if an earlier one failed; the exit status tells.
 set -u
 python=$1 results=$2 failed=0
-tests="tests/ops tests/cuda tests/test_optim.py"
+tests="tests/ops tests/cuda tests/generation/test_devices.py tests/train/test_on_gpu.py tests/test_optim.py"
 if ! "$python" -c 'import torch, sys; sys.exit(not torch.cuda.is_available())'; then
     echo "gpu: torch sees no CUDA device" >&2
     exit 1

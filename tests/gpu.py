@@ -10,6 +10,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 
+from fastllm import ops
 from tests.cuda_emulator import load
 from tests.devices import CUDA, EMULATED
 
@@ -55,6 +56,9 @@ class Torch:
 
         return call
 
+    def serve(self, patch):
+        """They serve the command line as they are."""
+
 
 class Emulated:
     """The emulator's."""
@@ -94,6 +98,18 @@ class Emulated:
         from torch._dynamo.backends.common import aot_autograd
 
         return torch.compile(function, fullgraph=True, dynamic=False, backend=aot_autograd(fw_compiler=self._graphed))
+
+    def serve(self, patch):
+        """Have torch.cuda and fastllm say that there is a GPU which can do all, so that commands take it."""
+        patch.setattr(torch.cuda, "is_available", lambda: True)
+        patch.setattr(torch.cuda, "set_device", lambda device: self.module.set_device(device.index))
+        patch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H100 80GB HBM3")
+        patch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: True)
+        patch.setattr(torch.cuda, "get_rng_state", lambda device: torch.get_rng_state())  # torch draws from the CPU's
+        patch.setattr(torch.cuda, "set_rng_state", lambda state, device: torch.set_rng_state(state))
+        patch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+        patch.setattr(ops, "report", list)
+        patch.setattr("fastllm.train.stepper.build_info", lambda: {"cuda": "yes"})
 
     def _graphed(self, traced, examples):
         from functorch.compile import make_boxed_func

@@ -3,6 +3,7 @@
 // those written that the schema says are) and what the op itself allocates.
 #pragma once
 
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <torch/library.h>
@@ -86,6 +87,19 @@ class Op<Return(Args...)> {
   c10::FunctionSchema schema_;
 };
 
+// While it lives, torch's products on the CPU, which stand for cuBLAS's, do without oneDNN: on a CPU with AMX it reads
+// past the end of rows of bfloat16, and gives NaN where it finds one there.
+class WithoutOneDnn {
+ public:
+  WithoutOneDnn() { at::globalContext().setUserEnabledMkldnn(false); }
+  ~WithoutOneDnn() { at::globalContext().setUserEnabledMkldnn(before_); }
+  WithoutOneDnn(const WithoutOneDnn&) = delete;
+  WithoutOneDnn& operator=(const WithoutOneDnn&) = delete;
+
+ private:
+  bool before_ = at::globalContext().userEnabledMkldnn();
+};
+
 class Library {
  public:
   // key: CPU or CUDA, whose tensors are to run the emulated kernels.
@@ -101,6 +115,7 @@ class Library {
   const std::vector<std::string>& names() const { return names_; }
 
  private:
+  WithoutOneDnn products_;
   std::string name_space_;
   torch::Library library_;
   std::vector<std::string> names_;
