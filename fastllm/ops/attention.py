@@ -38,7 +38,8 @@ def scaled_dot_product_attention(
     alibi_slopes measure from there.
 
     Args:
-        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16.
+        query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16. On CUDA no float64, and D is at most
+            256.
         key: (B, Hkv, Tk, D).
         value: (B, Hkv, Tk, Dv).
         attn_mask: broadcastable to (B, H, Tq, Tk); bool (True takes part) or floating (added to the scores, and
@@ -50,7 +51,8 @@ def scaled_dot_product_attention(
         key_lengths: (B,) int64 or int32, how many keys of each batch element count.
         segment_ids: (B, T) int64 or int32, for self-attention (Tq = Tk = T): token i sees token j only if their ids are
             equal, as several documents packed into one row need. Ids may not fall along a row, so that a segment is a
-            run of neighbours: what lies outside it is not computed.
+            run of neighbours: what lies outside it is not computed. On CUDA this is not checked, for the host would
+            have to wait: there, the results of a row whose ids fall are undefined.
         window: (left, right): a query sees no more than that many keys before and after its own position; -1 is no
             bound (Beltagy et al., "Longformer", 2020). What lies outside is not computed.
         alibi_slopes: (H,) or (B, H): a score falls by slope * distance (Press et al., "Train short, test long", 2022);
@@ -64,7 +66,7 @@ def scaled_dot_product_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, segment_ids fall, or an argument is out of range.
+        ValueError: shapes do not fit, segment_ids fall (on a CPU), or an argument is out of range.
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -109,7 +111,7 @@ def attention_packed(
         (B, T, H, D), contiguous.
 
     Raises:
-        ValueError: shapes do not fit, segment_ids fall, or an argument is out of range.
+        ValueError: shapes do not fit, segment_ids fall (on a CPU), or an argument is out of range.
         TypeError: dtypes or devices do not fit.
 
     Example:

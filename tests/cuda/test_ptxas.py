@@ -15,6 +15,7 @@ import pytest
 CSRC = Path(__file__).parents[2] / "csrc"
 REPORTS = CSRC.parent / "build" / "ptxas"
 NVCC = shutil.which("nvcc") or shutil.which("nvcc", path="/usr/local/cuda/bin")
+COMPILE = (str(NVCC), "-std=c++17", "-O3", f"-I{CSRC}")
 ARCHITECTURES = ("80", "90")
 MAX_INSTANCES = 12  # kernels of a file: each dtype, width or direction more makes every build longer
 # Resident threads of a multiprocessor share 65,536 registers. Kernels that wait for memory want half of the 2,048
@@ -56,7 +57,7 @@ def compile_report(source: Path) -> str:
     if not report.exists():
         REPORTS.mkdir(parents=True, exist_ok=True)
         targets = [f"-gencode=arch=compute_{arch},code=sm_{arch}" for arch in ARCHITECTURES]
-        command = [str(NVCC), "-std=c++17", "-O3", f"-I{CSRC}", *targets, "-Xptxas=-v", "-Werror=all-warnings"]
+        command = [*COMPILE, *targets, "-Xptxas=-v", "-Werror=all-warnings", "--threads=0"]
         run = subprocess.run(
             [*command, "-c", str(source), "-o", str(report.with_suffix(".o"))],
             capture_output=True, text=True, check=False,
@@ -70,8 +71,7 @@ def compile_report(source: Path) -> str:
 def ptx(source: Path, folder: Path) -> str:
     """Return the file's PTX."""
     target = folder / "kernels.ptx"
-    command = [str(NVCC), "-std=c++17", "-O3", f"-I{CSRC}", "-arch=compute_90", "-ptx", str(source), "-o", str(target)]
-    subprocess.run(command, check=True)
+    subprocess.run([*COMPILE, "-arch=compute_90", "-ptx", str(source), "-o", str(target)], check=True)
     return target.read_text(encoding="utf-8")
 
 
