@@ -13,6 +13,7 @@ import io
 import os
 import random
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
@@ -46,10 +47,11 @@ _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # pairs takes longer in a longer chunk, and sums of unigram scores are exact for so many. A longer line is one alone.
 _SHORT = {"unigram": 500, "bpe": 150}
 _WHOLE = re.compile(r"(?s:.+)")
-_WORDS = re.compile(r" *[^ \n]+\n?|\n| +")  # cut at line ends, and before spaces that follow something else
+_CUT = "\ud800"  # marks cuts: half of a UTF-16 pair, which no text that can be encoded has
 _WORD_END = re.compile(r"(?<=[^ ])(?= )")
 _WORDS_TOGETHER = 1 << 20  # characters whose words are looked up together: bounds what they take
-_CHUNKS_A_THREAD = 200
+_WORDS_REPEAT = 4000  # characters from which on looking words up costs less than encoding them again
+_A_THREAD = 50_000  # characters that take a thread ten times as long as it takes to start
 _SHARES = 4  # of a batch's chunks for each thread, so that none waits long for another
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
 _PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
@@ -92,7 +94,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._cut = _WHOLE if self.crosses_lines else re.compile(rf"(?s:.{{0,{self._short}}})\n|[^\n]+\n?")
         spelt = [sp.id_to_piece(id).replace(SPACE, " ") for id in pieces]
         # Byte-pair pieces are merged within words, then; each word is encoded once, however often it occurs.
-        self._in_words = self.lossless and not self._is_unigram and not any(re.search("[^ ] ", one) for one in spelt)
+        crosses_words = self.crosses_lines or any(re.search("[^ ] ", one) for one in spelt)
+        self._in_words = self.lossless and not self._is_unigram and not crosses_words
         self._line_end = sp.encode("\n")
         self._joins = (
             self.lossless
@@ -185,7 +188,7 @@ class SentencePieceTokenizer(Tokenizer):
                 utf8(text)
             ids = np.array(self._processor.encode(text), dtype=np.int64)
             return ids if self._unknown is None else self._known(ids, [text])
-        if self._in_words and SPACE not in text:
+        if self._in_words and len(text) > _WORDS_REPEAT and SPACE not in text:
             utf8(text)
             return np.concatenate(list(map(self._encode_words, _blocks(text))))
         chunks = self._chunks(text)
@@ -195,13 +198,10 @@ class SentencePieceTokenizer(Tokenizer):
         return self._join(text, chunks, [self._processor.encode(chunk, return_type="numpy") for chunk in chunks])
 
     def _encode_words(self, text: str) -> np.ndarray:
-        words = _WORDS.findall(text)
-        first: dict[str, int] = {}  # where each stands first
-        firsts = np.fromiter(map(first.setdefault, words, count()), np.int64, len(words))
-        each = self._encode_each(list(first))
-        place = np.empty(len(words), np.int64)  # among the different ones, of a word that stands first
-        place[np.fromiter(first.values(), np.int64)] = np.arange(len(first))
-        places = place[firsts]
+        words = _words(text)
+        place: dict[str, int] = defaultdict(count().__next__)  # of each among the different ones
+        places = np.fromiter(map(place.__getitem__, words), np.int64, len(words))
+        each = self._encode_each(list(place))
         lengths = np.diff(each.bounds)[places]
         ends = lengths.cumsum()
         return each.ids[np.arange(ends[-1]) + np.repeat(each.bounds[places] - ends + lengths, lengths)]
@@ -380,7 +380,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _threads(chunks: list[str]) -> int:
-    return max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+    return max(1, min(sum(map(len, chunks)) // _A_THREAD, len(chunks), os.cpu_count() or 1))
+
+
+def _words(text: str) -> list[str]:
+    """Cut text before line ends, and before spaces that follow something else."""
+    return text.replace(" ", f"{_CUT} ").replace(f" {_CUT}", " ").replace("\n", f"{_CUT}\n").split(_CUT)
 
 
 def _blocks(text: str) -> Iterator[str]:
