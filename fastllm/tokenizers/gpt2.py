@@ -21,6 +21,7 @@ from fastllm.errors import UserError
 from fastllm.tokenizers import huggingface
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
+    FEW,
     FILE,
     EncodedBatch,
     Tokenizer,
@@ -142,6 +143,17 @@ class GPT2Tokenizer(Tokenizer):
         border = self.vocab_size
         lengths = np.diff(np.flatnonzero(ids == border), prepend=-1) - 1
         return EncodedBatch(ids[ids != border].astype(np.int64), lengths)
+
+    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD."""
+        if len(ids) <= FEW:
+            try:
+                text = self._engine.decode(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
+            except (KeyError, OverflowError):
+                return super().decode(ids)  # says what is wrong
+            if _BORDER not in text:  # which is no token of ours
+                return text
+        return super().decode(ids)
 
     def to_json(self) -> dict:
         """Return the SHA-256 of both files."""

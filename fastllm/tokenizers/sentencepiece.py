@@ -13,8 +13,8 @@ import io
 import os
 import random
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, count, islice
 from pathlib import Path
@@ -46,11 +46,11 @@ _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # pairs takes longer in a longer chunk, and sums of unigram scores are exact for so many. A longer line is one alone.
 _SHORT = {"unigram": 500, "bpe": 150}
 _WHOLE = re.compile(r"(?s:.+)")
-_WORDS = re.compile(r" *[^ \n]+\n?|\n| +")  # cut at line ends, and before spaces that follow something else
+_CUT = "\ud800"  # marks cuts: half of a UTF-16 pair, which no text that can be encoded has
 _WORD_END = re.compile(r"(?<=[^ ])(?= )")
 _WORDS_TOGETHER = 1 << 20  # characters whose words are looked up together: bounds what they take
-_CHUNKS_A_THREAD = 200
-_SHARES = 4  # of a batch's chunks for each thread, so that none waits long for another
+_WORDS_REPEAT = 4000  # characters from which on looking words up costs less than encoding them again
+_A_THREAD = 50_000  # characters that take a thread ten times as long as it takes to start
 _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its pieces, depend on it
 _PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
 
@@ -92,7 +92,8 @@ class SentencePieceTokenizer(Tokenizer):
         self._cut = _WHOLE if self.crosses_lines else re.compile(rf"(?s:.{{0,{self._short}}})\n|[^\n]+\n?")
         spelt = [sp.id_to_piece(id).replace(SPACE, " ") for id in pieces]
         # Byte-pair pieces are merged within words, then; each word is encoded once, however often it occurs.
-        self._in_words = self.lossless and not self._is_unigram and not any(re.search("[^ ] ", one) for one in spelt)
+        crosses_words = self.crosses_lines or any(re.search("[^ ] ", one) for one in spelt)
+        self._in_words = self.lossless and not self._is_unigram and not crosses_words
         self._line_end = sp.encode("\n")
         self._joins = (
             self.lossless
@@ -185,30 +186,24 @@ class SentencePieceTokenizer(Tokenizer):
                 utf8(text)
             ids = np.array(self._processor.encode(text), dtype=np.int64)
             return ids if self._unknown is None else self._known(ids, [text])
-        if self._in_words and SPACE not in text:
+        if self._in_words and len(text) > _WORDS_REPEAT and SPACE not in text:
             utf8(text)
             return np.concatenate(list(map(self._encode_words, _blocks(text))))
         chunks = self._chunks(text)
         if (threads := _threads(chunks)) > 1:
-            return self._known(np.concatenate(_shared_out(self._encode_all, chunks, threads)), [text])
-        # One by one, as starting even one thread of the library's costs as much as 500 characters.
-        return self._join(text, chunks, [self._processor.encode(chunk, return_type="numpy") for chunk in chunks])
+            arrays = self._processor.encode(chunks, num_threads=threads, return_type="numpy")
+        else:  # one by one, as starting even one thread of the library's costs as much as 500 characters
+            arrays = [self._processor.encode(chunk, return_type="numpy") for chunk in chunks]
+        return self._join(text, chunks, arrays)
 
     def _encode_words(self, text: str) -> np.ndarray:
-        words = _WORDS.findall(text)
-        first: dict[str, int] = {}  # where each stands first
-        firsts = np.fromiter(map(first.setdefault, words, count()), np.int64, len(words))
-        each = self._encode_each(list(first))
-        place = np.empty(len(words), np.int64)  # among the different ones, of a word that stands first
-        place[np.fromiter(first.values(), np.int64)] = np.arange(len(first))
-        places = place[firsts]
+        words = _words(text)
+        place: dict[str, int] = defaultdict(count().__next__)  # of each among the different ones
+        places = np.fromiter(map(place.__getitem__, words), np.int64, len(words))
+        each = self._encode_each(list(place))
         lengths = np.diff(each.bounds)[places]
         ends = lengths.cumsum()
         return each.ids[np.arange(ends[-1]) + np.repeat(each.bounds[places] - ends + lengths, lengths)]
-
-    def _encode_all(self, chunks: list[str]) -> np.ndarray:
-        arrays = self._processor.encode(chunks, num_threads=1, return_type="numpy")
-        return np.concatenate(self._spelt(chunks, arrays), dtype=np.int64)
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Return the ids of each text, as encode would."""
@@ -246,19 +241,9 @@ class SentencePieceTokenizer(Tokenizer):
         return EncodedBatch(ids, np.diff(last, prepend=-1) - is_open)
 
     def _encode_each(self, chunks: list[str]) -> EncodedBatch:
-        """Return the ids of each chunk.
-
-        The library makes a list of each, for few ids quicker than an array, and holds Python's lock only for that. So
-        threads that each take a share of the chunks make arrays of their lists while others encode.
-        """
-
-        def encode(share: list[str]) -> tuple[np.ndarray, list[int]]:
-            lists = self._spelt(share, self._processor.encode(share, num_threads=1))
-            return np.fromiter(chain.from_iterable(lists), np.int64), list(map(len, lists))
-
-        parts = _shared_out(encode, chunks, _threads(chunks))
-        ids = np.concatenate([ids for ids, _ in parts])
-        return EncodedBatch(ids, chain.from_iterable(lengths for _, lengths in parts))
+        """Return the ids of each chunk, of which the library makes a list, for few ids quicker than an array."""
+        lists = self._spelt(chunks, self._processor.encode(chunks, num_threads=_threads(chunks)))
+        return EncodedBatch(np.fromiter(chain.from_iterable(lists), np.int64), map(len, lists))
 
     def _join(self, text: str, chunks: list[str], parts: list) -> np.ndarray:
         none = np.empty(0, np.int64)  # an empty text has no chunk
@@ -380,7 +365,12 @@ class SentencePieceTokenizer(Tokenizer):
 
 
 def _threads(chunks: list[str]) -> int:
-    return max(1, min(len(chunks) // _CHUNKS_A_THREAD, os.cpu_count() or 1))
+    return max(1, min(sum(map(len, chunks)) // _A_THREAD, len(chunks), os.cpu_count() or 1))
+
+
+def _words(text: str) -> list[str]:
+    """Cut text before line ends, and before spaces that follow something else."""
+    return text.replace(" ", f"{_CUT} ").replace(f" {_CUT}", " ").replace("\n", f"{_CUT}\n").split(_CUT)
 
 
 def _blocks(text: str) -> Iterator[str]:
@@ -391,15 +381,6 @@ def _blocks(text: str) -> Iterator[str]:
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end
-
-
-def _shared_out(encode: Callable[[list[str]], Any], chunks: list[str], threads: int) -> list:
-    """Return what encode makes of each share of the chunks, in their order."""
-    if threads == 1:
-        return [encode(chunks)]
-    size = -(-len(chunks) // (_SHARES * threads))
-    with ThreadPoolExecutor(threads) as pool:
-        return list(pool.map(encode, (chunks[start : start + size] for start in range(0, len(chunks), size))))
 
 
 class _FirstSpaceDropped(StreamingDecoder):

@@ -57,6 +57,10 @@ def test_texts_of_a_batch_stay_apart(gpt2, batch):
     assert [ids.tolist() for ids in gpt2.encode_batch(batch)] == [gpt2.encode(text).tolist() for text in batch]
 
 
+def test_a_border_is_text_like_any_other(gpt2):
+    assert gpt2.decode(gpt2.encode(_BORDER)) == _BORDER
+
+
 def test_known_ids(gpt2):
     assert gpt2.vocab_size == 50257
     assert gpt2.special_tokens == {"<|endoftext|>": 50256}

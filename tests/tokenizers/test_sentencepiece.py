@@ -15,6 +15,7 @@ from fastllm.tokenizers.sentencepiece import draw, split_sentences
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
 
+MODULE = "fastllm.tokenizers.sentencepiece"
 WORDS = TEXT.split()
 
 
@@ -51,7 +52,24 @@ def test_long_texts(sentencepiece, text):
     assert sentencepiece.decode(sentencepiece.encode(text)) == text
 
 
-def test_cuts_change_no_ids(sentencepiece):
+@settings(max_examples=200, deadline=None)
+@given(text=texts, copies=st.integers(1, 60))
+@pytest.mark.parametrize("sentencepiece", ["bpe"], indirect=True)
+def test_ids_of_words_are_the_librarys(sentencepiece, text, copies):
+    processor = library.SentencePieceProcessor(model_proto=sentencepiece.files()["tokenizer.model"])
+    text = f"{text} ".replace("\u2581", "") * copies
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(f"{MODULE}._WORDS_REPEAT", 0)
+        assert sentencepiece.encode(text).tolist() == processor.encode(text)
+        assert [ids.tolist() for ids in sentencepiece.encode_batch([text, text])] == processor.encode([text, text])
+
+
+@pytest.mark.parametrize("a_thread", [1, 1000, 10**9])
+@pytest.mark.parametrize("words_repeat", [0, 10**9])
+def test_cuts_change_no_ids(sentencepiece, monkeypatch, a_thread, words_repeat):
+    monkeypatch.setattr(f"{MODULE}._A_THREAD", a_thread)
+    monkeypatch.setattr(f"{MODULE}._WORDS_REPEAT", words_repeat)
+    monkeypatch.setattr("os.cpu_count", lambda: 3)
     many = lines(400)
     whole = sentencepiece.encode("".join(many)).tolist()
     assert whole == [id for line in many for id in sentencepiece.encode(line)]
@@ -188,17 +206,23 @@ def test_a_model_from_elsewhere(tmp_path, options):
         assert "".join(decoder.push(id) for id in ids) + decoder.finish() == ours.decode(ids)
 
 
-def test_a_model_whose_pieces_cross_lines():
+@pytest.mark.parametrize("model_type", ["unigram", "bpe"])
+def test_a_model_whose_pieces_cross_lines(monkeypatch, model_type):
+    monkeypatch.setattr(f"{MODULE}._WORDS_REPEAT", 0)
     options = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
-    model = train_library(vocab_size=330, byte_fallback=True, user_defined_symbols=["e\n\nT"], **options)
+    options |= {"byte_fallback": True, "model_type": model_type, "user_defined_symbols": ["e\n\nT"]}
+    model = train_library(vocab_size=330, **options)
     ours, theirs = SentencePieceTokenizer(model), library.SentencePieceProcessor(model_proto=model)
     assert ours.lossless
-    text = "desire\n\nThou\u2581art\n"
+    text = "desire\n\nThou\u2581art\n" * 20
     assert ours.decode(ours.encode(text)) == text
     assert theirs.piece_to_id("e\n\nT") in ours.encode(text)
+    text = text.replace("\u2581", "")
+    assert ours.encode(text).tolist() == theirs.encode(text)
 
 
-def test_a_model_whose_pieces_cross_words():
+def test_a_model_whose_pieces_cross_words(monkeypatch):
+    monkeypatch.setattr(f"{MODULE}._WORDS_REPEAT", 0)
     options = {"normalization_rule_name": "identity", "add_dummy_prefix": False, "remove_extra_whitespaces": False}
     symbols = ["to▁fond", "l▁▁▁y"]
     model = train_library(vocab_size=330, byte_fallback=True, model_type="bpe", user_defined_symbols=symbols, **options)
@@ -214,7 +238,8 @@ def test_texts_are_cut_between_words(monkeypatch, together):
     tokenizer = SentencePieceTokenizer.train([TEXT, "    return 1\n" * 50], 315, model_type="bpe")
     text = "    " + TEXT + "   \n  " + "x" * 300 + " \n\n  y "
     expected = library.SentencePieceProcessor(model_proto=tokenizer.files()["tokenizer.model"]).encode(text)
-    monkeypatch.setattr("fastllm.tokenizers.sentencepiece._WORDS_TOGETHER", together)
+    monkeypatch.setattr(f"{MODULE}._WORDS_REPEAT", 0)
+    monkeypatch.setattr(f"{MODULE}._WORDS_TOGETHER", together)
     assert tokenizer.encode(text).tolist() == expected
 
 
