@@ -1,5 +1,7 @@
 """fastllm.ops.scaled_dot_product_attention and attention_packed."""
 
+import math
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -105,15 +107,27 @@ def test_bool_mask_with_rows_that_see_nothing(device):
 
 
 def test_key_lengths(device):
-    lengths = torch.tensor([0, 65, 70])
+    lengths = torch.tensor([0, 65, 70, -3, 99])  # outside of [0, Tk]: none, and all
     for dtype in (torch.int64, torch.int32):
         harness.assert_matches_reference(
             lambda q, k, v, n=dtype: ops.scaled_dot_product_attention(q, k, v, key_lengths=lengths.to(device, n)),
             lambda q, k, v: reference.attention(q, k, v, key_lengths=lengths),
-            qkv(b=3, tq=9, tk=70),
+            qkv(b=5, tq=9, tk=70),
             torch.float32,
             device=device,
         )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("scale", [0.3, 0.0, -0.5])
+def test_scale(scale, dtype, device):
+    harness.assert_matches_reference(
+        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, is_causal=True, scale=scale),
+        lambda q, k, v: reference.attention(q * (scale * math.sqrt(16)), k, v, is_causal=True),
+        qkv(tq=70, d=16),
+        dtype,
+        device=device,
+    )
 
 
 # Windows of nothing but the query's own position, inside a tile, over several, wider than everything; unbounded sides.
@@ -266,6 +280,26 @@ def test_any_strides(layout, dtype, device):
         lambda q, k, v: ops.scaled_dot_product_attention(view(q), view(k), view(v)),
         lambda q, k, v: reference.attention(view(q), view(k), view(v)),
         inputs,
+        dtype,
+        device=device,
+    )
+
+
+# What gives the output's gradient such strides.
+USES = {
+    "last dimension strided": lambda y: y.transpose(2, 3).contiguous(),
+    "last dimension expanded": lambda y: y.sum(-1),
+    "rows that are not aligned": lambda y: F.pad(y, (1, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("use", USES)
+def test_gradients_of_any_strides(use, dtype, device):
+    harness.assert_matches_reference(
+        lambda q, k, v: USES[use](ops.scaled_dot_product_attention(q, k, v)),
+        lambda q, k, v: USES[use](reference.attention(q, k, v)),
+        qkv(tq=9, d=16),
         dtype,
         device=device,
     )
