@@ -42,6 +42,12 @@ class Setting:
         finally:
             torch.set_default_dtype(before)
 
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in the dtype with parameters in float32, as training does."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, self.dtype)
+
     @property
     def resolution(self) -> float:
         """How far apart two right results may be, relative to the largest value, by the dtype alone."""
@@ -64,6 +70,7 @@ class Case:
         flops: the arithmetic, for GFLOP/s; None where memory is the limit.
         tolerance: relative to the largest value of each compared tensor, in float32 (a coarser dtype has its own); None
             for random outputs.
+        skipped: peer -> why it is not measured; the harness adds those that cannot do the work.
     """
 
     name: str
@@ -166,16 +173,24 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 
 
 def check(case: Case, setting: Setting = CPU) -> None:
-    """Compare every peer's outputs with fastllm's; raise if one differs."""
-    if case.tolerance is None:
-        return
-    tolerance = max(case.tolerance, setting.resolution)
+    """Compare every peer's outputs with fastllm's; raise if one differs.
+
+    A peer that raises (it does not serve this device, dtype or option) is taken out of the case, and is in `skipped`.
+    """
+    tolerance = None if case.tolerance is None else max(case.tolerance, setting.resolution)
     with setting.making():
         inputs = case.setup()
     ours = [t.detach().clone() for t in case.peers[OURS](*inputs)]
-    others = {name: peer for name, peer in case.peers.items() if name != OURS}
-    for name, peer in others.items():
-        for i, (a, b) in enumerate(zip(ours, peer(*inputs), strict=True)):
+    for name in [name for name in case.peers if name != OURS]:
+        try:
+            theirs = case.peers[name](*inputs)
+        except (RuntimeError, ValueError) as error:
+            case.skipped[name] = str(error).partition("\n")[0]
+            del case.peers[name]
+            continue
+        if tolerance is None:
+            continue
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             error = (a.double() - b.detach().double()).abs().max().item()
             scale = max(b.detach().abs().max().item(), 1e-6)
             if not error <= tolerance * scale:
@@ -240,16 +255,16 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
 
 
 def describe(row: dict, limit: dict[str, float]) -> str:
-    """Return one line of text for a row."""
+    """Return one line of text for a row, and one for each peer that it lacks."""
     times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in row["seconds"].items())
     ratios = ", ".join(
         f"{r['median']:.2f}x {name} ({r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f})"
         for name, r in row["ratio"].items()
     )
     memory = ", ".join(f"{name} {peak / 1e6:,.0f} MB" for name, peak in row.get("peak_bytes", {}).items())
-    return "; ".join(
-        part for part in (f"{row['name']} {row['shape']}: {times}", ratios, share(row, limit), memory) if part
-    )
+    parts = (f"{row['name']} {row['shape']}: {times}", ratios, share(row, limit), memory)
+    skipped = [f"  {peer} skipped: {why}" for peer, why in row.get("skipped", {}).items()]
+    return "\n".join(["; ".join(part for part in parts if part), *skipped])
 
 
 def share(row: dict, limit: dict[str, float] | None) -> str:
@@ -263,6 +278,7 @@ def share(row: dict, limit: dict[str, float] | None) -> str:
         ("gflop_s", "GFLOP/s", "matmul_gflop_s", "matmul"),
     ):
         if key in row:
-            achieved = f"{row[key]:.3g} {unit}"
+            value, unit = (row[key], unit) if row[key] < 1000 else (row[key] / 1000, unit.replace("G", "T", 1))
+            achieved = f"{value:.3g} {unit}"
             return achieved if limit is None else f"{achieved} ({row[key] / limit[of]:.0%} of {name})"
     return ""
