@@ -175,7 +175,7 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 def check(case: Case, setting: Setting = CPU) -> None:
     """Compare every peer's outputs with fastllm's; raise if one differs.
 
-    A peer that raises (it does not serve this device, dtype or option) is taken out of the case, and is in `skipped`.
+    A peer that raises (it does not serve this device, dtype or option) is left out.
     """
     tolerance = None if case.tolerance is None else max(case.tolerance, setting.resolution)
     with setting.making():
@@ -185,8 +185,7 @@ def check(case: Case, setting: Setting = CPU) -> None:
         try:
             theirs = case.peers[name](*inputs)
         except (RuntimeError, ValueError) as error:
-            case.skipped[name] = str(error).partition("\n")[0]
-            del case.peers[name]
+            leave_out(case, name, error)
             continue
         if tolerance is None:
             continue
@@ -197,6 +196,12 @@ def check(case: Case, setting: Setting = CPU) -> None:
                 raise AssertionError(
                     f"{case.name} {case.shape}: output {i} of {name} differs from fastllm's by {error}"
                 )
+
+
+def leave_out(case: Case, name: str, error: Exception) -> None:
+    """Measure the case without this peer, and keep why."""
+    case.skipped[name] = str(error).partition("\n")[0]
+    del case.peers[name]
 
 
 def peak_bytes(case: Case, setting: Setting) -> dict[str, int]:
@@ -219,13 +224,19 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
     """Check, warm up, then time all peers in turns; return a row for the results."""
     torch._dynamo.reset()  # or torch.compile would take this case's shapes for another shape of the last one
     check(case, setting)
-    names = list(case.peers)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in case.peers}
     for round_index in range(rounds + 2):
         with setting.making():
             inputs = case.setup()
+        names = list(case.peers)
         for name in names[round_index % len(names) :] + names[: round_index % len(names)]:
-            seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs), setting)
+            try:
+                seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs), setting)
+            except RuntimeError as error:  # a graph cannot capture it, or its memory is not enough for that
+                if name == OURS:
+                    raise
+                leave_out(case, name, error)
+                continue
             if round_index >= 2:  # the first two rounds warm up
                 times[name].append(seconds)
         del inputs
@@ -239,7 +250,7 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
         "ratio": {},
         "skipped": case.skipped,
     }
-    for name in names:
+    for name in case.peers:
         row["seconds"][name] = statistics.median(times[name])
         if name != OURS:
             ratios = [theirs / mine for theirs, mine in zip(times[name], times[OURS], strict=True)]

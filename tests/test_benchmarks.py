@@ -93,6 +93,19 @@ def test_a_peer_that_cannot_is_left_out(tolerance):
     assert case.skipped == {"peer": "No available kernel."}
 
 
+def test_a_peer_that_fails_later_is_left_out():
+    calls = iter(range(10**9))
+
+    def unable(x):
+        if next(calls) > 0:
+            raise RuntimeError("cannot be captured")
+        return [2 * x]
+
+    row = harness.measure(case_of(unable), rounds=3)
+    assert set(row["seconds"]) == {OURS}
+    assert "peer skipped: cannot be captured" in harness.describe(row, {})
+
+
 def test_a_peer_that_differs_stops_the_case():
     with pytest.raises(AssertionError, match="output 0 of peer differs from fastllm's by 1"):
         harness.check(case_of(lambda x: [x]))
