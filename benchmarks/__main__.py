@@ -3,11 +3,12 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
 
-from benchmarks import bench_gpt, bench_ops, harness
+from benchmarks import bench_attention, bench_gpt, bench_ops, harness
 from fastllm import ops
 
 RESULTS = Path(__file__).parent / "results"
@@ -57,11 +58,12 @@ def run(arguments: argparse.Namespace, output: Path) -> dict:
     print(", ".join(f"{key} {value}" for key, value in machine.items()))
     print(f"limits now: copy {limit['copy_gb_s']:.1f} GB/s, matrix product {limit['matmul_gflop_s']:.0f} GFLOP/s")
     results: dict = {"machine": machine, "limits": limit, "rows": [], "failed": {}}
-    families = [bench_ops.cases(arguments.full, setting)]
-    if setting.device == "cpu":
-        families.append(bench_gpt.cases(arguments.full, arguments.nanogpt))
-    for family in families:
-        for case in family:
+    families = {"ops": bench_ops.cases(arguments.full, setting)}
+    if setting.device == "cuda":
+        families["attention"] = bench_attention.cases()
+    families["training step"] = bench_gpt.cases(arguments.full, arguments.nanogpt, setting)
+    for family, its_cases in families.items():
+        for case in until_one_fails(family, its_cases, results["failed"]):
             if arguments.only not in f"{case.name} {case.shape}":
                 continue
             if arguments.peer:
@@ -75,13 +77,19 @@ def run(arguments: argparse.Namespace, output: Path) -> dict:
                 continue
             results["rows"].append(row)
             output.write_text(json.dumps(results, indent=1) + "\n")
-            print(harness.describe(row, limit))
-            for peer, why in case.skipped.items():
-                print(f"  {peer} skipped: {why}")
-            sys.stdout.flush()
+            print(harness.describe(row, limit), flush=True)
     if not results["rows"]:
         sys.exit(f"no case with '{arguments.only}' in its name was measured")
     return results
+
+
+def until_one_fails(family: str, cases: Iterator[harness.Case], failed: dict) -> Iterator[harness.Case]:
+    """Yield the cases; one that cannot even be made is the last."""
+    try:
+        yield from cases
+    except (AssertionError, RuntimeError) as error:
+        failed[f"{family}: making a case"] = str(error)
+        print(f"{family}: making a case FAILED: {error}", flush=True)
 
 
 def plot(results: dict, path: Path) -> None:

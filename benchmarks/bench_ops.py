@@ -245,7 +245,7 @@ def cases(full: bool, setting: Setting = CPU) -> Iterator[Case]:
     on_gpu = setting.device == "cuda"
     yield from elementwise_and_norms(setting, full or on_gpu)
     yield from losses(setting, full or on_gpu)
-    if not on_gpu:  # attention has no CUDA kernel yet, and products there are cuBLAS's
+    if not on_gpu:  # there attention has cases of its own (bench_attention), and products are cuBLAS's
         yield from attention()
         yield from products()
     else:

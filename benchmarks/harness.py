@@ -42,6 +42,12 @@ class Setting:
         finally:
             torch.set_default_dtype(before)
 
+    def autocast(self) -> contextlib.AbstractContextManager:
+        """Compute in the dtype with parameters in float32, as training does."""
+        if self.dtype == torch.float32:
+            return contextlib.nullcontext()
+        return torch.autocast(self.device, self.dtype)
+
     @property
     def resolution(self) -> float:
         """How far apart two right results may be, relative to the largest value, by the dtype alone."""
@@ -64,6 +70,7 @@ class Case:
         flops: the arithmetic, for GFLOP/s; None where memory is the limit.
         tolerance: relative to the largest value of each compared tensor, in float32 (a coarser dtype has its own); None
             for random outputs.
+        skipped: peer -> why it is not measured; the harness adds those that cannot do the work.
     """
 
     name: str
@@ -166,22 +173,35 @@ def _time_on_gpu(call: Callable[[], object]) -> float:
 
 
 def check(case: Case, setting: Setting = CPU) -> None:
-    """Compare every peer's outputs with fastllm's; raise if one differs."""
-    if case.tolerance is None:
-        return
-    tolerance = max(case.tolerance, setting.resolution)
+    """Compare every peer's outputs with fastllm's; raise if one differs.
+
+    A peer that raises (it does not serve this device, dtype or option) is left out.
+    """
+    tolerance = None if case.tolerance is None else max(case.tolerance, setting.resolution)
     with setting.making():
         inputs = case.setup()
     ours = [t.detach().clone() for t in case.peers[OURS](*inputs)]
-    others = {name: peer for name, peer in case.peers.items() if name != OURS}
-    for name, peer in others.items():
-        for i, (a, b) in enumerate(zip(ours, peer(*inputs), strict=True)):
+    for name in [name for name in case.peers if name != OURS]:
+        try:
+            theirs = case.peers[name](*inputs)
+        except (RuntimeError, ValueError) as error:
+            leave_out(case, name, error)
+            continue
+        if tolerance is None:
+            continue
+        for i, (a, b) in enumerate(zip(ours, theirs, strict=True)):
             error = (a.double() - b.detach().double()).abs().max().item()
             scale = max(b.detach().abs().max().item(), 1e-6)
             if not error <= tolerance * scale:
                 raise AssertionError(
                     f"{case.name} {case.shape}: output {i} of {name} differs from fastllm's by {error}"
                 )
+
+
+def leave_out(case: Case, name: str, error: Exception) -> None:
+    """Measure the case without this peer, and keep why."""
+    case.skipped[name] = str(error).partition("\n")[0]
+    del case.peers[name]
 
 
 def peak_bytes(case: Case, setting: Setting) -> dict[str, int]:
@@ -204,13 +224,19 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
     """Check, warm up, then time all peers in turns; return a row for the results."""
     torch._dynamo.reset()  # or torch.compile would take this case's shapes for another shape of the last one
     check(case, setting)
-    names = list(case.peers)
-    times: dict[str, list[float]] = {name: [] for name in names}
+    times: dict[str, list[float]] = {name: [] for name in case.peers}
     for round_index in range(rounds + 2):
         with setting.making():
             inputs = case.setup()
+        names = list(case.peers)
         for name in names[round_index % len(names) :] + names[: round_index % len(names)]:
-            seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs), setting)
+            try:
+                seconds = _time(lambda name=name, inputs=inputs: case.peers[name](*inputs), setting)
+            except RuntimeError as error:  # a graph cannot capture it, or its memory is not enough for that
+                if name == OURS:
+                    raise
+                leave_out(case, name, error)
+                continue
             if round_index >= 2:  # the first two rounds warm up
                 times[name].append(seconds)
         del inputs
@@ -224,7 +250,7 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
         "ratio": {},
         "skipped": case.skipped,
     }
-    for name in names:
+    for name in case.peers:
         row["seconds"][name] = statistics.median(times[name])
         if name != OURS:
             ratios = [theirs / mine for theirs, mine in zip(times[name], times[OURS], strict=True)]
@@ -240,16 +266,16 @@ def measure(case: Case, rounds: int = 9, setting: Setting = CPU) -> dict:
 
 
 def describe(row: dict, limit: dict[str, float]) -> str:
-    """Return one line of text for a row."""
+    """Return one line of text for a row, and one for each peer that it lacks."""
     times = ", ".join(f"{name} {seconds * 1e3:.3g} ms" for name, seconds in row["seconds"].items())
     ratios = ", ".join(
         f"{r['median']:.2f}x {name} ({r['quartiles'][0]:.2f}-{r['quartiles'][1]:.2f})"
         for name, r in row["ratio"].items()
     )
     memory = ", ".join(f"{name} {peak / 1e6:,.0f} MB" for name, peak in row.get("peak_bytes", {}).items())
-    return "; ".join(
-        part for part in (f"{row['name']} {row['shape']}: {times}", ratios, share(row, limit), memory) if part
-    )
+    parts = (f"{row['name']} {row['shape']}: {times}", ratios, share(row, limit), memory)
+    skipped = [f"  {peer} skipped: {why}" for peer, why in row.get("skipped", {}).items()]
+    return "\n".join(["; ".join(part for part in parts if part), *skipped])
 
 
 def share(row: dict, limit: dict[str, float] | None) -> str:
@@ -263,6 +289,7 @@ def share(row: dict, limit: dict[str, float] | None) -> str:
         ("gflop_s", "GFLOP/s", "matmul_gflop_s", "matmul"),
     ):
         if key in row:
-            achieved = f"{row[key]:.3g} {unit}"
+            value, unit = (row[key], unit) if row[key] < 1000 else (row[key] / 1000, unit.replace("G", "T", 1))
+            achieved = f"{value:.3g} {unit}"
             return achieved if limit is None else f"{achieved} ({row[key] / limit[of]:.0%} of {name})"
     return ""

@@ -45,6 +45,18 @@ def test_equals_an_explicit_mask(lengths, is_causal, dtype, device):
     )
 
 
+def test_each_row_has_its_own_segments(device):
+    ids = torch.cat([ids_of(lengths) for lengths in ([70], [3, 60, 7], [65, 5])])
+    on_device = ids.to(device)
+    harness.assert_matches_reference(
+        lambda q, k, v: ops.scaled_dot_product_attention(q, k, v, segment_ids=on_device),
+        lambda q, k, v: reference.attention(q, k, v, segment_ids=ids),
+        qkv(b=3, tq=70),
+        torch.float32,
+        device=device,
+    )
+
+
 @settings(max_examples=40, deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 90), min_size=1, max_size=5), d=st.sampled_from([3, 8, 24]),
