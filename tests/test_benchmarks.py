@@ -8,6 +8,8 @@ from benchmarks.bench_attention import Shape
 from benchmarks.harness import OURS, Case, Setting
 from fastllm.models import GPTConfig
 
+pytestmark = pytest.mark.filterwarnings("ignore:`torch.jit:DeprecationWarning")  # torch's own, of its FlexAttention
+
 # Every kind of bench_attention.SHAPES, small.
 SMALL = (
     Shape(2, 3, 20, 8), Shape(2, 3, 20, 8, dropout=0.1), Shape(1, 2, 20, 8, is_causal=False),
@@ -26,6 +28,7 @@ def test_flops_are_those_of_the_scores_that_count(shape):
     assert shape.flops == 4 * shape.b * shape.h * shape.d * visible(shape).expand(shape.t, shape.t).sum()
 
 
+@pytest.mark.filterwarnings("ignore:.*kernel:UserWarning")  # torch says why one does not serve
 def test_attention_agrees_with_its_peers():
     """Those that the CPU has; the others are left out."""
     for case in bench_attention.cases(SMALL):
