@@ -96,6 +96,8 @@ __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& ru
   }
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
+    float masked[4];
+    rules.load_mask(row + g, column + kOctet * j + 2 * t, masked);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at_row = row + g + 8 * (i / 2), at_column = column + kOctet * j + 2 * t + i % 2;
@@ -103,7 +105,7 @@ __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& ru
       float weight = 0.0f, grad = 0.0f;
       if (whole || spans[i / 2].has(at_column)) {
         float slope;
-        const float score = rules.score(scores[j][i], at_row, at_column, slope);
+        const float score = rules.score(scores[j][i], at_row, at_column, masked[i], slope);
         weight = exp2_fast(fmaf(score, to_log2, -kLog2e * logsumexp(j, query)));
         const float factor = drops ? rules.factor(draw[j], i) : 1.0f;
         grad = weight * fmaf(grads[j][i], factor, -delta(j, query));

@@ -125,11 +125,13 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
     add_rows_product<T, kD, kM>(query_tile, row, key_tile, scores);
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      const int top = first + row + 16 * m;
+      const int top = here(first + row + 16 * m);
       if (!rules.are_products() || !rules.is_whole(top, 16, key, S::kKeys)) {
         const Span spans[2] = {rules.seen_by(top + g), rules.seen_by(top + g + 8)};
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
+          float masked[4];
+          rules.load_mask(top + g, key + kOctet * j + 2 * t, masked);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int at = key + kOctet * j + 2 * t + i % 2;
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
             if (!spans[i / 2].has(at)) {
               scores[m][j][i] = -INFINITY;
             } else if (!rules.are_products()) {
-              scores[m][j][i] = rules.score(scores[m][j][i], top + g + 8 * (i / 2), at, slope);
+              scores[m][j][i] = rules.score(scores[m][j][i], top + g + 8 * (i / 2), at, masked[i], slope);
             }
           }
         }

@@ -53,7 +53,7 @@ __device__ __forceinline__ void load_tile(const Slice& slice, const Tile<T, kCol
   static_assert(kPieces % kThreads == 0, "every thread copies as many chunks");
   const T* data = static_cast<const T*>(slice.data);
   const int thread = here(threadIdx.x);
-#pragma unroll
+#pragma unroll 8  // more would want more registers for addresses than there are
   for (int i = 0; i < kPieces / kThreads; ++i) {
     const int piece = i * kThreads + thread;
     const int row = piece / TileT::kChunks, col = piece % TileT::kChunks * TileT::kChunk;
