@@ -201,8 +201,8 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
 template <typename T, int kD>
 cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, float* logsumexp, cudaStream_t stream) {
   using S = Shape<T, kD>;
-  const auto tiles = static_cast<unsigned>((p.queries + S::kQueries - 1) / S::kQueries);
-  const dim3 grid(tiles * static_cast<unsigned>(p.batch * p.heads));
+  static_assert(sizeof(Shared<T, kD>) <= kMostShared);
+  const dim3 grid(blocks_of(p.batch, p.heads, p.queries, S::kQueries));
   return launch<attention_forward_kernel<T, kD>>({grid, S::kThreads, sizeof(Shared<T, kD>)}, stream, p, output,
                                                  logsumexp);
 }
@@ -211,7 +211,7 @@ cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, f
 
 cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output, float* logsumexp,
                               cudaStream_t stream) {
-  if (p.batch * p.heads * p.queries == 0) return cudaSuccess;
+  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
     return launch_shape<typename decltype(type)::type, channels>(p, output, logsumexp, stream);
   });
