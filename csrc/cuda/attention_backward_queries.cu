@@ -22,24 +22,31 @@ struct Shape<float, 128> : BackwardShape<32, 32, 2, 2, 2> {};
 template <>
 struct Shape<float, 256> : BackwardShape<16, 32, 4, 1, 1> {};
 
-// Sums of output * grad_output over the warp's rows, from row 0 of `slice` on; lane r % 16 gets row r's.
+// Sums of output * grad_output over the warp's rows, from row 0 of `slice` on; lane r % 16 gets row r's. Two lanes
+// share a row, so that loads of all rows are under way at once.
 template <typename T>
 __device__ __forceinline__ float sum_rows(const Slice& output, const Slice& grad_output, int row) {
-  const int lane = threadIdx.x % kWarp;
-  float mine = 0.0f;
+  const int lane = threadIdx.x % kWarp, token = output.first + row + lane / 2;
+  float sum = 0.0f;
+  if (token < output.tokens) {
+    const T* out = static_cast<const T*>(output.data) + token * output.token;
+    const T* grad = static_cast<const T*>(grad_output.data) + token * grad_output.token;
+    if (output.wide && grad_output.wide) {
+      constexpr int kChunk = kWidest<T>;
 #pragma unroll 4
-  for (int r = 0; r < 16; ++r) {
-    const int token = output.first + row + r;
-    float sum = 0.0f;
-    if (token < output.tokens) {
-      const T* out = static_cast<const T*>(output.data) + token * output.token;
-      const T* grad = static_cast<const T*>(grad_output.data) + token * grad_output.token;
-      for (int c = lane; c < output.width; c += kWarp) sum = fmaf(to_float(out[c]), to_float(grad[c]), sum);
+      for (int c = lane % 2 * kChunk; c < output.width; c += 2 * kChunk) {
+        float a[kChunk], b[kChunk];
+        Packed<T, kChunk>::load(out + c).unpack(a);
+        Packed<T, kChunk>::load(grad + c).unpack(b);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sum = fmaf(a[i], b[i], sum);
+      }
+    } else {
+      for (int c = lane % 2; c < output.width; c += 2) sum = fmaf(to_float(out[c]), to_float(grad[c]), sum);
     }
-    sum = warp_reduce<Sum>(sum);
-    if (lane % 16 == r) mine = sum;
   }
-  return mine;
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  return __shfl_sync(kAllLanes, sum, lane % 16 * 2);
 }
 
 template <typename T, int kD>
