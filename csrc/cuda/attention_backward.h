@@ -42,6 +42,17 @@ __device__ __forceinline__ int query_of(int i) {
   return kOfKeys ? i % 2 : i / 2;
 }
 
+// Multiplies with dropout's factors.
+template <typename T, bool kOfKeys, int kTiles>
+__device__ __forceinline__ void scale_by_factors(const Scores<T, kOfKeys>& rules, const uint32_t (&draw)[kTiles][2],
+                                                 Fragments<kTiles>& values) {
+#pragma unroll
+  for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) values[j][i] *= rules.factor(draw[j], i);
+  }
+}
+
 // From products to gradients, for 16 rows from `row` and kTiles of columns from `column`. `scores` holds products of
 // queries and keys and becomes P F; `grads` holds dO V^T and becomes dS, of the scores as they were with the mask
 // added (kOfMask) or of the scaled products. logsumexp and delta are functions of (tile, 0 or 1) of a lane's queries.
@@ -55,19 +66,48 @@ __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& ru
   Span spans[2] = {};
   if (!whole) spans[0] = rules.seen_by(row + g), spans[1] = rules.seen_by(row + g + 8);
   uint32_t draw[kTiles][2];
-  if (rules.drops()) rules.draw(row, column, draw);
+  const bool drops = rules.drops();
+  if (drops) rules.draw(row, column, draw);
+  if (plain) {
+    // Whatever is asked is asked once for the tile: a branch at each element would leave every exponential to wait for
+    // the one before.
+    if (drops) scale_by_factors(rules, draw, grads);
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const int query = query_of<kOfKeys>(i);
+        scores[j][i] = exp2_fast(fmaf(scores[j][i], to_log2, -kLog2e * logsumexp(j, query)));
+        grads[j][i] = scores[j][i] * (grads[j][i] - delta(j, query));
+      }
+    }
+    if (drops) scale_by_factors(rules, draw, scores);
+    if (whole) return;
+#pragma unroll
+    for (int j = 0; j < kTiles; ++j) {
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        const bool seen = spans[i / 2].has(column + kOctet * j + 2 * t + i % 2);
+        scores[j][i] = seen ? scores[j][i] : 0.0f;
+        grads[j][i] = seen ? grads[j][i] : 0.0f;
+      }
+    }
+    return;
+  }
 #pragma unroll
   for (int j = 0; j < kTiles; ++j) {
+    float masked[4];
+    rules.load_mask(row + g, column + kOctet * j + 2 * t, masked);
 #pragma unroll
     for (int i = 0; i < 4; ++i) {
       const int at_row = row + g + 8 * (i / 2), at_column = column + kOctet * j + 2 * t + i % 2;
       const int query = query_of<kOfKeys>(i);
       float weight = 0.0f, grad = 0.0f;
       if (whole || spans[i / 2].has(at_column)) {
-        float score = scores[j][i], slope = 1.0f;
-        if (!plain) score = rules.score(score, at_row, at_column, slope);
+        float slope;
+        const float score = rules.score(scores[j][i], at_row, at_column, masked[i], slope);
         weight = exp2_fast(fmaf(score, to_log2, -kLog2e * logsumexp(j, query)));
-        const float factor = rules.drops() ? rules.factor(draw[j], i) : 1.0f;
+        const float factor = drops ? rules.factor(draw[j], i) : 1.0f;
         grad = weight * fmaf(grads[j][i], factor, -delta(j, query));
         if (!kOfMask) grad *= slope;
         weight *= factor;

@@ -21,7 +21,7 @@ struct Shape<float, 64> : BackwardShape<64, 32, 1, 2, 2> {};
 template <>
 struct Shape<float, 128> : BackwardShape<32, 32, 2, 2, 2> {};
 template <>
-struct Shape<float, 256> : BackwardShape<32, 32, 4, 1, 1> {};
+struct Shape<float, 256> : BackwardShape<16, 32, 4, 1, 1> {};
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
@@ -109,14 +109,14 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
 }  // namespace
 
 cudaError_t attention_backward_keys(const AttentionParams& p, const AttentionGradients& g, cudaStream_t stream) {
-  if (p.batch * p.kv_heads * p.keys == 0) return cudaSuccess;
+  if (p.batch == 0 || p.kv_heads == 0 || p.keys == 0) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
     using T = typename decltype(type)::type;
     using S = Shape<T, channels>;
-    const auto tiles = static_cast<unsigned>((p.keys + S::kRows - 1) / S::kRows);
-    const dim3 grid(tiles * static_cast<unsigned>(p.batch * p.kv_heads));
-    return launch<attention_backward_keys_kernel<T, channels>>(
-        {grid, S::kThreads, sizeof(BackwardShared<T, channels, S>)}, stream, p, g);
+    using Area = BackwardShared<T, channels, S>;
+    static_assert(sizeof(Area) <= kMostShared);
+    const dim3 grid(blocks_of(p.batch, p.kv_heads, p.keys, S::kRows));
+    return launch<attention_backward_keys_kernel<T, channels>>({grid, S::kThreads, sizeof(Area)}, stream, p, g);
   });
 }
 

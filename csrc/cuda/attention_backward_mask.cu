@@ -11,6 +11,8 @@ template <typename T, int kD>
 struct Shape : BackwardShape<64, 32, 1, 1, 1> {};
 template <int kD>
 struct Shape<float, kD> : BackwardShape<32, 32, 1, 1, 1> {};
+template <>
+struct Shape<float, 256> : BackwardShape<16, 32, 1, 1, 1> {};
 
 // What of one dimension shares the elements that a block makes: [first, end) by steps.
 struct Sharing {
@@ -119,17 +121,19 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, 1)
 }  // namespace
 
 cudaError_t attention_backward_mask(const AttentionParams& p, const AttentionGradients& g, cudaStream_t stream) {
-  if (g.grad_mask == nullptr || static_cast<int64_t>(p.batch) * p.heads * p.queries * p.keys == 0) return cudaSuccess;
+  const bool empty = p.batch == 0 || p.heads == 0 || p.queries == 0 || p.keys == 0;
+  if (g.grad_mask == nullptr || empty) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
     using T = typename decltype(type)::type;
     using S = Shape<T, channels>;
+    using Area = BackwardShared<T, channels, S>;
+    static_assert(sizeof(Area) <= kMostShared);
     const auto tiles = [&](int dim, int size, int tile) {
       return g.grad_mask_strides[dim] == 0 ? 1u : static_cast<unsigned>((size + tile - 1) / tile);
     };
     const dim3 grid(tiles(0, p.batch, 1) * tiles(1, p.heads, 1) * tiles(2, p.queries, S::kRows) *
                     tiles(3, p.keys, S::kColumns));
-    return launch<attention_backward_mask_kernel<T, channels>>(
-        {grid, S::kThreads, sizeof(BackwardShared<T, channels, S>)}, stream, p, g);
+    return launch<attention_backward_mask_kernel<T, channels>>({grid, S::kThreads, sizeof(Area)}, stream, p, g);
   });
 }
 

@@ -20,26 +20,33 @@ struct Shape<float, 64> : BackwardShape<64, 32, 1, 2, 2> {};
 template <>
 struct Shape<float, 128> : BackwardShape<32, 32, 2, 2, 2> {};
 template <>
-struct Shape<float, 256> : BackwardShape<32, 32, 4, 1, 1> {};
+struct Shape<float, 256> : BackwardShape<16, 32, 4, 1, 1> {};
 
-// Sums of output * grad_output over the warp's rows, from row 0 of `slice` on; lane r % 16 gets row r's.
+// Sums of output * grad_output over the warp's rows, from row 0 of `slice` on; lane r % 16 gets row r's. Two lanes
+// share a row, so that loads of all rows are under way at once.
 template <typename T>
 __device__ __forceinline__ float sum_rows(const Slice& output, const Slice& grad_output, int row) {
-  const int lane = threadIdx.x % kWarp;
-  float mine = 0.0f;
+  const int lane = threadIdx.x % kWarp, token = output.first + row + lane / 2;
+  float sum = 0.0f;
+  if (token < output.tokens) {
+    const T* out = static_cast<const T*>(output.data) + token * output.token;
+    const T* grad = static_cast<const T*>(grad_output.data) + token * grad_output.token;
+    if (output.wide && grad_output.wide) {
+      constexpr int kChunk = kWidest<T>;
 #pragma unroll 4
-  for (int r = 0; r < 16; ++r) {
-    const int token = output.first + row + r;
-    float sum = 0.0f;
-    if (token < output.tokens) {
-      const T* out = static_cast<const T*>(output.data) + token * output.token;
-      const T* grad = static_cast<const T*>(grad_output.data) + token * grad_output.token;
-      for (int c = lane; c < output.width; c += kWarp) sum = fmaf(to_float(out[c]), to_float(grad[c]), sum);
+      for (int c = lane % 2 * kChunk; c < output.width; c += 2 * kChunk) {
+        float a[kChunk], b[kChunk];
+        Packed<T, kChunk>::load(out + c).unpack(a);
+        Packed<T, kChunk>::load(grad + c).unpack(b);
+#pragma unroll
+        for (int i = 0; i < kChunk; ++i) sum = fmaf(a[i], b[i], sum);
+      }
+    } else {
+      for (int c = lane % 2; c < output.width; c += 2) sum = fmaf(to_float(out[c]), to_float(grad[c]), sum);
     }
-    sum = warp_reduce<Sum>(sum);
-    if (lane % 16 == r) mine = sum;
   }
-  return mine;
+  sum += __shfl_xor_sync(kAllLanes, sum, 1);
+  return __shfl_sync(kAllLanes, sum, lane % 16 * 2);
 }
 
 template <typename T, int kD>
@@ -126,14 +133,14 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
 }  // namespace
 
 cudaError_t attention_backward_queries(const AttentionParams& p, const AttentionGradients& g, cudaStream_t stream) {
-  if (p.batch * p.heads * p.queries == 0) return cudaSuccess;
+  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
     using T = typename decltype(type)::type;
     using S = Shape<T, channels>;
-    const auto tiles = static_cast<unsigned>((p.queries + S::kRows - 1) / S::kRows);
-    const dim3 grid(tiles * static_cast<unsigned>(p.batch * p.heads));
-    return launch<attention_backward_queries_kernel<T, channels>>(
-        {grid, S::kThreads, sizeof(BackwardShared<T, channels, S>)}, stream, p, g);
+    using Area = BackwardShared<T, channels, S>;
+    static_assert(sizeof(Area) <= kMostShared);
+    const dim3 grid(blocks_of(p.batch, p.heads, p.queries, S::kRows));
+    return launch<attention_backward_queries_kernel<T, channels>>({grid, S::kThreads, sizeof(Area)}, stream, p, g);
   });
 }
 

@@ -125,11 +125,13 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
     add_rows_product<T, kD, kM>(query_tile, row, key_tile, scores);
 #pragma unroll
     for (int m = 0; m < kM; ++m) {
-      const int top = first + row + 16 * m;
+      const int top = here(first + row + 16 * m);
       if (!rules.are_products() || !rules.is_whole(top, 16, key, S::kKeys)) {
         const Span spans[2] = {rules.seen_by(top + g), rules.seen_by(top + g + 8)};
 #pragma unroll
         for (int j = 0; j < kTiles; ++j) {
+          float masked[4];
+          rules.load_mask(top + g, key + kOctet * j + 2 * t, masked);
 #pragma unroll
           for (int i = 0; i < 4; ++i) {
             const int at = key + kOctet * j + 2 * t + i % 2;
@@ -137,7 +139,7 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
             if (!spans[i / 2].has(at)) {
               scores[m][j][i] = -INFINITY;
             } else if (!rules.are_products()) {
-              scores[m][j][i] = rules.score(scores[m][j][i], top + g + 8 * (i / 2), at, slope);
+              scores[m][j][i] = rules.score(scores[m][j][i], top + g + 8 * (i / 2), at, masked[i], slope);
             }
           }
         }
@@ -199,8 +201,8 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
 template <typename T, int kD>
 cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, float* logsumexp, cudaStream_t stream) {
   using S = Shape<T, kD>;
-  const auto tiles = static_cast<unsigned>((p.queries + S::kQueries - 1) / S::kQueries);
-  const dim3 grid(tiles * static_cast<unsigned>(p.batch * p.heads));
+  static_assert(sizeof(Shared<T, kD>) <= kMostShared);
+  const dim3 grid(blocks_of(p.batch, p.heads, p.queries, S::kQueries));
   return launch<attention_forward_kernel<T, kD>>({grid, S::kThreads, sizeof(Shared<T, kD>)}, stream, p, output,
                                                  logsumexp);
 }
@@ -209,7 +211,7 @@ cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, f
 
 cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output, float* logsumexp,
                               cudaStream_t stream) {
-  if (p.batch * p.heads * p.queries == 0) return cudaSuccess;
+  if (p.batch == 0 || p.heads == 0 || p.queries == 0) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
     return launch_shape<typename decltype(type)::type, channels>(p, output, logsumexp, stream);
   });

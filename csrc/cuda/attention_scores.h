@@ -89,8 +89,9 @@ class Scores {
   // Scores times this are exponents of 2.
   __device__ __forceinline__ float to_log2() const { return are_products() ? p_.scale * kLog2e : kLog2e; }
 
-  // A score of a product of (row, column); `slope` becomes its derivative by the scaled product.
-  __device__ __forceinline__ float score(float product, int row, int column, float& slope) const {
+  // A score of a product of (row, column), and of what the mask adds; `slope` becomes its derivative by the scaled
+  // product.
+  __device__ __forceinline__ float score(float product, int row, int column, float masked, float& slope) const {
     const int query = kOfKeys ? column : row, key = kOfKeys ? row : column;
     float score = product * p_.scale;
     slope = 1.0f;
@@ -103,8 +104,24 @@ class Scores {
       const float fall = p_.alibi_slopes[b_ * p_.alibi_strides[0] + head_ * p_.alibi_strides[1]];
       score -= fall * fabsf(static_cast<float>(query + p_.shift - key));
     }
-    const int64_t* strides = p_.mask.strides;
-    return score + added(b_ * strides[0] + head_ * strides[1] + query * strides[2] + key * strides[3]);
+    return score + masked;
+  }
+
+  // What the mask adds to a fragment's four, `row` and `column` being the first one's; outside of the rows and columns,
+  // what it adds to their neighbours. All are loaded at once: behind a branch for each, each would wait for the last.
+  __device__ __forceinline__ void load_mask(int row, int column, float (&masked)[4]) const {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) masked[i] = 0.0f;
+    switch (p_.mask.kind) {
+      case AttentionMask::Kind::kNone:
+        return;
+      case AttentionMask::Kind::kBool:
+        return load_mask<bool>(row, column, masked, [](bool counts) { return counts ? 0.0f : -INFINITY; });
+      case AttentionMask::Kind::kFloat32:
+        return load_mask<float>(row, column, masked, [](float value) { return value; });
+      case AttentionMask::Kind::kNarrow:
+        return load_mask<T>(row, column, masked, [](T value) { return to_float(value); });
+    }
   }
 
   // --- Dropout ---
@@ -166,18 +183,20 @@ class Scores {
     return dropout_.draw(row * blocks + key / Philox::kElements);
   }
 
-  __device__ __forceinline__ float added(int64_t index) const {
-    switch (p_.mask.kind) {
-      case AttentionMask::Kind::kNone:
-        return 0.0f;
-      case AttentionMask::Kind::kBool:
-        return static_cast<const bool*>(p_.mask.data)[index] ? 0.0f : -INFINITY;
-      case AttentionMask::Kind::kFloat32:
-        return static_cast<const float*>(p_.mask.data)[index];
-      case AttentionMask::Kind::kNarrow:
-        return to_float(static_cast<const T*>(p_.mask.data)[index]);
+  template <typename Mask, typename Convert>
+  __device__ __forceinline__ void load_mask(int row, int column, float (&masked)[4], const Convert& convert) const {
+    const int64_t* strides = p_.mask.strides;
+    const Mask* mask = static_cast<const Mask*>(p_.mask.data) + b_ * strides[0] + head_ * strides[1];
+    Mask value[4];
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const int at_row = row + 8 * (i / 2), at_column = column + i % 2;
+      const int query = min(kOfKeys ? at_column : at_row, p_.queries - 1);
+      const int key = min(kOfKeys ? at_row : at_column, p_.keys - 1);
+      value[i] = mask[query * strides[2] + key * strides[3]];
     }
-    return 0.0f;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) masked[i] = convert(value[i]);
   }
 
   const AttentionParams& p_;

@@ -5,6 +5,8 @@
 // 4 g + t holds {(g, 2t), (g, 2t + 1), (g + 8, 2t), (g + 8, 2t + 1)}.
 #pragma once
 
+#include <climits>
+
 #include "cuda/attention.h"
 #include "cuda/packed.h"
 #include "cuda/ptx.h"
@@ -17,6 +19,15 @@ constexpr int kOctet = 8;
 
 template <int kTiles>
 using Fragments = float[kTiles][4];
+
+// What a block may share on every GPU from sm_80 on: 99 KiB on sm_86, sm_89 and sm_120; an A100 has 163, an H100 227.
+constexpr size_t kMostShared = 99 * 1024;
+
+// Blocks of `rows` rows that hold all `tokens` of each head. 0 if a grid has not as many, and no grid of 0 launches.
+inline unsigned blocks_of(int batch, int heads, int tokens, int rows) {
+  const int64_t blocks = static_cast<int64_t>(batch) * heads * ((tokens + rows - 1) / rows);
+  return blocks <= INT_MAX ? static_cast<unsigned>(blocks) : 0;
+}
 
 // Rows of kCols values in chunks of 16 bytes, which are swapped within a row so that 8 rows' chunks of one column lie
 // in different banks.
@@ -53,7 +64,7 @@ __device__ __forceinline__ void load_tile(const Slice& slice, const Tile<T, kCol
   static_assert(kPieces % kThreads == 0, "every thread copies as many chunks");
   const T* data = static_cast<const T*>(slice.data);
   const int thread = here(threadIdx.x);
-#pragma unroll
+#pragma unroll 8  // more would want more registers for addresses than there are
   for (int i = 0; i < kPieces / kThreads; ++i) {
     const int piece = i * kThreads + thread;
     const int row = piece / TileT::kChunks, col = piece % TileT::kChunks * TileT::kChunk;

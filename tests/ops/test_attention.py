@@ -79,6 +79,20 @@ def test_learned_bias_gets_its_gradient(shape, hkv, dtype, device):
     )
 
 
+# The widest tiles of CUDA: a block's shared memory bounds the rows of float32. 34 queries end none of them.
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(34, 40), (34, 1), (40,)])
+def test_learned_bias_of_wide_heads(shape, dtype, device):
+    bias = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    harness.assert_matches_reference(
+        lambda q, k, v, m: ops.scaled_dot_product_attention(q, k, v, m),
+        lambda q, k, v, m: reference.attention(q, k, v, m),
+        [*qkv(tq=34, tk=40, d=256), bias],
+        dtype,
+        device=device,
+    )
+
+
 @pytest.mark.parametrize("bias_dtype", [torch.float64, torch.float32, torch.float16])
 def test_a_bias_of_another_dtype_and_any_strides(bias_dtype, device):
     q, k, v = (t.detach().bfloat16() for t in qkv(tq=9))
