@@ -72,9 +72,9 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
   const int begin = seen.begin / S::kColumns * S::kColumns;
   const auto load = [&](int key) {
     const int stage = (key - begin) / S::kColumns % S::kStages;
-    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.key, b, kv_head, key, p.keys, p.channels),
+    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.key, b, kv_head, key, rules.keys(), p.channels),
                                                Tile<T, kD>{shared->left[stage]});
-    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.value, b, kv_head, key, p.keys, p.value_channels),
+    load_tile<T, kD, S::kColumns, S::kThreads>(slice_of<T>(p.value, b, kv_head, key, rules.keys(), p.value_channels),
                                                Tile<T, kD>{shared->right[stage]});
   };
   if (begin < seen.end) load(begin);

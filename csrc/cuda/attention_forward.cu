@@ -104,11 +104,11 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
   const Span seen = rules.seen_by(first, S::kQueries);
   const int begin = seen.begin / S::kKeys * S::kKeys;
   const auto load_keys = [&](int key) {
-    load_tile<T, kD, S::kKeys, S::kThreads>(slice(p.key, kv_head, key, p.keys, p.channels), key_tile);
+    load_tile<T, kD, S::kKeys, S::kThreads>(slice(p.key, kv_head, key, rules.keys(), p.channels), key_tile);
     cp_async_commit();
   };
   const auto load_values = [&](int key) {
-    load_tile<T, kD, S::kKeys, S::kThreads>(slice(p.value, kv_head, key, p.keys, p.value_channels), value_tile);
+    load_tile<T, kD, S::kKeys, S::kThreads>(slice(p.value, kv_head, key, rules.keys(), p.value_channels), value_tile);
     cp_async_commit();
   };
   load_tile<T, kD, S::kQueries, S::kThreads>(slice(p.query, head, first, p.queries, p.channels), query_tile);

@@ -53,6 +53,9 @@ class Scores {
 
   __device__ __forceinline__ void set_head(int head) { head_ = head; }
 
+  // How many keys count: what lies behind them, in a padded batch, may be anything.
+  __device__ __forceinline__ int keys() const { return keys_; }
+
   // How many rows see anything at all, at most.
   __device__ __forceinline__ int rows() const { return kOfKeys ? keys_ : p_.queries; }
 

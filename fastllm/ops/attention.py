@@ -48,7 +48,7 @@ def scaled_dot_product_attention(
         is_causal: a query sees the keys up to its own position.
         scale: default 1 / sqrt(D).
         enable_gqa: Hkv may be a divisor of H.
-        key_lengths: (B,) int64 or int32, how many keys of each batch element count.
+        key_lengths: (B,) int64 or int32, how many keys of each batch element count; what lies behind them is not read.
         segment_ids: (B, T) int64 or int32, for self-attention (Tq = Tk = T): token i sees token j only if their ids are
             equal, as several documents packed into one row need. Ids may not fall along a row, so that a segment is a
             run of neighbours: what lies outside it is not computed. On CUDA this is not checked, for the host would

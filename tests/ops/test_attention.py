@@ -134,6 +134,26 @@ def test_key_lengths(device):
         )
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("with_bias", [False, True])
+def test_what_lies_behind_key_lengths_may_be_anything(with_bias, dtype, device):
+    """Keys and values of a padded batch are not read there: what they hold reaches neither results nor gradients."""
+    inputs = [*qkv(tq=34, tk=70), torch.randn(34, 70, dtype=torch.float64, requires_grad=True)][: 4 if with_bias else 3]
+    lengths, results = torch.tensor([7, 69]), []
+    for padding in (0.0, torch.nan):
+        tensors = harness.to(inputs, dtype)
+        for kept in tensors[1:3]:
+            for row, length in enumerate(lengths):
+                kept.data[row, :, length:] = padding
+        output, grads = harness.run(
+            lambda *x: ops.scaled_dot_product_attention(*x, key_lengths=lengths.to(device)),
+            harness.on(device, tensors),
+        )
+        results.append([output, *grads])
+    for of_zeros, of_nan in zip(*results, strict=True):
+        assert torch.equal(of_zeros, of_nan)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("scale", [0.3, 0.0, -0.5])
 def test_scale(scale, dtype, device):
