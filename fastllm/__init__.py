@@ -24,3 +24,7 @@ def __getattr__(name: str) -> Any:
     if name == "generate":
         return importlib.import_module("fastllm.generation").generate
     raise AttributeError(f"module 'fastllm' has no attribute '{name}'")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)  # what a prompt completes, imported or not

