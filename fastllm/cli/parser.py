@@ -91,7 +91,7 @@ def _plain(text: str) -> str:
         known = re.findall(r"\w+", match[2])
         return f"one of {', '.join(known)} must follow, got '{match[1]}'{_did_you_mean(match[1], known)}"
     if match := re.match(r"Problems parsing config: (.*)", text):
-        return f"'config' is no YAML: {match[1]}"
+        return f"'config' is no YAML: {match[1]}".replace(' in "<unicode string>",', " at")
     if text.startswith("Unexpected config:"):
         return "'config' must be a YAML file with lines like 'n_layer: 4'"
     return text
