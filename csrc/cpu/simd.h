@@ -188,18 +188,14 @@ C10_ALWAYS_INLINE at::vec::Vectorized<float> power_of_2(const at::vec::Vectorize
   return at::vec::cast<float, int32_t>((at::vec::convert_to_int_of_same_size(n) + VI(127)) << VI(23));
 }
 
-// e^x to about 1 ulp; 0 below -86.98 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
+// e^x to about 1 ulp; 0 below -86.99 (a result under 1.7e-38), +inf above 88.72, NaN stays NaN.
 C10_ALWAYS_INLINE at::vec::Vectorized<float> vexp(const at::vec::Vectorized<float>& x) {
   using V = at::vec::Vectorized<float>;
-  const V low(-86.98f), high(88.72283f);
-  // Selections, not min and max: those lose a NaN. What becomes 0 in the end is computed at 0, away from denormals:
-  // each of those would cost as much as a hundred multiply-adds.
-  V y = V::blendv(x, V(0.0f), x < low);
-  y = V::blendv(y, high, y > high);
-  const auto [n, e_r] = exp_parts(y);
-  // n reaches 128 at the top end, one more than an exponent holds: scale by 2^(n-1), then by 2.
-  const V scaled = e_r * power_of_2(n - V(1.0f)) * V(2.0f);
-  return V::blendv(V::blendv(scaled, V(0.0f), x < low), V(std::numeric_limits<float>::infinity()), x > high);
+  // Bounds, which keep a NaN, and no selections: on a Xeon these took four times as long as all the rest.
+  const auto [n, e_r] = exp_parts(at::vec::clamp_max(at::vec::clamp_min(x, V(-87.3f)), V(89.0f)));
+  // n reaches 128 at the top end, one more than an exponent holds: scale by 2^(n-1), then by 2. At the low end n - 1 is
+  // -127, which gives 0 and no denormals: each of those would cost as much as a hundred multiply-adds.
+  return e_r * power_of_2(n - V(1.0f)) * V(2.0f);
 }
 
 // The same where x <= 0 is known, as in every softmax; rounding may take x a little above. 0 below -87.68.
