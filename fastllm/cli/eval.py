@@ -64,7 +64,7 @@ def run(arguments: Namespace) -> int:
     perplexity, bits = evaluation.perplexity_and_bits(loss, split, config.document_mask)
     print(
         f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
-        f"bits a byte {'n/a' if bits is None else f'{bits:.4f}'}"
+        f"bits a byte {'n/a, as document_mask leaves tokens out' if bits is None else f'{bits:.4f}'}"
     )
     return 0
 

@@ -69,6 +69,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         UserError: there is none, or it is damaged or of an unknown kind.
     """
     folder = _place(Path(folder))
+    if not folder.is_dir():
+        what = "it is a file" if folder.exists() else "nothing is there"
+        raise UserError(f"{folder} is no folder with a tokenizer: {what}")
     if not has_tokenizer(folder):
         raise UserError(f"{folder / base.FILE} is missing, and {folder} has no files of a GPT-2 tokenizer either")
     for path in (folder / base.EXPORTED_FILE, folder / base.FILE):

@@ -49,7 +49,8 @@ class Trainer:
     def __init__(self, config: TrainConfig, resume: str | None = None, given: Collection[str] = ()) -> None:
         config.check()
         if config.data is None or config.out is None:
-            raise UserError("train: 'data' and 'out' must be given")
+            missing = [f"'{name}'" for name in ("data", "out") if getattr(config, name) is None]
+            raise UserError(f"train: {' and '.join(missing)} must be given")
         self.config, self.run, self._given = config, Path(config.out), given
         self.step, self.best_val, self.evaluations_since_best = 0, math.inf, 0
         self.stop_requested, self.resumed = False, False

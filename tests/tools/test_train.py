@@ -24,6 +24,7 @@ from fastllm.train.report import Reporter
         (["train", "--resume=nowhere"], "is missing or damaged"),
         (["train", "--resume=x", "--n_layer=3"], "leave out --n_layer"),
         (["train"], "'data' and 'out' must be given"),
+        (["train", "--out=run"], "train: 'data' must be given"),
         (["prepare", "shakespeare", "--plays=some"], "'plays' must be tiny or all, got 'some'"),
     ],
 )

@@ -287,6 +287,20 @@ def test_a_full_disk_is_what_the_message_says(fill, data, tmp_path, monkeypatch,
     assert cli.main(["train", f"--resume={run}"]) == 0
 
 
+def test_a_disk_that_may_only_be_read(tmp_path, monkeypatch):
+    """Not even what was never written can be taken away there; that is not what the message is about."""
+
+    def fail(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    for name in ("open", "unlink"):
+        monkeypatch.setattr(Path, name, fail)
+    with pytest.raises(
+        UserError, match=r"cannot write .*a\.txt: Read-only file system; nothing that was there is lost"
+    ):
+        files.write_text(tmp_path / "a.txt", "x")
+
+
 def test_a_folder_that_cannot_be_written(data, tmp_path, capsys, monkeypatch):
     opened = Path.open
 
