@@ -2,6 +2,7 @@
 
 import json
 import re
+import statistics
 import sys
 from pathlib import Path
 
@@ -19,8 +20,9 @@ def fill() -> None:
     pattern = re.compile(re.escape(START) + ".*" + re.escape(END), re.DOTALL)
     if not pattern.search(text):
         sys.exit(f"{README.name}: the markers {START} and {END} are missing")
+    ops = f"{table(read('cpu.json'))}\n\n{in_short(read('cpu-xeon.json'), 'benchmarks/results/cpu-xeon.png')}"
     sections = [
-        ("Ops, and a training step (`python -m benchmarks --nanogpt DIR`)", table(read("cpu.json"))),
+        ("Ops, and a training step (`python -m benchmarks --nanogpt DIR`)", ops),
         ("A whole run beside nanoGPT's (`python -m benchmarks.bench_run`)", whole_run(read("runs/shakespeare.json"))),
         ("Generation (`python -m benchmarks.bench_decode`)", table(read("decode/cpu.json"))),
         ("Tokenizers (`python -m benchmarks.bench_tokenizers`)", table(read("tokenizers/cpu.json"))),
@@ -62,6 +64,17 @@ def table(results: dict) -> str:
             f"| {row['name']} | {row['shape']} | {ours} | {harness.share(row, limits)} | {' | '.join(ratios)} |"
         )
     return "\n".join(lines)
+
+
+def in_short(results: dict, picture: str) -> str:
+    """Return what the rows of another machine come to beside torch, and which of them lose."""
+    ratios = {f"{row['name']} {row['shape']}": row["ratio"]["torch"]["median"] for row in results["rows"]}
+    losing = [f"{name} {ratio:.2f}" for name, ratio in ratios.items() if ratio < 1]
+    return (
+        f"{harness.where(results['machine'])} ([picture]({picture})): {statistics.median(ratios.values()):.2f} times "
+        f"faster than torch (median of {len(ratios)} rows, {min(ratios.values()):.2f} to {max(ratios.values()):.2f})"
+        + (f"; slower: {', '.join(losing)}." if losing else ".")
+    )
 
 
 def whole_run(results: dict) -> str:
