@@ -134,7 +134,8 @@ class BuildNative(build_ext):
     def build_extensions(self):
         """Compile what changed, link every module and put each where setuptools expects it."""
         torch, pybind11, ninja, compiler = require_tools()
-        build = Path(self.build_temp).resolve()
+        # Not self.build_temp: pip builds an editable install in a folder that it throws away, and with it all objects.
+        build = ROOT / "build" / f"native-{sys.implementation.cache_tag}-torch{torch.__version__}"
         build.mkdir(parents=True, exist_ok=True)
         outputs = {ext.name.rsplit("_C_", 1)[1]: Path(self.get_ext_fullpath(ext.name)) for ext in self.extensions}
         plan = NinjaPlan(build, torch, pybind11, compiler, version=self.distribution.get_version())
