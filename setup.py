@@ -6,10 +6,11 @@ per capability links the op objects with that capability's kernels, and fastllm 
 run.
 
 Environment: FASTLLM_CUDA=0|1 forces CUDA off or on, FASTLLM_CUDA_ARCHS="80 90" picks its targets,
-FASTLLM_CAPABILITIES="default avx2 avx512" limits the CPU builds ("native": the host's best alone), CXX picks the
+FASTLLM_CAPABILITIES="default avx2 avx512 amx" limits the CPU builds ("native": the host's best alone), CXX picks the
 compiler.
 """
 
+import functools
 import json
 import os
 import platform
@@ -32,6 +33,9 @@ CAPABILITIES = {
     "-mavx512f -mavx512bw -mavx512vl -mavx512dq -mavx2 -mfma -mf16c "
     "-Wno-uninitialized",  # g++ 12 takes its own AVX-512 headers for a fault; the other builds look for real ones
 }
+# Only these sources differ from another capability's, whose objects serve for the rest.
+CAPABILITIES["amx"] = f"{CAPABILITIES['avx512']} -mavx512bf16 -mamx-tile -mamx-bf16 -DFASTLLM_AMX"
+EXTENDS = {"amx": ("avx512", "bfloat16_*.cpp")}
 
 
 def fail(sentence):
@@ -71,7 +75,8 @@ def choose_capabilities():
         return list(CAPABILITIES)
     if wanted == ["native"]:
         flags = Path("/proc/cpuinfo").read_text() if Path("/proc/cpuinfo").exists() else ""
-        return ["avx512" if "avx512dq" in flags else "avx2" if "avx2" in flags else "default"]
+        features = {"amx": "amx_bf16", "avx512": "avx512dq", "avx2": "avx2", "default": ""}
+        return [next(name for name, feature in features.items() if feature in flags)]
     for name in wanted:
         if name not in CAPABILITIES:
             fail(f"FASTLLM_CAPABILITIES: expected 'all', 'native' or some of {list(CAPABILITIES)}, got '{name}'.")
@@ -219,6 +224,17 @@ class NinjaPlan:
             self.add(objects[-1], rule_name, f"{source}{after}", **variables)
         return objects
 
+    @functools.cache  # noqa: B019, a plan lives as long as the build
+    def kernels(self, capability):
+        """Plan the CPU kernels of a capability, once; return the objects."""
+        base, pattern = EXTENDS.get(capability, (None, "*.cpp"))
+        flags = CAPABILITIES[capability]
+        objects = self.compile_all("cpu", "kernel", f".{capability}", pattern, capability=flags)
+        if base:
+            own = {Path(item).name.removesuffix(f".{capability}.o") for item in objects}
+            objects += [item for item in self.kernels(base) if Path(item).name.removesuffix(f".{base}.o") not in own]
+        return objects
+
     def add(self, target, rule_name, inputs, **variables):
         """Plan one target."""
         settings = "".join(f"\n  {name} = {value}" for name, value in variables.items())
@@ -237,8 +253,7 @@ class NinjaPlan:
             shared += self.compile_all("cuda", "nvcc", ".cuda", "*.cu")
         (self.build / "build_facts.h").write_text(self.facts())
         for capability in capabilities:
-            objects = self.compile_all("cpu", "kernel", f".{capability}", capability=CAPABILITIES[capability])
-            objects.append(f"{self.build}/bindings.{capability}.o")
+            objects = [*self.kernels(capability), f"{self.build}/bindings.{capability}.o"]
             defines = f"-I{self.build} -DFASTLLM_MODULE=_C_{capability} -DFASTLLM_CAPABILITY={capability}"
             if self.nvcc:
                 defines += " -DFASTLLM_WITH_CUDA"

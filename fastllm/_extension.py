@@ -1,7 +1,7 @@
 """Loads the compiled extension: picks the build for this machine's CPU, so that torch.ops.fastllm.* exist.
 
 One extension module per CPU capability is built from the same sources. The best one that both the CPU and the build
-have is imported; FASTLLM_CPU_CAPABILITY=default|avx2|avx512 forces one.
+have is imported; FASTLLM_CPU_CAPABILITY=default|avx2|avx512|amx forces one.
 """
 
 import importlib
@@ -11,18 +11,21 @@ from types import ModuleType
 
 import torch
 
-CAPABILITIES = ("avx512", "avx2", "default")  # best first
+CAPABILITIES = ("amx", "avx512", "avx2", "default")  # best first
 VARIABLE = "FASTLLM_CPU_CAPABILITY"
 
 
 def _supported() -> tuple[str, ...]:
     """Return the capabilities this CPU can run, best first."""
     # Not torch.backends.cpu.get_cpu_capability(): that obeys ATEN_CPU_CAPABILITY, which is about torch's own kernels.
-    if torch.cpu._is_avx512_supported():
+    # The kernel must be asked for AMX's tiles, once a process: _init_amx does, and tells what it answered.
+    if torch.cpu._is_amx_tile_supported() and torch.cpu._is_avx512_bf16_supported() and torch.cpu._init_amx():
         return CAPABILITIES
-    if torch.cpu._is_avx2_supported():
+    if torch.cpu._is_avx512_supported():
         return CAPABILITIES[1:]
-    return CAPABILITIES[2:]
+    if torch.cpu._is_avx2_supported():
+        return CAPABILITIES[2:]
+    return CAPABILITIES[3:]
 
 
 def _built() -> tuple[str, ...]:

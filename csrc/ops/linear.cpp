@@ -1,8 +1,10 @@
-// fastllm::linear and its backward. float32 runs on this project's matrix product; the other dtypes on torch's.
+// fastllm::linear and its backward. float32 runs on this project's matrix product, as does bfloat16 where the CPU has
+// instructions for it; the other dtypes on torch's.
 #include "ops/linear.h"
 
 #include <ATen/ops/linear.h>
 
+#include "cpu/bfloat16_gemm.h"
 #include "cpu/gemm.h"
 
 namespace fastllm {
@@ -12,46 +14,62 @@ namespace {
 // CPU implementation
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  check_linear("linear", input, weight, bias);
-  if (input.scalar_type() != at::kFloat) return at::linear(input, weight, bias);
+// T is float or c10::BFloat16, in which the bias's gradient is summed in float32.
+template <typename T>
+Tensor multiply(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   const RowMajor x = rows_of(input), w = rows_of(weight);
   const Tensor b = bias ? bias->contiguous() : Tensor();
   std::vector<int64_t> shape = input.sizes().vec();
   shape.back() = weight.size(0);
   Tensor output = at::empty(shape, input.options());
-  GemmOptions options;
-  options.bias = bias ? b.const_data_ptr<float>() : nullptr;
-  gemm(x.rows(), w.rows(), x.cols(), x.matrix(), w.transposed(), output.mutable_data_ptr<float>(), w.rows(), options);
+  gemm(x.rows(), w.rows(), x.cols(), x.matrix<T>(), w.transposed<T>(), output.mutable_data_ptr<T>(), w.rows(),
+       {.bias = bias ? b.const_data_ptr<T>() : nullptr});
   return output;
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
-                                                       const Tensor& weight, bool need_input, bool need_weight,
-                                                       bool need_bias) {
-  check_linear_backward("linear_backward", grad_output, input, weight);
-  if (input.scalar_type() != at::kFloat) {
-    return linear_backward_by_torch(grad_output, input, weight, need_input, need_weight, need_bias);
-  }
+template <typename T>
+std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_output, const Tensor& input,
+                                                     const Tensor& weight, bool need_input, bool need_weight,
+                                                     bool need_bias) {
   Tensor grad_input, grad_weight, grad_bias;
   const RowMajor grad = need_bias ? contiguous_rows_of(grad_output) : rows_of(grad_output);
   const RowMajor x = rows_of(input), w = rows_of(weight);
   const int64_t m = x.rows(), n = w.rows(), k = x.cols();
   if (need_input) {
     grad_input = at::empty(input.sizes(), input.options());
-    gemm(m, k, n, grad.matrix(), w.matrix(), grad_input.mutable_data_ptr<float>(), k);
+    gemm(m, k, n, grad.matrix<T>(), w.matrix<T>(), grad_input.mutable_data_ptr<T>(), k);
   }
   if (need_weight || need_bias) {  // the bias's gradient comes with the weight's, whose product reads all it needs
     Tensor product = at::empty({n, k}, weight.options());
-    GemmOptions options;
-    if (need_bias) {
-      grad_bias = at::empty({n}, weight.options());
-      options.row_sums = grad_bias.mutable_data_ptr<float>();
-    }
-    gemm(n, k, m, grad.transposed(), x.matrix(), product.mutable_data_ptr<float>(), k, options);
+    if (need_bias) grad_bias = at::empty({n}, weight.options().dtype(at::kFloat));
+    gemm(n, k, m, grad.transposed<T>(), x.matrix<T>(), product.mutable_data_ptr<T>(), k,
+         {.row_sums = need_bias ? grad_bias.mutable_data_ptr<float>() : nullptr});
     if (need_weight) grad_weight = product;
+    if (need_bias) grad_bias = grad_bias.to(weight.scalar_type());
   }
   return {grad_input, grad_weight, grad_bias};
+}
+
+// Whether bfloat16 runs on this project's product.
+bool multiplies_bfloat16(const Tensor& input) {
+  return input.scalar_type() == at::kBFloat16 && has_bfloat16_gemm();
+}
+
+Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
+  check_linear("linear", input, weight, bias);
+  if (input.scalar_type() == at::kFloat) return multiply<float>(input, weight, bias);
+  if (multiplies_bfloat16(input)) return multiply<c10::BFloat16>(input, weight, bias);
+  return at::linear(input, weight, bias);
+}
+
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
+                                                       const Tensor& weight, bool need_input, bool need_weight,
+                                                       bool need_bias) {
+  check_linear_backward("linear_backward", grad_output, input, weight);
+  const auto backward = input.scalar_type() == at::kFloat ? multiply_backward<float>
+                        : multiplies_bfloat16(input)      ? multiply_backward<c10::BFloat16>
+                                                          : linear_backward_by_torch;
+  return backward(grad_output, input, weight, need_input, need_weight, need_bias);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

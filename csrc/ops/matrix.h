@@ -1,6 +1,7 @@
-// A float32 tensor seen as a matrix for cpu/gemm.h, without a copy where its strides allow.
+// A tensor seen as a matrix for cpu/gemm.h or cpu/bfloat16_gemm.h, without a copy where its strides allow.
 #pragma once
 
+#include "cpu/bfloat16_gemm.h"
 #include "cpu/gemm.h"
 #include "ops/op.h"
 
@@ -21,13 +22,16 @@ class RowMajor {
   int64_t rows() const { return tensor_.size(0); }
   int64_t cols() const { return tensor_.size(1); }
 
-  GemmOperand matrix() const {
-    const float* data = tensor_.const_data_ptr<float>();
-    return columns_adjacent_ ? GemmOperand{data, tensor_.stride(0), false} : GemmOperand{data, tensor_.stride(1), true};
+  // As an operand of a product of T, float or c10::BFloat16.
+  template <typename T = float>
+  auto matrix() const {
+    using Operand = std::conditional_t<std::is_same_v<T, float>, GemmOperand, BFloat16Operand>;
+    return Operand{tensor_.const_data_ptr<T>(), tensor_.stride(columns_adjacent_ ? 0 : 1), !columns_adjacent_};
   }
 
-  GemmOperand transposed() const {
-    GemmOperand m = matrix();
+  template <typename T = float>
+  auto transposed() const {
+    auto m = matrix<T>();
     m.transposed = !m.transposed;
     return m;
   }
