@@ -35,7 +35,7 @@ CAPABILITIES = {
 }
 # Only these sources differ from another capability's, whose objects serve for the rest.
 CAPABILITIES["amx"] = f"{CAPABILITIES['avx512']} -mavx512bf16 -mamx-tile -mamx-bf16 -DFASTLLM_AMX"
-EXTENDS = {"amx": ("avx512", "bfloat16_*.cpp")}
+EXTENDS = {"amx": ("avx512", "*gemm.cpp")}
 
 
 def fail(sentence):

@@ -23,7 +23,9 @@ constexpr int64_t kPairs = 16;  // of bfloat16 in a row
 constexpr int64_t kDepth = 2 * kPairs;
 constexpr int64_t kTileElements = kRows * kDepth;  // of bfloat16: 1 KiB
 constexpr int64_t kTileFloats = kRows * kPairs;
-constexpr int kRowBytes = 64;
+constexpr int64_t kRowBytes = 64;
+constexpr int64_t kSide = 2 * kRows;  // rows, and columns, of the blocks that products are made of: two tiles each way
+static_assert(kRows == kPairs);
 
 // The tiles are this thread's, all of full size, as long as this object lives.
 class Tiles {
@@ -120,36 +122,54 @@ inline void load_across(const c10::BFloat16* data, int64_t stride, int64_t depth
   });
 }
 
+// How an operand lies in memory: its rows run along k, or across, each a k of its own.
+enum class Runs { kAlong, kAcross };
+enum class Side { kA, kB };
+
+// Copies `count` rows of A, or columns of B, and `depth` of k to panels of kSide of them, one after the other; in each
+// the tiles of a step of kDepth, then those of the next. Zeros fill what tiles have more.
+template <Runs runs, Side side>
+void pack(const c10::BFloat16* data, int64_t stride, int64_t count, int64_t depth, c10::BFloat16* out) {
+  for (int64_t i = 0; i < count; i += kSide)
+    for (int64_t k = 0; k < depth; k += kDepth, out += 2 * kTileElements) {
+      TileRows tiles[2];
+      if constexpr (runs == Runs::kAlong) {
+        for (int64_t t = 0; t < 2; ++t) {
+          const c10::BFloat16* rows = data + (i + t * kRows) * stride + k;
+          // The rows that follow: a core that walks down 16 rows is one that its own prefetching does not serve.
+          for (int64_t r = kSide; r < kSide + kRows; ++r) _mm_prefetch(rows + r * stride, _MM_HINT_T0);
+          tiles[t] = load_along(rows, stride, count - i - t * kRows, depth - k);
+        }
+      } else {
+        load_across(data + k * stride + i, stride, depth - k, count - i, tiles[0], tiles[1]);
+      }
+      for (int64_t t = 0; t < 2; ++t) {
+        if constexpr ((runs == Runs::kAlong) == (side == Side::kB)) tiles[t].transpose();
+        tiles[t].store(out + t * kTileElements);
+      }
+    }
+}
+
 // ---------------------------------------------------------------------------------------------------------------------
 // Products
 // ---------------------------------------------------------------------------------------------------------------------
 
-// Where the tiles of one operand lie: tile (t, d) at data + t * step + d * depth_step, its rows `row_bytes` apart.
-// Steps count elements of bfloat16.
-struct Panel {
-  const c10::BFloat16* data;
-  int64_t step, depth_step;
-  int64_t row_bytes = kRowBytes;
-};
+// Elements of a step of a panel: two tiles.
+constexpr int64_t kStep = 2 * kTileElements;
 
-// Tiles one after the other along k, a pair of rows (or columns) of tiles at each.
-inline Panel packed_panel(const c10::BFloat16* data) {
-  return {data, kTileElements, 2 * kTileElements};
-}
-
-// Tiles 0 .. 3 hold C, kA x kB of them: += A B over `depth` tiles, by which both panels move on.
+// Tiles 0 .. 3 hold C, kA x kB of them: += A B over `steps` of two panels.
 template <int kA, int kB>
-C10_ALWAYS_INLINE void multiply(int64_t depth, Panel& a, Panel& b) {
-  for (int64_t d = 0; d < depth; ++d, a.data += a.depth_step, b.data += b.depth_step) {
-    _tile_loadd(4, a.data, a.row_bytes);
-    _tile_loadd(6, b.data, b.row_bytes);
+C10_ALWAYS_INLINE void multiply(int64_t steps, const c10::BFloat16* a, const c10::BFloat16* b) {
+  for (int64_t step = 0; step < steps; ++step, a += kStep, b += kStep) {
+    _tile_loadd(4, a, kRowBytes);
+    _tile_loadd(6, b, kRowBytes);
     _tile_dpbf16ps(0, 4, 6);
     if constexpr (kB == 2) {
-      _tile_loadd(7, b.data + b.step, b.row_bytes);
+      _tile_loadd(7, b + kTileElements, kRowBytes);
       _tile_dpbf16ps(1, 4, 7);
     }
     if constexpr (kA == 2) {
-      _tile_loadd(5, a.data + a.step, a.row_bytes);
+      _tile_loadd(5, a + kTileElements, kRowBytes);
       _tile_dpbf16ps(2, 5, 6);
       if constexpr (kB == 2) _tile_dpbf16ps(3, 5, 7);
     }
@@ -190,6 +210,27 @@ C10_ALWAYS_INLINE void with_tiles(bool two_rows, bool two_columns, const Body& b
     two_columns ? body.template operator()<2, 2>() : body.template operator()<2, 1>();
   else
     two_columns ? body.template operator()<1, 2>() : body.template operator()<1, 1>();
+}
+
+// Panels as `pack` makes them, or from one of their steps on.
+struct Panels {
+  const c10::BFloat16* data;
+  int64_t stride;  // elements from one to the next
+
+  const c10::BFloat16* at(int64_t first) const { return data + first / kSide * stride; }
+};
+
+// C (rows x columns, `stride` floats from row to row) = A B, or += A B. It may touch C up to whole tiles.
+inline void product(int64_t rows, int64_t columns, int64_t steps, const Panels& a, const Panels& b, float* c,
+                    int64_t stride, bool accumulate) {
+  for (int64_t i = 0; i < rows; i += kSide)
+    for (int64_t j = 0; j < columns; j += kSide)
+      with_tiles(rows - i > kRows, columns - j > kPairs, [&]<int kA, int kB>() {
+        float* block = c + i * stride + j;
+        accumulate ? load_sums<kA, kB>(block, stride) : zero_sums<kA, kB>();
+        multiply<kA, kB>(steps, a.at(i), b.at(j));
+        store_sums<kA, kB>(block, stride);
+      });
 }
 
 }  // namespace fastllm::amx

@@ -33,9 +33,7 @@ void gemm(int64_t, int64_t, int64_t, BFloat16Operand, BFloat16Operand, Out*, int
 
 namespace {
 
-// Rows and columns of a block of C, and of a panel: two tiles.
-constexpr int64_t kSide = 2 * amx::kRows;
-static_assert(amx::kRows == amx::kPairs);
+constexpr int64_t kSide = amx::kSide;
 
 // Twice what would keep a panel in L1 (64 KiB of 48): reading both from L2 costs less than C's sums, which go to memory
 // and back once more for each block of the depth. On an Emerald Rapids 925 GFLOP/s against 775 with half of it.
@@ -65,38 +63,15 @@ int64_t even_block(int64_t total, int64_t limit, int64_t unit) {
 // Packing
 // ---------------------------------------------------------------------------------------------------------------------
 
-// `along`: rows of `data` run along k, one for each row of A or column of B; else each row is a k, and `at` counts
-// along it. kTranspose: whether the tiles are of the operand that does not come so by itself.
-template <bool kAlong, bool kColumns>
-void pack_panels(const c10::BFloat16* data, int64_t stride, int64_t at, int64_t count, int64_t k0, int64_t depth,
-                 c10::BFloat16* out) {
-  for (int64_t i = 0; i < count; i += kSide)
-    for (int64_t k = 0; k < depth; k += amx::kDepth, out += 2 * amx::kTileElements) {
-      amx::TileRows tiles[2];
-      if constexpr (kAlong) {
-        for (int64_t t = 0; t < 2; ++t) {
-          const int64_t row = i + t * amx::kRows;
-          // The rows that follow: a core that walks down 16 rows is one that its own prefetching does not serve.
-          for (int64_t r = kSide; r < kSide + amx::kRows; ++r)
-            _mm_prefetch(data + (at + row + r) * stride + k0 + k, _MM_HINT_T0);
-          tiles[t] = amx::load_along(data + (at + row) * stride + k0 + k, stride, count - row, depth - k);
-        }
-      } else {
-        amx::load_across(data + (k0 + k) * stride + at + i, stride, depth - k, count - i, tiles[0], tiles[1]);
-      }
-      for (int64_t t = 0; t < 2; ++t) {
-        if constexpr (kAlong == kColumns) tiles[t].transpose();
-        tiles[t].store(out + t * amx::kTileElements);
-      }
-    }
-}
-
 void pack_a(const BFloat16Operand& a, int64_t i0, int64_t rows, int64_t k0, int64_t depth, c10::BFloat16* out) {
-  (a.transposed ? pack_panels<false, false> : pack_panels<true, false>)(a.data, a.stride, i0, rows, k0, depth, out);
+  a.transposed ? amx::pack<amx::Runs::kAcross, amx::Side::kA>(a.data + k0 * a.stride + i0, a.stride, rows, depth, out)
+               : amx::pack<amx::Runs::kAlong, amx::Side::kA>(a.data + i0 * a.stride + k0, a.stride, rows, depth, out);
 }
 
 void pack_b(const BFloat16Operand& b, int64_t j0, int64_t columns, int64_t k0, int64_t depth, c10::BFloat16* out) {
-  (b.transposed ? pack_panels<true, true> : pack_panels<false, true>)(b.data, b.stride, j0, columns, k0, depth, out);
+  b.transposed
+      ? amx::pack<amx::Runs::kAlong, amx::Side::kB>(b.data + j0 * b.stride + k0, b.stride, columns, depth, out)
+      : amx::pack<amx::Runs::kAcross, amx::Side::kB>(b.data + k0 * b.stride + j0, b.stride, columns, depth, out);
 }
 
 // sums[i] (+)= the sum over k of `rows` rows of a transposed A.
@@ -193,15 +168,15 @@ void multiply_block(const Product<Out>& product, uint64_t pass, int64_t i0, int6
                            amx::first(block_columns)};
         amx::with_tiles(next.rows > amx::kRows, block_columns > amx::kPairs, [&]<int kA, int kB>() {
           k == 0 ? amx::zero_sums<kA, kB>() : amx::load_sums<kA, kB>(own, kSide);
-          amx::Panel panel_a = amx::packed_panel(a + p * kSide * steps * amx::kDepth);
-          amx::Panel panel_b = amx::packed_panel(packed_b + q * kSide * steps * amx::kDepth);
+          const c10::BFloat16* panel_a = a + p * kSide * steps * amx::kDepth;
+          const c10::BFloat16* panel_b = packed_b + q * kSide * steps * amx::kDepth;
           // The block before is written in the first steps.
           int64_t step = 0;
           for (; step < std::min(steps, kSide / kRowsAside); ++step) {
-            amx::multiply<kA, kB>(1, panel_a, panel_b);
+            amx::multiply<kA, kB>(1, panel_a + step * amx::kStep, panel_b + step * amx::kStep);
             write_rows(product, pending, step * kRowsAside, (step + 1) * kRowsAside);
           }
-          amx::multiply<kA, kB>(steps - step, panel_a, panel_b);
+          amx::multiply<kA, kB>(steps - step, panel_a + step * amx::kStep, panel_b + step * amx::kStep);
           if (step < kSide / kRowsAside) write_rows(product, pending, step * kRowsAside, kSide);
           amx::store_sums<kA, kB>(own, kSide);
         });
