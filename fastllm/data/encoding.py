@@ -6,6 +6,7 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,19 +40,37 @@ def encode(pieces: Iterable[Piece], folder: Path, dtype: np.dtype, workers: int)
         return
     # Processes of their own, not copies of this one, which may have threads that hold locks.
     context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, dtype))
+    with _signals_blocked():
+        pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, dtype))
     waiting: deque[tuple[list[Piece], Future]] = deque()
     try:
         for batch in _batches(pieces):
-            waiting.append((batch, pool.submit(_work, [piece.text for piece in batch])))
+            with _signals_blocked():
+                waiting.append((batch, pool.submit(_work, [piece.text for piece in batch])))
             if len(waiting) > _AHEAD * workers:
                 yield from _result(*waiting.popleft())
         while waiting:
             yield from _result(*waiting.popleft())
     except BrokenProcessPool as error:
-        raise UserError("prepare: a process that tokenized was killed; if memory ran out, try --workers 1") from error
+        raise UserError("prepare: a worker process was killed; if memory ran out, try --workers 1") from error
     finally:
         pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def _signals_blocked() -> Iterator[None]:
+    """Hold back what a terminal sends to all its processes: those that are started meanwhile never get it.
+
+    It is for the process that started them, which ends them.
+    """
+    if not hasattr(signal, "pthread_sigmask"):  # Windows
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
@@ -89,7 +108,6 @@ _worker: tuple[Tokenizer, np.dtype] | None = None
 
 def _start_worker(folder: Path, dtype: np.dtype) -> None:
     global _worker
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the process that started this one; it ends both
     _worker = load_tokenizer(folder), dtype
 
 
