@@ -45,12 +45,12 @@ def find(path: Path, skipped: list[str]) -> list[Path]:
     if stat.S_ISREG(mode):
         return [path]
     if not stat.S_ISDIR(mode):  # a pipe or a device: it could not be read twice
-        raise UserError(f"prepare text: {shown(path)} is not a file or folder; send it to the standard input, as -")
+        raise UserError(f"prepare text: {shown(path)} is not a file or folder; send it to the standard input, named -")
     found = _search(path, skipped)
     if not found:
         raise UserError(
-            f"prepare text: {shown(path)} has no files that end in {', '.join(IN_FOLDERS)}, or one of them and .gz; "
-            "name files with other names one by one"
+            f"prepare text: {shown(path)} has no files that end in {', '.join(IN_FOLDERS)} (or these with .gz); "
+            "to read other files, name each of them"
         )
     return found
 

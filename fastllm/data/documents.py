@@ -171,8 +171,7 @@ def _not_utf8(where: str, error: UnicodeDecodeError, offset: int) -> UserError:
     for magic, kind in _COMPRESSED.items():
         if place < 64 and error.object.startswith(magic):
             return UserError(
-                f"prepare text: {where} is compressed with {kind}, which is not supported; decompress it, or send "
-                "its text to the standard input, as -"
+                f"prepare text: {where} is compressed with {kind}, which is not supported; decompress it first"
             )
     return UserError(
         f"prepare text: {where} is not UTF-8: invalid byte 0x{error.object[error.start]:02x} at offset {place}; "

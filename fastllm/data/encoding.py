@@ -1,7 +1,9 @@
 """Tokenizing pieces, in one process or in several: what comes out, and in what order, is the same."""
 
 import multiprocessing
+import os
 import signal
+import threading
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -95,7 +97,7 @@ def _encode(tokenizer: Tokenizer, texts: list[str], dtype: np.dtype) -> tuple[En
     batch = tokenizer.encode_batch(texts)
     ids = batch.ids  # what does not fit the dtype would come out as another token
     if len(ids) and not 0 <= ids.min() <= ids.max() < tokenizer.vocab_size:
-        raise UserError(f"prepare: ids must be in [0, {tokenizer.vocab_size}), got {ids.min()} to {ids.max()}")
+        raise UserError(f"prepare: token ids must be in [0, {tokenizer.vocab_size}), got {ids.min()} to {ids.max()}")
     return batch.astype(dtype), [len(text.encode("utf-8", "surrogatepass")) for text in texts]
 
 
@@ -108,7 +110,16 @@ _worker: tuple[Tokenizer, np.dtype] | None = None
 
 def _start_worker(folder: Path, dtype: np.dtype) -> None:
     global _worker
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _worker = load_tokenizer(folder), dtype
+
+
+def _end_with_parent() -> None:
+    """End this process when the one that started it is gone: killed, it cannot say so."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _work(texts: list[str]) -> tuple[EncodedBatch, list[int]]:

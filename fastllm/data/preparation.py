@@ -94,7 +94,7 @@ def prepare(
         TypeError: val_share is given twice.
     """
     if options is not None and val_share is not None:
-        raise TypeError("prepare: 'val_share' must be one of the options where there are some, got both")
+        raise TypeError("prepare: give 'val_share' or 'options', not both: PrepareOptions has a val_share")
     if isinstance(source, str):
         source = TextSource(source, names or ["a text"])
     options = options or PrepareOptions(0.1 if val_share is None else val_share)
@@ -167,7 +167,7 @@ def _fill(folder: Path, sources: list[Source], options: PrepareOptions, progress
     splits = {name: writer.close() for name, writer in writers.items()}
     if min(split["tokens"] for split in splits.values()) < 2:
         got = " and ".join(f"{splits[name]['tokens']} for {name}" for name in SPLITS)
-        raise UserValueError(f"prepare: the text must have at least 2 tokens in each split, got {got}")
+        raise UserValueError(f"prepare: each split needs at least 2 tokens, got {got}: use more text")
     for writer in writers.values():
         files |= writer.checksums
     share = splits[VAL]["characters"] / sum(split["characters"] for split in splits.values())

@@ -183,11 +183,11 @@ class FileSource:
                     before += raw.tell()
                     done(before)
             except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-                raise UserError(f"prepare text: {name} is not a valid .gz file, or a part of one: {error}") from error
+                raise UserError(f"prepare text: {name} is not a valid .gz file, or is incomplete: {error}") from error
             except OSError as error:
                 cannot_read(name, error)
             if empty and file in self._named:
-                raise UserError(f"prepare text: {name} is empty, or nothing but white space")
+                raise UserError(f"prepare text: {name} has no text: it is empty or only white space")
             if empty:
                 self._empty.append(name)
 

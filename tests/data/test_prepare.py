@@ -243,7 +243,7 @@ def test_the_folder_is_replaced_when_the_new_one_is_whole(tmp_path, folder, monk
     before = contents(folder)
     prepare(TEXT, folder, ["made up"])
     assert contents(folder) == before
-    with pytest.raises(UserError, match="at least 2 tokens in each split, got 2 for train and 1 for val"):
+    with pytest.raises(UserError, match="each split needs at least 2 tokens, got 2 for train and 1 for val"):
         prepare("abc", folder, ["too short"])
 
     def interrupt(what, done, total):  # not by a signal: a process in the background may have to ignore that
@@ -297,6 +297,28 @@ def test_killed(tmp_path):
     assert len(TokenData(out).split("val", 8)) == 100
 
 
+def test_worker_processes_end_with_the_one_that_started_them(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "data"
+    text.write_text("a few words\n" * 3_000_000)
+    command = [sys.executable, "-m", "fastllm", "prepare", "text", str(text), f"--out={out}", "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list(tmp_path.glob(".data.tmp/train-0*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)  # its workers have the other end of the pipe: it closes when all have ended
+
+
+def test_a_folder_made_before_the_manifest_told_of_documents_is_read(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("documents", "notes", "val_share", "val_sources"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert len(TokenData(folder).split("val", 8)) == 100
+    prepare(TEXT, folder, ["x"])
+
+
 def test_damage_is_seen_and_named(folder):
     with pytest.raises(UserError, match="'val' has 100 tokens, but a context of 200 needs at least 201"):
         TokenData(folder).split("val", 200)
@@ -308,10 +330,10 @@ def test_damage_is_seen_and_named(folder):
         (folder / name).write_bytes(content)
     content = (folder / "train-00000.bin").read_bytes()
     (folder / "train-00000.bin").write_bytes(content[:-2])
-    with pytest.raises(UserError, match=r"train-00000.bin must have 1800 bytes, got 1798"):
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: expected 1800 bytes, got 1798"):
         TokenData(folder)
     (folder / "train-00000.bin").unlink()
-    with pytest.raises(UserError, match=r"train-00000.bin must have 1800 bytes, got 0"):
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: expected 1800 bytes, got 0"):
         TokenData(folder)
     for manifest, message in (
         ('{"version": 2}', "is damaged"), ("[", "is damaged"), ("[]", "is damaged"),

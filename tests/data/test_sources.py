@@ -124,7 +124,7 @@ def test_json_arrays(tmp_path, monkeypatch, block):
     [
         ('{"text": "a"}', "x.json must be an array of objects with the field 'text' or of strings, got an object"),
         ("5", "or of strings, got something else"),
-        ("[]", "x.json is empty"),
+        ("[]", "x.json has no text"),
         ('["a", 5]', "record 2 must be an object with the field 'text', got a number"),
         ('["a" "b"]', "expected ',' or ']' after record 1, got '\"'"),
         ('["a", ]', "record 2 is not JSON: Expecting value"),
@@ -224,10 +224,10 @@ def test_progress_ends_at_the_size(tmp_path):
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("x.txt", b"", r"x.txt is empty"),
-        ("x.txt", b" \n", r"x.txt is empty"),
-        ("x.txt.gz", b"", r"x.txt.gz is empty"),
-        ("x.jsonl", b"\n", r"x.jsonl is empty"),
+        ("x.txt", b"", r"x.txt has no text"),
+        ("x.txt", b" \n", r"x.txt has no text"),
+        ("x.txt.gz", b"", r"x.txt.gz has no text"),
+        ("x.jsonl", b"\n", r"x.jsonl has no text"),
         ("x.txt", b"ab\xff", r"x.txt is not UTF-8: invalid byte 0xff at offset 2"),
         ("x.txt.gz", b"a" * 300_000 + b"\xff", r"x.txt.gz is not UTF-8: invalid byte 0xff at offset 300000"),
         ("x.jsonl", b'{"text": "a"}\n{"text": "\xff"}', r"line 2 is not UTF-8: invalid byte 0xff at offset 24"),
@@ -252,7 +252,7 @@ def test_bad_gzip(tmp_path):
     whole = gzip.compress(b"some text " * 1000)
     for damaged in (whole[:-9], whole[:30] + b"\0\0\0" + whole[33:]):
         path.write_bytes(damaged)
-        with pytest.raises(UserError, match=r"x.txt.gz is not a valid .gz file, or a part of one"):
+        with pytest.raises(UserError, match=r"x.txt.gz is not a valid .gz file, or is incomplete"):
             documents(FileSource([path]))
 
 
