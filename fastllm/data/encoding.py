@@ -42,12 +42,12 @@ def encode(pieces: Iterable[Piece], folder: Path, dtype: np.dtype, workers: int)
         return
     # Processes of their own, not copies of this one, which may have threads that hold locks.
     context = multiprocessing.get_context("spawn")
-    with _signals_blocked():
+    with _signals_held():
         pool = ProcessPoolExecutor(workers, context, _start_worker, (folder, dtype))
     waiting: deque[tuple[list[Piece], Future]] = deque()
     try:
         for batch in _batches(pieces):
-            with _signals_blocked():
+            with _signals_held():
                 waiting.append((batch, pool.submit(_work, [piece.text for piece in batch])))
             if len(waiting) > _AHEAD * workers:
                 yield from _result(*waiting.popleft())
@@ -60,19 +60,31 @@ def encode(pieces: Iterable[Piece], folder: Path, dtype: np.dtype, workers: int)
 
 
 @contextmanager
-def _signals_blocked() -> Iterator[None]:
-    """Hold back what a terminal sends to all its processes: those that are started meanwhile never get it.
+def _signals_held() -> Iterator[None]:
+    """Hold back what would interrupt the start of a process: a half-started one says so with a traceback.
 
-    It is for the process that started them, which ends them.
+    Those that are started meanwhile never get what a terminal sends to all its processes: the one that started them
+    ends them. A mask does that. It does not hold back signals here, which another thread may get for this one.
     """
-    if not hasattr(signal, "pthread_sigmask"):  # Windows
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT, signal.SIGHUP})
+    held: list[int] = []
+    names = [name for name in ("SIGINT", "SIGHUP", "SIGTERM") if hasattr(signal, name)]  # Windows has no SIGHUP
+    numbers = [getattr(signal, name) for name in names]
+    handlers = {}
+    if threading.current_thread() is threading.main_thread():  # no other is interrupted
+        handlers = {number: handler for number in numbers if callable(handler := signal.getsignal(number))}
+    for number in handlers:
+        signal.signal(number, lambda number, frame: held.append(number))
+    masked = hasattr(signal, "pthread_sigmask")
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, numbers[:2]) if masked else set()
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        if masked:
+            signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        for number in held:
+            signal.raise_signal(number)
 
 
 def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:

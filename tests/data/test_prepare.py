@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -307,6 +308,19 @@ def test_worker_processes_end_with_the_one_that_started_them(tmp_path):
         time.sleep(0.002)
     process.kill()
     process.communicate(timeout=60)  # its workers have the other end of the pipe: it closes when all have ended
+
+
+def test_signals_wait_while_a_process_starts():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    reached = False
+    try:
+        with pytest.raises(KeyboardInterrupt), encoding._signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached = True
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reached
 
 
 def test_a_folder_made_before_the_manifest_told_of_documents_is_read(folder):
