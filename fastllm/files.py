@@ -4,8 +4,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -120,7 +120,7 @@ def put_in_place(temporary: Path, folder: Path) -> None:
         os.rename(folder, old)
     try:
         os.rename(temporary, folder)
-    except OSError:
+    except BaseException:  # Ctrl-C too
         if old.exists():
             os.rename(old, folder)
         raise
@@ -183,6 +183,66 @@ def lock(folder: Path) -> TextIO:
     file.write(f"{os.getpid()}\n")
     file.flush()
     return file
+
+
+@contextmanager
+def locked_folder(folder: Path, what: Path) -> Iterator[None]:
+    """Make a folder, empty, for this process alone; at the end what is still there under its name is deleted.
+
+    Whoever writes it may rename it. One that a killed process left is taken over.
+
+    Args:
+        folder: the folder.
+        what: is being written by means of it, for the message.
+
+    Raises:
+        UserError: another process has it.
+    """
+    descriptor = _locked(folder, what)
+    try:
+        for file in folder.iterdir():
+            shutil.rmtree(file) if file.is_dir() and not file.is_symlink() else file.unlink()
+        yield
+    finally:
+        if _identity(folder) == _identity(descriptor):
+            shutil.rmtree(folder, ignore_errors=True)
+        os.close(descriptor)
+
+
+def _locked(folder: Path, what: Path) -> int:
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            descriptor = os.open(folder, os.O_RDONLY)
+        except FileNotFoundError:  # its owner has renamed or deleted it in this moment
+            continue
+        try:
+            _lock_exclusively(descriptor, what)
+        except BaseException:
+            os.close(descriptor)
+            raise
+        if _identity(folder) == _identity(descriptor):
+            return descriptor
+        os.close(descriptor)
+
+
+def _identity(place: Path | int) -> tuple[int, int] | None:
+    try:
+        status = os.stat(place)
+    except OSError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _lock_exclusively(descriptor: int, what: Path) -> None:
+    try:
+        import fcntl
+
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError(f"another process is writing {what}: wait for it, or name another folder") from error
+    except (ImportError, OSError):  # Windows has no flock, and some disks that are shared over a network
+        pass
 
 
 def sha256(path: Path) -> str:

@@ -5,11 +5,12 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Iterable
+from pathlib import Path
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
 
 EXIT_USER_ERROR = 2
-_UNTOLD = re.compile(r"type: (<class 'Path'>|Path|str|bool)|default: (null|\[\]|False|\s*)")
+_UNTOLD = re.compile(r"type: (<class 'Path'>|<function any_path .*>|Path|str|bool)|default: (null|\[\]|False|\s*)")
 _TYPES = {"int": "a whole number", "float": "a number", "bool": "true or false", "str": "a text"}
 _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
@@ -95,6 +96,11 @@ def _plain(text: str) -> str:
     if text.startswith("Unexpected config:"):
         return "'config' must be a YAML file with lines like 'n_layer: 4'"
     return text
+
+
+def any_path(word: str) -> Path:
+    """Return a path, also of bytes that are not UTF-8: jsonargparse refuses them where the type is Path itself."""
+    return Path(word)
 
 
 def unescaped(text: str) -> str:

@@ -7,20 +7,20 @@ if TYPE_CHECKING:
     from fastllm.data.batches import Batch, Batches, windows
     from fastllm.data.dataset import Split, TokenData
     from fastllm.data.prefetch import Prefetcher
-    from fastllm.data.preparation import PrepareOptions, prepare
+    from fastllm.data.preparation import PrepareOptions, prepare, sources_of
     from fastllm.data.shakespeare import shakespeare_text
     from fastllm.data.sources import FileSource, TextSource
 
 __all__ = [
     "Batch", "Batches", "FileSource", "Prefetcher", "PrepareOptions", "Split", "TextSource", "TokenData", "prepare",
-    "shakespeare_text", "windows",
+    "shakespeare_text", "sources_of", "windows",
 ]  # fmt: skip
 
 _MODULES = {
     "batches": ("Batch", "Batches", "windows"),
     "dataset": ("Split", "TokenData"),
     "prefetch": ("Prefetcher",),
-    "preparation": ("PrepareOptions", "prepare"),
+    "preparation": ("PrepareOptions", "prepare", "sources_of"),
     "shakespeare": ("shakespeare_text",),
     "sources": ("FileSource", "TextSource"),
 }

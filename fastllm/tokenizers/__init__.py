@@ -43,7 +43,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
         tokenizer = CharacterTokenizer.train(texts)
     if vocab_size not in (None, tokenizer.vocab_size):
         has = tokenizer.vocab_size
-        raise UserValueError(f"tokenizer: {kind} has {has} tokens; leave out 'vocab_size' ({vocab_size})")
+        raise UserValueError(f"tokenizer: 'vocab_size' of {kind} is always {has}, got {vocab_size}; leave it out")
     return tokenizer
 
 
@@ -70,10 +70,10 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     """
     folder = _place(Path(folder))
     if not folder.is_dir():
-        what = "it is a file" if folder.exists() else "nothing is there"
-        raise UserError(f"{folder} is no folder with a tokenizer: {what}")
+        what = "is a file" if folder.exists() else "does not exist"
+        raise UserError(f"'{folder}' {what}: expected a folder with a tokenizer")
     if not has_tokenizer(folder):
-        raise UserError(f"{folder / base.FILE} is missing, and {folder} has no files of a GPT-2 tokenizer either")
+        raise UserError(f"'{folder}' has no tokenizer: expected {base.FILE}, or the files of a GPT-2 tokenizer")
     for path in (folder / base.EXPORTED_FILE, folder / base.FILE):
         stored = base.read_json(path) if path.exists() else {}
         if "kind" in stored:
@@ -88,7 +88,7 @@ def _load(path: Path, stored: dict) -> Tokenizer:
     try:
         return KINDS[kind].from_json(stored, path.parent)
     except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: a {kind} tokenizer needs more than is there ({error})") from error
+        raise UserError(f"{path} is damaged: a part of the {kind} tokenizer is missing or wrong ({error})") from error
 
 
 __all__ = [

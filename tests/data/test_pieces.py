@@ -7,44 +7,33 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.data import pieces
+from fastllm.data.documents import Chunk
+from fastllm.data.holdout import LEFT_OUT, WHOLE
 from fastllm.data.pieces import (
     TRAIN,
     VAL,
-    HoldOut,
-    Survey,
     after_lone_newline,
     after_newline,
     anywhere,
-    draw,
     find_cut_for,
     nowhere,
     split_pieces,
 )
-from fastllm.data.sources import Chunk
+from fastllm.errors import UserError
 from fastllm.tokenizers import SentencePieceTokenizer
 
 # GPT-2's pattern, from "Language models are unsupervised multitask learners" (Radford et al., 2019).
 GPT2_WORDS = r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
 
 
-def surveyed(documents, seed=0):
-    survey = Survey(seed)
-    list(survey.watch(Chunk(document, True) for document in documents))
-    return survey
-
-
-def cut(chunks, hold_out, find_cut=anywhere):
+def cut(chunks, cuts, find_cut=anywhere):
     """Return {split: its documents, each a list of pieces}."""
     found = {TRAIN: [[]], VAL: [[]]}
-    for piece in split_pieces(chunks, hold_out, find_cut):
+    for piece in split_pieces(chunks, cuts, find_cut):
         found[piece.split][-1].append(piece.text)
         if piece.ends:
             found[piece.split].append([])
     return {split: [parts for parts in documents if parts] for split, documents in found.items()}
-
-
-def joined(documents):
-    return "".join("".join(parts) for parts in documents)
 
 
 @pytest.fixture
@@ -54,84 +43,42 @@ def small(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [1, 5, 1000])
-@pytest.mark.parametrize("share", [0.1, 0.5, 0.97])
+@pytest.mark.parametrize("border", [1, 170, 300])
 @pytest.mark.parametrize("find_cut", [anywhere, after_newline, after_lone_newline, nowhere])
-def test_a_single_text_is_held_out_at_its_end(small, size, share, find_cut):
+def test_a_document_that_is_cut_is_in_both_splits(small, size, border, find_cut):
     text = "some words\nof a text\n\nthat has\nlines " * 9
     chunks = [Chunk(text[i : i + size], i + size >= len(text)) for i in range(0, len(text), size)]
-    survey = Survey(0)
-    list(survey.watch(chunks))
-    found = cut(chunks, survey.hold_out(share), find_cut)
-    border = int(len(text) * (1 - share))
-    assert joined(found[TRAIN]) == text[:border]
-    assert joined(found[VAL]) == text[border:]
-    assert len(found[VAL]) == 1
+    found = cut([*chunks, Chunk("x", True), *chunks], [border, WHOLE, 0], find_cut)
+    assert ["".join(parts) for parts in found[TRAIN]] == [text[:border], "x"]
+    assert ["".join(parts) for parts in found[VAL]] == [text[border:], text]
 
 
-@given(
-    documents=st.lists(st.text("ab\n", min_size=1, max_size=40), min_size=2, max_size=12),
-    seed=st.integers(0, 9),
-    share=st.sampled_from([1e-6, 0.1, 0.3, 0.97]),
-    few=st.sampled_from([1, 100]),  # more or fewer than there are
-)
-def test_documents_are_in_one_split_whole(documents, seed, share, few):
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(pieces, "FEW", few)
-        hold_out = surveyed(documents, seed).hold_out(share)
-    found = cut([Chunk(document, True) for document in documents], hold_out)
-    for split in (TRAIN, VAL):
-        expected = [d for i, d in enumerate(documents) if hold_out.split_of(i) == split]
-        assert ["".join(parts) for parts in found[split]] == expected
-        assert expected
+def test_what_is_left_out_is_nowhere():
+    found = cut([Chunk("a", False), Chunk("b", True), Chunk("c", True), Chunk("d", True)], [LEFT_OUT, WHOLE, 0])
+    assert found == {TRAIN: [["c"]], VAL: [["d"]]}
 
 
-@given(lengths=st.lists(st.integers(1, 1000), min_size=2, max_size=30), share=st.floats(0.01, 0.99))
-def test_of_few_documents_about_the_share_of_the_characters_is_held_out(lengths, share):
-    hold_out = surveyed(["x" * length for length in lengths]).hold_out(share)
-    held = sum(length for i, length in enumerate(lengths) if hold_out.split_of(i) == VAL)
-    wanted = share * sum(lengths)
-    # What is missing is less than half of each document that could still be added, or there is but one document.
-    left = [length for i, length in enumerate(lengths) if hold_out.split_of(i) == TRAIN]
-    assert wanted - held <= min(left) / 2 or len(left) == 1
-    assert held - wanted <= max(lengths) / 2 or held == min(lengths)
-
-
-def test_a_long_document_among_short_ones_is_for_training():
-    for seed in range(20):
-        hold_out = surveyed(["x" * 10_000, *["x" * 30] * 4], seed).hold_out(0.1)
-        assert [hold_out.split_of(i) for i in range(5)] == [TRAIN, VAL, VAL, VAL, VAL]
-
-
-def test_equal_documents_are_held_out_by_their_draw():
-    hold_out = surveyed(["abc"] * 1000, seed=8).hold_out(0.25)
-    order = sorted(range(1000), key=lambda i: draw(8, i))
-    assert {i for i in range(1000) if hold_out.split_of(i) == VAL} == set(order[:250])
-
-
-def test_the_draw_is_written_down():
-    """It depends on seed and index alone, for ever: another draw would mix up the splits of folders made before."""
-    assert [round(draw(0, i), 6) for i in range(3)] == [0.385993, 0.298689, 0.299272]
-    drawn = [draw(7, i) < 0.1 for i in range(20_000)]
-    assert abs(sum(drawn) - 2000) < 4 * (20_000 * 0.1 * 0.9) ** 0.5
+@pytest.mark.parametrize("cuts", [[0], [0, 0, 0]])
+def test_a_text_that_changed_between_its_readings_is_noticed(cuts):
+    with pytest.raises(UserError, match="the text changed between its two readings"):
+        cut([Chunk("a", True), Chunk("b", True)], cuts)
 
 
 def test_pieces_do_not_depend_on_chunks(small):
     text = "one line\n\nanother line that is long\nand a third, x\ny\nz " * 3
-    whole = cut([Chunk(text, True)], HoldOut(0.5, 0, cut=100), after_lone_newline)
+    whole = cut([Chunk(text, True)], [100], after_lone_newline)
     for size in (1, 7, 40):
         chunks = [Chunk(text[i : i + size], i + size >= len(text)) for i in range(0, len(text), size)]
-        assert cut(chunks, HoldOut(0.5, 0, cut=100), after_lone_newline) == whole
+        assert cut(chunks, [100], after_lone_newline) == whole
     assert max(map(len, whole[TRAIN][0])) < 40
 
 
 def test_a_document_that_may_not_be_cut_is_cut_when_it_is_too_long(small):
     text = "0123456789\n" * 12
-    (parts,) = cut([Chunk("short", True), Chunk(text, True)], HoldOut(0.5, 0, always_val=0, always_train=1), nowhere)[
-        TRAIN
-    ]
+    (parts,) = cut([Chunk("short", True), Chunk(text, True)], [0, WHOLE], nowhere)[TRAIN]
     assert "".join(parts) == text
     assert parts[0] == "0123456789\n" * 2  # after a newline, within LONGEST
-    (parts,) = cut([Chunk("x" * 100, True)], HoldOut(0.5, 0, cut=99), nowhere)[TRAIN]
+    (parts,) = cut([Chunk("x" * 100, True)], [99], nowhere)[TRAIN]
     assert [len(part) for part in parts] == [30, 30, 30, 9]
 
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -10,8 +11,18 @@ import time
 import numpy as np
 import pytest
 
-from fastllm import cli, tokenizers
-from fastllm.data import FileSource, PrepareOptions, TokenData, encoding, pieces, preparation, prepare, shards
+from fastllm import tokenizers
+from fastllm.data import (
+    FileSource,
+    PrepareOptions,
+    TextSource,
+    TokenData,
+    encoding,
+    pieces,
+    preparation,
+    prepare,
+    shards,
+)
 from fastllm.errors import UserError
 from fastllm.tokenizers import CharacterTokenizer
 
@@ -74,18 +85,19 @@ def test_a_single_text(folder):
     data.verify()
 
 
-def test_documents_of_one_split_each(tmp_path, monkeypatch):
-    monkeypatch.setattr(pieces, "FEW", 199)  # one fewer than there are: each is drawn alone
+def test_documents_of_one_split_each(tmp_path):
     documents = [f"document {i}: {'é' * (i % 7)}" for i in range(200)]
     manifest = prepare(
         FileSource([jsonl(tmp_path / "x.jsonl", documents)]), tmp_path / "data", options=PrepareOptions(0.2, seed=3)
     )
     data = TokenData(tmp_path / "data")
     found = {name: texts_of(data, name) for name in ("train", "val")}
-    held_out = [i for i in range(200) if pieces.draw(3, i) < 0.2]
     # Without a token that ends a document, a newline does.
-    assert found["val"] == [documents[i] + "\n" for i in held_out]
-    assert found["train"] == [d + "\n" for i, d in enumerate(documents) if i not in held_out]
+    assert [d + "\n" for d in documents if d + "\n" in found["val"]] == found["val"]
+    assert [d + "\n" for d in documents if d + "\n" not in found["val"]] == found["train"]
+    assert manifest["documents"] == 200
+    assert manifest["val_share"] == pytest.approx(0.2, rel=0.05)
+    assert manifest["notes"] == []
     for name, split in manifest["splits"].items():
         text = "".join(found[name])
         assert split["documents"] == len(found[name])
@@ -93,6 +105,72 @@ def test_documents_of_one_split_each(tmp_path, monkeypatch):
         # The newlines that were added are not the text's: bits a byte must compare with other tokenizers'.
         added = len(found[name])
         assert (split["characters"], split["bytes"]) == (len(text) - added, len(text.encode()) - added)
+
+
+def test_the_ends_of_few_long_documents(tmp_path):
+    documents = ["a" * 600, "b" * 1000]
+    manifest = prepare(FileSource([jsonl(tmp_path / "x.jsonl", documents)]), tmp_path / "data")
+    data = TokenData(tmp_path / "data")
+    assert texts_of(data, "train") == ["a" * 540 + "\n", "b" * 900 + "\n"]
+    assert texts_of(data, "val") == ["a" * 60 + "\n", "b" * 100 + "\n"]
+    assert manifest["val_share"] == 0.1
+    assert manifest["held_out"] == "the last 0.1 of the characters of each document"
+
+
+def test_no_copy_of_a_training_document_is_held_out(tmp_path):
+    documents = [f"document {i % 50}, which is there three times" for i in range(150)]
+    prepare(FileSource([jsonl(tmp_path / "x.jsonl", documents)]), tmp_path / "data")
+    data = TokenData(tmp_path / "data")
+    train, val = (set(texts_of(data, name)) for name in ("train", "val"))
+    assert train
+    assert val
+    assert not train & val
+    prepare(FileSource([jsonl(tmp_path / "x.jsonl", ["abcdefghij"] * 5)]), tmp_path / "data")
+    data = TokenData(tmp_path / "data")
+    assert texts_of(data, "train") == ["abcdefghi\n"] * 5
+    assert texts_of(data, "val") == ["j\n"] * 5
+
+
+def test_a_share_that_whole_documents_cannot_have_is_told(tmp_path):
+    source = FileSource([jsonl(tmp_path / "x.jsonl", [chr(97 + i) * 67 for i in range(15)])])
+    manifest = prepare(source, tmp_path / "data")
+    assert manifest["val_share"] == pytest.approx(1 / 15)
+    assert "validation has 0.0667 of the characters, not 0.1" in manifest["notes"][0]
+
+
+def test_validation_files(tmp_path):
+    text = FileSource([jsonl(tmp_path / "x.jsonl", ["one", "two", "three", "four"])])
+    validation = FileSource([jsonl(tmp_path / "y.jsonl", ["five", " two\n", "four"])])
+    manifest = prepare(text, tmp_path / "data", val_source=validation)
+    data = TokenData(tmp_path / "data")
+    assert texts_of(data, "train") == ["one\n", "three\n"]
+    assert texts_of(data, "val") == ["five\n", " two\n", "four\n"]
+    assert manifest["sources"] == [str(tmp_path / "x.jsonl")]
+    assert manifest["val_sources"] == [str(tmp_path / "y.jsonl")]
+    assert manifest["notes"] == ["2 training documents (7 characters) left out: they are in the validation files too"]
+    with pytest.raises(UserError, match="all training documents are in the validation files too"):
+        prepare(validation, tmp_path / "data", val_source=validation)
+    # A single text each has nothing to be parted from.
+    prepare("abc", tmp_path / "data", ["x"], val_source=TextSource("cab", ["y"]))
+    assert texts_of(TokenData(tmp_path / "data"), "val") == ["cab"]
+
+
+def test_a_text_that_is_all_in_the_validation_files(tmp_path):
+    (tmp_path / "a.txt").write_text("text")
+    with pytest.raises(UserError, match="all files are for validation too"):
+        FileSource([tmp_path], without=FileSource([tmp_path / "a.txt"]))
+
+
+def test_one_prepare_a_folder_at_a_time(tmp_path):
+    def another(what, done, total):
+        with pytest.raises(UserError, match=r"another process is writing .*data: wait for it, or name another folder"):
+            prepare(TEXT, tmp_path / "data", ["x"])
+
+    prepare(TEXT, tmp_path / "data", ["x"], progress=another)
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
+    (tmp_path / ".data.tmp" / "left").mkdir(parents=True)  # by one that was killed
+    prepare(TEXT, tmp_path / "data", ["x"])
+    assert [file.name for file in tmp_path.iterdir()] == ["data"]
 
 
 def test_end_of_text_follows_each_document(tmp_path, with_end):
@@ -166,7 +244,7 @@ def test_the_folder_is_replaced_when_the_new_one_is_whole(tmp_path, folder, monk
     before = contents(folder)
     prepare(TEXT, folder, ["made up"])
     assert contents(folder) == before
-    with pytest.raises(UserError, match="at least 2 tokens in each split, got 2 for train and 1 for val"):
+    with pytest.raises(UserError, match="each split needs at least 2 tokens, got 2 for train and 1 for val"):
         prepare("abc", folder, ["too short"])
 
     def interrupt(what, done, total):  # not by a signal: a process in the background may have to ignore that
@@ -188,9 +266,9 @@ def test_the_folder_is_replaced_when_the_new_one_is_whole(tmp_path, folder, monk
 
 def test_what_prepare_did_not_write_is_not_replaced(tmp_path, folder):
     (folder / "notes.txt").write_text("mine")
-    with pytest.raises(UserError, match=r"has what is not of a data folder \(notes.txt\), .* name a new folder"):
+    with pytest.raises(UserError, match=r"has files that prepare did not write \(notes.txt\), .* name a new folder"):
         prepare(TEXT, folder, ["x"])
-    with pytest.raises(UserError, match=r"is a file; name a new folder with --out"):
+    with pytest.raises(UserError, match=r"notes.txt is a file; name a new folder with --out"):
         prepare(TEXT, folder / "notes.txt", ["x"])
     assert (folder / "notes.txt").read_text() == "mine"
     (tmp_path / "empty").mkdir()
@@ -220,6 +298,41 @@ def test_killed(tmp_path):
     assert len(TokenData(out).split("val", 8)) == 100
 
 
+def test_worker_processes_end_with_the_one_that_started_them(tmp_path):
+    text, out = tmp_path / "text.txt", tmp_path / "data"
+    text.write_text("a few words\n" * 3_000_000)
+    command = [sys.executable, "-m", "fastllm", "prepare", "text", str(text), f"--out={out}", "--workers=2"]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    while not list(tmp_path.glob(".data.tmp/train-0*")):
+        assert process.poll() is None, process.stdout.read()
+        time.sleep(0.002)
+    process.kill()
+    process.communicate(timeout=60)  # its workers have the other end of the pipe: it closes when all have ended
+
+
+def test_signals_wait_while_a_process_starts():
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    reached = False
+    try:
+        with pytest.raises(KeyboardInterrupt), encoding._signals_held():
+            os.kill(os.getpid(), signal.SIGINT)
+            reached = True
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert reached
+
+
+def test_a_folder_made_before_the_manifest_told_of_documents_is_read(folder):
+    path = folder / "manifest.json"
+    manifest = json.loads(path.read_text(encoding="utf-8"))
+    for name in ("documents", "notes", "val_share", "val_sources"):
+        del manifest[name]
+    path.write_text(json.dumps(manifest), encoding="utf-8")
+    assert len(TokenData(folder).split("val", 8)) == 100
+    prepare(TEXT, folder, ["x"])
+
+
 def test_damage_is_seen_and_named(folder):
     with pytest.raises(UserError, match="'val' has 100 tokens, but a context of 200 needs at least 201"):
         TokenData(folder).split("val", 200)
@@ -231,10 +344,10 @@ def test_damage_is_seen_and_named(folder):
         (folder / name).write_bytes(content)
     content = (folder / "train-00000.bin").read_bytes()
     (folder / "train-00000.bin").write_bytes(content[:-2])
-    with pytest.raises(UserError, match=r"train-00000.bin must have 1800 bytes, got 1798"):
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: expected 1800 bytes, got 1798"):
         TokenData(folder)
     (folder / "train-00000.bin").unlink()
-    with pytest.raises(UserError, match=r"train-00000.bin must have 1800 bytes, got 0"):
+    with pytest.raises(UserError, match=r"train-00000.bin is damaged: expected 1800 bytes, got 0"):
         TokenData(folder)
     for manifest, message in (
         ('{"version": 2}', "is damaged"), ("[", "is damaged"), ("[]", "is damaged"),
@@ -260,25 +373,6 @@ def test_options_that_cannot_work(tmp_path, options, message):
     with pytest.raises(UserError, match=message):
         prepare(TEXT, tmp_path / "data", ["x"], options=PrepareOptions(**options))
     assert not list(tmp_path.iterdir())
-
-
-def test_command_line(tmp_path, capsys, monkeypatch):
-    (tmp_path / "a.txt").write_text("one<e>two<e>three" * 5)
-    out = tmp_path / "data"
-    command = ["prepare", "text", str(tmp_path / "a.txt"), f"--out={out}", "--val-share=0.3", "--seed=1"]
-    assert cli.main([*command, "--document-separator=<e>", "--workers=1"]) == 0
-    assert "; held out: documents with 0.309 of the characters, drawn with the seed 1" in capsys.readouterr().out
-    assert TokenData(out).manifest["splits"]["train"]["documents"] > 3
-    (tmp_path / "b.jsonl").write_text('{"body": "one\\n\\ntwo"}\n' * 9)
-    assert cli.main(["prepare", "text", str(tmp_path / "b.jsonl"), f"--out={out}", "--field=body"]) == 0
-    (tmp_path / "a.txt").write_text("one\n\ntwo\n\nthree\n\nfour")
-    assert cli.main(["prepare", "text", str(tmp_path / "a.txt"), f"--out={out}", r"--document_separator=\n\n"]) == 0
-    assert sum(split["documents"] for split in TokenData(out).manifest["splits"].values()) == 4
-    capsys.readouterr()
-    assert cli.main([*command, f"--tokenizer_from={out}", "--vocab_size=5"]) == 2
-    assert "leave out --vocab_size" in capsys.readouterr().err
-    assert cli.main([*command, "--model-type=bpe"]) == 2
-    assert "--model_type is of sentencepiece" in capsys.readouterr().err
 
 
 def test_only_reading_batches_needs_torch(tmp_path):

@@ -163,7 +163,7 @@ def test_training_by_name(kind, request):
     ("arguments", "message"),
     [
         (("words", ["a"]), "'kind' must be one of characters, bytes, sentencepiece, gpt2, got 'words'"),
-        (("characters", ["ab"], 9), r"characters has 2 tokens; leave out 'vocab_size' \(9\)"),
+        (("characters", ["ab"], 9), "'vocab_size' of characters is always 2, got 9; leave it out"),
         (("characters", []), "the texts have no character"),
         (("characters", ["", ""]), "the texts have no character"),
         (("sentencepiece", ["\n", "", "\u2581"]), "the training texts are empty"),
@@ -183,16 +183,19 @@ def test_one_text_is_no_iterable_of_texts(kind):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (None, "tokenizer.json is missing"),
+        (None, "has no tokenizer: expected tokenizer.json"),
         (b"{", "tokenizer.json is damaged: it is no JSON"),
         (b"\xff", "tokenizer.json is damaged: it is no JSON"),
         (b"[]", "tokenizer.json is damaged: expected an object, got list"),
         (b'{"kind": "words"}', "'kind' must be one of characters, .*, got 'words'"),
         (b'{"kind": "characters"}', "'characters' must be a text that is not empty"),
         (b'{"kind": "characters", "characters": 7}', "'characters' must be a text that is not empty"),
-        (b'{"kind": "sentencepiece"}', "tokenizer.json is damaged: a sentencepiece tokenizer needs more"),
+        (b'{"kind": "sentencepiece"}', "tokenizer.json is damaged: a part of the sentencepiece tokenizer is missing"),
         (b'{"kind": "sentencepiece", "sha256": "0"}', r"cannot read .*tokenizer.model: No such file"),
-        (b'{"kind": "gpt2", "sha256": []}', "tokenizer.json is damaged: a gpt2 tokenizer needs more"),
+        (
+            b'{"kind": "gpt2", "sha256": []}',
+            "tokenizer.json is damaged: a part of the gpt2 tokenizer is missing or wrong",
+        ),
     ],
 )
 def test_folders_without_a_tokenizer(tmp_path, content, message):

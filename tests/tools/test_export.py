@@ -95,10 +95,10 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
             [folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"],
             "must have at most the model's 9 tokens, got 257",
         ),
-        ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'empty'}"], "tokenizer.json is missing"),
+        ([folder, tmp_path / "x", f"--tokenizer={tmp_path / 'empty'}"], "has no tokenizer: expected tokenizer.json"),
         (
             [folder, tmp_path / "x", f"--tokenizer={tmp_path / 'none'}"],
-            "none is no folder with a tokenizer: nothing is",
+            "none' does not exist: expected a folder with a tokenizer",
         ),
         ([tmp_path / "empty", tmp_path / "x"], "config.json is missing: "),
         ([tmp_path / "text.pt", tmp_path / "x"], "text.pt is damaged, or holds more than tensors"),
