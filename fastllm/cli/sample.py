@@ -202,7 +202,7 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     options: dict[str, Any] = {
         name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
-    options["stop"] = [*arguments.stop, *_end_of_text(tokenizer)]
+    options["stop"] = arguments.stop
     everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     if len(everything) > 1:
         results = iterate_texts(
@@ -230,12 +230,14 @@ def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterat
         raise UserError("sample: with beam search 'stop' must be texts of one token each, such as a newline")
     if arguments.num_samples > arguments.num_beams:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
+    if tokenizer.end_of_text is not None:
+        stops.append([tokenizer.end_of_text])
     for part in batches(model, len(prompts), arguments.batch_size, arguments.num_beams):
         some = prompts[part]
         encoded = [tokenizer.encode(prompt).tolist() for prompt in some]
         found = beam_search_batch(
             model, encoded, arguments.max_new_tokens, num_beams=arguments.num_beams,
-            stop=[*stops, *_end_of_text(tokenizer)], length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+            stop=stops, length_penalty=arguments.length_penalty, alpha=arguments.alpha,
             vocabulary=tokenizer.vocab_size,
         )  # fmt: skip
         for prompt, ids, beams in zip(some, encoded, found, strict=True):
@@ -243,11 +245,6 @@ def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterat
             start = len(tokenizer.decode(ids))
             for beam in beams[: arguments.num_samples]:
                 yield prompt, tokenizer.decode([*ids, *beam.ids])[start:]
-
-
-def _end_of_text(tokenizer) -> list[int]:
-    """Return what ends a text beside what the user names: the token between documents, where there is one."""
-    return [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
 
 def _print_all(texts: Iterable[tuple[str, str]]) -> None:

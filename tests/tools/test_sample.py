@@ -263,7 +263,7 @@ def test_streams_as_it_comes(folder):
         (["--top_p=0"], "'top_p' must be in (0, 1], got 0.0"),
         (["--top_k=0"], "'top_k' must be at least 1, got 0"),
         (["--min_p=2"], "'min_p' must be in [0, 1], got 2.0"),
-        (["--repetition_penalty=0"], "'repetition_penalty' must be over 0 and finite, got 0.0"),
+        (["--repetition_penalty=0"], "'repetition_penalty' must be positive and finite, got 0.0"),
         (["--stop="], "'stop' must not have an empty string"),
         (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
     ],
