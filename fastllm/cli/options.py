@@ -16,13 +16,13 @@ from fastllm.train.config import TrainConfig
 def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
     """Add --config and an option for each setting; a switch may stand alone, as in --compile."""
     parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
-    switches = [field for field in fields(TrainConfig) if field.type is bool and field.name not in skip]
-    parser.add_class_arguments(TrainConfig, skip={*skip, *(switch.name for switch in switches)})
-    for switch in switches:
-        parser.add_argument(
-            f"--{switch.name}", action=ActionYesNo(no_prefix="no_"), nargs="?", default=switch.default,
-            help=_description(switch.name),
-        )  # fmt: skip
+    settings = parser.add_argument_group("settings")
+    for field in fields(TrainConfig):
+        if field.name in skip:
+            continue
+        switch: dict = {"action": ActionYesNo(no_prefix="no_"), "nargs": "?"} if field.type is bool else {}
+        kind: dict = {} if field.type is bool else {"type": field.type}
+        settings.add_argument(f"--{field.name}", default=field.default, help=_description(field.name), **switch, **kind)
 
 
 def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:

@@ -1,12 +1,13 @@
 """How every command line is parsed, and its mistakes told."""
 
-import difflib
 import re
 import sys
 from argparse import Action
 from collections.abc import Iterable
 
 from jsonargparse import ArgumentParser, DefaultHelpFormatter
+
+from fastllm.errors import did_you_mean
 
 EXIT_USER_ERROR = 2
 _UNTOLD = re.compile(r"type: (<class 'Path'>|Path|str|bool)|default: (null|\[\]|False|\s*)")
@@ -67,7 +68,7 @@ class Parser(ArgumentParser):
         for word in sys.argv[1:]:
             name = "--" + word.split("=")[0][2:].replace("-", "_")
             if word.startswith("--") and name not in known and name in text:
-                return _did_you_mean(name, known)
+                return did_you_mean(name, known)
         return ""
 
     def _nearest_key(self, text: str) -> str:
@@ -75,7 +76,7 @@ class Parser(ArgumentParser):
         match = re.search(r"ubcommand '(\w+)' does not accept option '(\w+)'", text)
         if match is None:
             return ""
-        return _did_you_mean(match[2], [action.dest for action in self._commands()[match[1]]._actions])
+        return did_you_mean(match[2], [action.dest for action in self._commands()[match[1]]._actions])
 
 
 def _plain(text: str) -> str:
@@ -89,9 +90,9 @@ def _plain(text: str) -> str:
         return f"'{match[1]}' must be true or false, got {match[2]}"
     if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", text):
         known = re.findall(r"\w+", match[2])
-        return f"one of {', '.join(known)} must follow, got '{match[1]}'{_did_you_mean(match[1], known)}"
+        return f"one of {', '.join(known)} must follow, got '{match[1]}'{did_you_mean(match[1], known)}"
     if match := re.match(r"Problems parsing config: (.*)", text):
-        return f"'config' is no YAML: {match[1]}".replace(' in "<unicode string>",', " at")
+        return f"'config' is not valid YAML: {match[1]}".replace(' in "<unicode string>",', " at")
     if text.startswith("Unexpected config:"):
         return "'config' must be a YAML file with lines like 'n_layer: 4'"
     return text
@@ -100,8 +101,3 @@ def _plain(text: str) -> str:
 def unescaped(text: str) -> str:
     r"""Return text with the characters that a shell does not make of \n, \t, \r and \\."""
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""
