@@ -70,7 +70,8 @@ def _run(words: list[str]) -> int:
     parsed = parser.parse_args(words)
     own = parsed[parsed.command]
     own.given = frozenset(parser.parse_args(words, defaults=False)[parsed.command].keys())
-    own.typed = frozenset(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    typed = tuple(word[2:].partition("=")[0] for word in words if word.startswith("--"))
+    own.typed = frozenset(name for name in own.given if any(name.startswith(begin) for begin in typed if begin))
     return COMMANDS[parsed.command].run(own)
 
 

@@ -41,4 +41,4 @@ def _description(name: str) -> str:
     match = re.search(
         rf"^ {{4}}{name}: (.*?)(?=^ {{4}}\w+: |\Z)", inspect.getdoc(TrainConfig) or "", re.DOTALL | re.MULTILINE
     )
-    return " ".join(match[1].split()) if match else ""
+    return " ".join(match[1].split()).removesuffix(".") if match else ""

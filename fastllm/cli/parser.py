@@ -4,8 +4,9 @@ import re
 import sys
 from argparse import Action
 from collections.abc import Iterable
+from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
 
 from fastllm.errors import did_you_mean
 
@@ -20,6 +21,8 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
+        if isinstance(action, ActionYesNo):  # its default says something: what --NAME changes
+            text = text.replace("default: False", "default: false").replace("default: True", "default: true")
         match = re.fullmatch(r"(.*) \(((?:required|type:|default:).*)\)", text, re.DOTALL)
         if match is None:
             return text
@@ -44,6 +47,13 @@ class Parser(ArgumentParser):
         prog = " ".join([self.prog.replace(" [options]", ""), *command])
         print(f"{prog}: {told} (see {prog} --help)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
+
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help text; argparse would keep back that it cannot be written."""
+        if message:
+            stream = file or sys.stderr
+            stream.write(message)
+            stream.flush()
 
     def _missing(self, text: str) -> tuple[list[str], str] | None:
         """Say what a command lacks, with the command: jsonargparse tells one parser what another one lacks."""
@@ -83,6 +93,8 @@ def _plain(text: str) -> str:
     """Say without Python's types what jsonargparse and argparse say."""
     if match := re.match(r'Parser key "([\w.]+)": (.*)', text):
         name, reason = match[1], match[2]
+        if "codec can't encode" in reason:
+            return f"'{name}' must be UTF-8"
         value = re.search(r"(?:Got|Given) value: ?(.*)", reason)
         types = [_TYPES[word] for word in re.findall(r"Expected a <class '(\w+)'>", reason) if word in _TYPES]
         return f"'{name}' must be {' or '.join(types)}, got '{value[1]}'" if value and types else f"'{name}': {reason}"
@@ -93,6 +105,10 @@ def _plain(text: str) -> str:
         return f"one of {', '.join(known)} must follow, got '{match[1]}'{did_you_mean(match[1], known)}"
     if match := re.match(r"Problems parsing config: (.*)", text):
         return f"'config' is not valid YAML: {match[1]}".replace(' in "<unicode string>",', " at")
+    if match := re.match(r"unrecognized arguments: ([^-].*)", text):
+        return f"{text}; an option takes one value: for several texts repeat it, as in --stop A --stop B"
+    if match := re.match(r"argument --(\w+): expected one argument", text):
+        return f"'{match[1]}' must have a value; one that begins with - is joined to it by =, as in --{match[1]}=-x"
     if text.startswith("Unexpected config:"):
         return "'config' must be a YAML file with lines like 'n_layer: 4'"
     return text
