@@ -34,7 +34,7 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
     """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
     if "checkpoint" in arguments.given and folder.exists() and not (folder / "checkpoints").is_dir():
-        raise UserError(f"{command}: 'checkpoint' is one of a run, and {folder} is none; leave it out")
+        raise UserError(f"{command}: 'checkpoint' is of a run, and {folder} is not a run; leave it out")
 
 
 def _description(name: str) -> str:

@@ -186,7 +186,7 @@ def generate_batch(
     Args:
         model, max_new_tokens, stop, vocabulary, sampling: as of :func:`generate`.
         prompts: sequences of ids; the same one several times gives several samples.
-        seed: one a prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
+        seed: one per prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
         batch_size: how many are continued at a time; by default as many as take a gigabyte for keys and values, and no
             more than 64.
 
