@@ -15,7 +15,7 @@ from typing import Any
 
 _MODULES = ("data", "generation", "models", "nn", "ops", "optim", "tokenizers", "train")
 
-__all__ = [*_MODULES, "generate"]
+__all__ = [*_MODULES, "__version__", "generate"]
 
 
 def __getattr__(name: str) -> Any:
@@ -23,6 +23,8 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"fastllm.{name}")
     if name == "generate":
         return importlib.import_module("fastllm.generation").generate
+    if name == "__version__":
+        return importlib.import_module("importlib.metadata").version("fastllm")
     raise AttributeError(f"module 'fastllm' has no attribute '{name}'")
 
 

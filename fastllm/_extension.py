@@ -11,6 +11,8 @@ from types import ModuleType
 
 import torch
 
+from fastllm.errors import UserImportError
+
 CAPABILITIES = ("amx", "avx512", "avx2", "default")  # best first
 VARIABLE = "FASTLLM_CPU_CAPABILITY"
 
@@ -37,7 +39,7 @@ def _choose() -> tuple[str, str]:
     """Return the capability to load and why."""
     built, supported = _built(), _supported()
     if not built:
-        raise ImportError(
+        raise UserImportError(
             "fastllm's compiled extension is missing: in a source checkout run `make setup` or "
             "`pip install --no-build-isolation -e .`"
         )
@@ -46,16 +48,16 @@ def _choose() -> tuple[str, str]:
         for capability in supported:
             if capability in built:
                 return capability, f"the best of what this CPU runs ({', '.join(supported)}) and the build has"
-        raise ImportError(
+        raise UserImportError(
             f"fastllm was built for {', '.join(built)}, which this CPU does not run (it runs {', '.join(supported)}): "
             "build it again on this machine"
         )
     if forced not in CAPABILITIES:
-        raise ImportError(f"{VARIABLE}: expected one of {', '.join(CAPABILITIES)}, got '{forced}'")
+        raise UserImportError(f"{VARIABLE}: expected one of {', '.join(CAPABILITIES)}, got '{forced}'")
     if forced not in built:
-        raise ImportError(f"{VARIABLE}={forced}, but the extension was built for {', '.join(built)} only")
+        raise UserImportError(f"{VARIABLE}={forced}, but the extension was built for {', '.join(built)} only")
     if forced not in supported:
-        raise ImportError(f"{VARIABLE}={forced}, but this CPU only runs {', '.join(supported)}")
+        raise UserImportError(f"{VARIABLE}={forced}, but this CPU only runs {', '.join(supported)}")
     return forced, f"forced by {VARIABLE}"
 
 
@@ -64,7 +66,7 @@ def _load() -> tuple[ModuleType, str]:
     try:
         module = importlib.import_module(f"fastllm._C_{capability}")
     except ImportError as error:
-        raise ImportError(
+        raise UserImportError(
             f"fastllm's extension does not load with torch {torch.__version__}; it was probably built for another "
             f"torch. Build it again: pip install --no-build-isolation --force-reinstall --no-deps <fastllm> ({error})"
         ) from error

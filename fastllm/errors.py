@@ -1,5 +1,23 @@
 """What a user did that cannot work, said in one sentence."""
 
+import difflib
+from collections.abc import Iterable
+
+# Settings by the names that they have elsewhere, where no likeness leads from one to the other.
+_ELSEWHERE = {
+    "lr": "learning_rate", "min_lr": "min_learning_rate", "warmup": "warmup_steps", "warmup_iters": "warmup_steps",
+    "wd": "weight_decay", "clip": "grad_clip", "max_grad_norm": "grad_clip", "block_size": "context_length",
+    "seq_len": "context_length", "max_seq_len": "context_length", "max_length": "max_new_tokens",
+    "max_tokens": "max_new_tokens", "length": "max_new_tokens", "d_model": "n_embd", "dim": "n_embd",
+    "hidden_size": "n_embd", "num_layers": "n_layer", "layers": "n_layer", "depth": "n_layer", "num_heads": "n_head",
+    "heads": "n_head", "bs": "batch_size", "steps": "max_steps", "iters": "max_steps", "max_iters": "max_steps",
+    "epochs": "max_steps", "dtype": "precision", "bf16": "precision", "fp16": "precision", "amp": "precision",
+    "gradient_accumulation_steps": "micro_batch_size", "grad_accum": "micro_batch_size", "ema": "ema_decay",
+    "gradient_checkpointing": "activation_checkpointing", "init_from": "init", "output": "out", "output_dir": "out",
+    "out_dir": "out", "dataset": "data", "num_threads": "threads", "temp": "temperature", "n": "num_samples",
+    "beams": "num_beams", "eos": "stop", "stop_token": "stop", "ckpt": "checkpoint", "vocab": "vocab_size",
+}  # fmt: skip
+
 
 class UserError(Exception):
     """A mistake the user can mend; the command line prints its message alone, without a traceback."""
@@ -7,3 +25,15 @@ class UserError(Exception):
 
 class UserValueError(UserError, ValueError):
     """An argument or a setting with a value that it cannot have: Python's own error for it too, for who calls us."""
+
+
+class UserImportError(UserError, ImportError):
+    """A part that is not installed, not built, or cannot be loaded here."""
+
+
+def did_you_mean(word: str, known: Iterable[str]) -> str:
+    """Return "; did you mean X?" for the known word that is meant or nearest, or nothing; options keep their "--"."""
+    dashes, names = "--" * word.startswith("--"), list(known)
+    meant = dashes + _ELSEWHERE.get(word.removeprefix("--"), "")
+    near = [meant] if meant in names else difflib.get_close_matches(word, names, n=1)
+    return f"; did you mean {near[0]}?" if near else ""

@@ -104,7 +104,9 @@ def new_folder(command: str, folder: Path) -> Path:
     Raises:
         UserError: it is a file, or not empty.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"{command}: {folder} is a file; name a new folder")
+    if folder.exists() and any(folder.iterdir()):
         raise UserError(f"{command}: {folder} exists and is not empty; name a new folder")
     return folder
 
@@ -265,3 +267,11 @@ def sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def discard(stream: TextIO) -> None:
+    """Let what is still to be written into a stream that fails go nowhere: Python would try again at its end."""
+    with suppress(OSError, ValueError):  # not every stream is a file
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)

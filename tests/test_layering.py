@@ -10,7 +10,8 @@ import pytest
 PACKAGE = Path(__file__).parent.parent / "fastllm"
 # Lowest first; names on one line are one layer, and may import each other only within their own package.
 LAYERS = [
-    {"_extension", "errors", "memory"},
+    {"errors"},
+    {"_extension", "memory"},
     {"files", "ops"},
     {"nn", "optim"},
     {"models"},

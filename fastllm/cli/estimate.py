@@ -1,14 +1,19 @@
 """fastllm estimate: what a run will cost, before it starts."""
 
+from argparse import SUPPRESS
+from collections.abc import Collection
+from pathlib import Path
+
 from jsonargparse import Namespace
 
 from fastllm.cli.options import add_train_config, config_of
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
+from fastllm.memory import total_memory
 from fastllm.train import estimate
 from fastllm.train.config import TrainConfig
 
-_NOT_TRAINS = ("device", "out")
+_NOT_TRAINS = ("device", "out")  # but a run's own config.yaml has them
 _DEFAULT_VOCABULARY = 50257  # GPT-2's
 _MFU = {"cpu": 0.6, "gpu": 0.4}  # a CPU's kernels come near its measured products; published GPU runs lie at 30 to 60%
 
@@ -22,6 +27,7 @@ def add_to(commands) -> None:
     )
     add_train_config(parser, skip=_NOT_TRAINS)
     parser.add_argument("--device", default="cpu", help=f"cpu, which is measured for a moment, or a GPU: {names}")
+    parser.add_argument("--out", type=Path | None, default=None, help=SUPPRESS)  # of a run's config.yaml
     parser.add_argument("--gpus", type=int, default=1, help="how many devices share the work")
     parser.add_argument(
         "--mfu", type=float | None, default=None,
@@ -46,8 +52,10 @@ def run(arguments: Namespace) -> int:
     from rich.console import Console
     from rich.table import Table
 
+    if "parallel" in arguments.typed and arguments.gpus == 1:
+        raise UserError("estimate: 'parallel' says how several devices share the work: add --gpus N, or leave it out")
     gpu, peak, mfu = _device(arguments, config)
-    shape = _shape(config)
+    shape = _shape(config, arguments.given)
     table = Table(title=f"{arguments.gpus} x {gpu.name if gpu else 'this CPU'}, {config.precision}", show_header=False)
     for name, value in rows(config, shape, arguments.gpus, gpu, peak, mfu):
         table.add_row(name, value) if name else table.add_section()
@@ -57,7 +65,7 @@ def run(arguments: Namespace) -> int:
 
 def _device(arguments: Namespace, config: TrainConfig):
     """Return (GPU or None for the CPU, peak FLOP/s, utilisation)."""
-    if arguments.device != "cpu":
+    if arguments.device not in ("cpu", "auto"):  # auto: of a run's config.yaml
         gpu = estimate.find_gpu(arguments.device)
         if gpu is None:
             names = ", ".join(gpu.name for gpu in estimate.GPUS)
@@ -73,20 +81,17 @@ def _device(arguments: Namespace, config: TrainConfig):
     return None, peak_flops(torch.device("cpu"), config.precision), arguments.mfu or _MFU["cpu"]
 
 
-def _shape(config: TrainConfig) -> estimate.Shape:
+def _shape(config: TrainConfig, given: Collection[str]) -> estimate.Shape:
     """Return the model's sizes: of --init, or of the settings with the vocabulary of --data."""
     from fastllm.data import TokenData
-    from fastllm.models import GPTConfig
-    from fastllm.train import checkpoint
+    from fastllm.train import checkpoint, initial
 
     if config.init is not None:
-        return checkpoint.load_source(config.init)[0].config
+        return initial.adopt(config, checkpoint.load_source(config.init)[0].config, given)
     vocabulary = config.vocab_size or _DEFAULT_VOCABULARY
     if config.data is not None and config.vocab_size is None:
         vocabulary = TokenData(config.data).tokenizer.vocab_size
-    return GPTConfig(
-        vocabulary, config.context_length, config.n_layer, config.n_head, config.n_embd, config.dropout, config.bias
-    )
+    return initial.model_config(config, vocabulary)
 
 
 def rows(
@@ -94,43 +99,36 @@ def rows(
 ) -> list[tuple[str, str]]:
     """Return the estimate as (what, how much); ("", "") parts the sections."""
     half, fsdp, again = config.precision != "float32", config.parallel == "fsdp", config.activation_checkpointing
-    own = config.batch_size // devices
-    sequences = min(config.micro_batch_size or own, own)
+    own, sequences = config.batch_size // devices, config.sequences_at_once(devices)
     tokens = config.batch_size * shape.context_length
     flops = estimate.flops_per_token(shape)
-    memory = estimate.memory(
-        shape, sequences, devices=devices, fsdp=fsdp, half=half, checkpointing=again, ema=config.ema_decay > 0
-    )
+    memory = estimate.of_run(config, shape, devices)
     other = estimate.activations(shape, sequences, half, not again)
     traffic = estimate.traffic(shape, devices, fsdp, micro_batches=-(-own // sequences))
     sending = traffic / estimate.link_speed(gpu, devices) if gpu else 0.0
     seconds = estimate.step_seconds(
         shape, config.batch_size, peak, mfu, devices=devices, checkpointing=again, communication=sending
     )
-    room = f" of {_bytes(gpu.memory)}" + ("" if memory.total < gpu.memory else ": DOES NOT FIT") if gpu else ""
+    room = gpu.memory if gpu else total_memory()
+    of_room = "" if room is None else f" of {estimate.size(room)}"
+    if room is not None and memory.total > room:
+        of_room += f": DOES NOT FIT; {estimate.advice(memory, room, sequences, again)}"
     return [
         ("parameters", f"{estimate.parameters(shape):,}"),
-        ("tokens a step, a run", f"{tokens:,}, {tokens * config.max_steps:,}"),
-        ("FLOPs a token", f"{flops:.3g}"),
-        ("FLOPs a step, a run", f"{flops * tokens:.3g}, {flops * tokens * config.max_steps:.3g}"),
+        ("tokens per step, per run", f"{tokens:,}, {tokens * config.max_steps:,}"),
+        ("FLOPs per token", f"{flops:.3g}"),
+        ("FLOPs per step, per run", f"{flops * tokens:.3g}, {flops * tokens * config.max_steps:.3g}"),
         ("", ""),
-        *((name.replace("_", " "), _bytes(value)) for name, value in vars(memory).items() if value),
-        (f"activations {'without' if again else 'with'} checkpointing", _bytes(other)),
-        (f"memory a device ({config.parallel if devices > 1 else 'alone'})", _bytes(memory.total) + room),
+        *((name.replace("_", " "), estimate.size(value)) for name, value in vars(memory).items() if value),
+        (f"activations {'without' if again else 'with'} checkpointing", estimate.size(other)),
+        (f"memory per device ({config.parallel if devices > 1 else 'alone'})", estimate.size(memory.total) + of_room),
         ("", ""),
-        ("peak a device", f"{peak / 1e12:.3g} TFLOP/s, of which {mfu:.0%} reached"),
-        ("sent a step by each", f"{_bytes(traffic)}, {sending:.3g} s" if gpu else _bytes(traffic)),
-        ("time a step", f"{seconds:.3g} s" + (", all of it sending" if sending >= seconds else "")),
+        ("peak per device", f"{peak / 1e12:.3g} TFLOP/s, of which {mfu:.0%} reached"),
+        ("sent per step by each", f"{estimate.size(traffic)}, {sending:.3g} s" if gpu else estimate.size(traffic)),
+        ("time per step", f"{seconds:.3g} s" + (", all of it sending" if sending >= seconds else "")),
         ("tokens/s", f"{tokens / seconds:,.0f}"),
         ("time of the run", _duration(seconds * config.max_steps)),
     ]
-
-
-def _bytes(value: float) -> str:
-    for unit, size in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
-        if value >= size:
-            return f"{value / size:.3g} {unit}" if value < 1000 * size else f"{value / size:,.0f} {unit}"
-    return f"{value:.0f} B"
 
 
 def _duration(seconds: float) -> str:

@@ -1,5 +1,6 @@
 """fastllm eval: a run's loss over a whole split."""
 
+import json
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -11,7 +12,7 @@ from fastllm.files import new_folder, replace_folder
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="A run's loss in nats a token, perplexity and bits a byte over a whole split.")
+    parser = Parser(description="A run's loss in nats per token, perplexity and bits per byte over a whole split.")
     parser.add_argument("run", type=Path, help="the run's folder")
     parser.add_argument("--split", default="val", help="val or train")
     parser.add_argument(
@@ -23,6 +24,7 @@ def add_to(commands) -> None:
     )
     parser.add_argument("--out", type=Path | None, default=None, help="write the averaged model into this folder")
     parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; changes the speed alone")
+    parser.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")
     commands.add_subcommand("eval", parser, help="a run's loss over a whole split")
 
@@ -35,6 +37,10 @@ def run(arguments: Namespace) -> int:
             raise UserError(f"eval: '{name}' must be at least {least}, got {value}")
     if arguments.split not in ("train", "val"):
         raise UserError(f"eval: 'split' must be train or val, got '{arguments.split}'")
+    if "checkpoint" in arguments.typed and arguments.average:
+        raise UserError(
+            "eval: --average takes the checkpoints that were kept last: leave out 'checkpoint', or --average"
+        )
     if arguments.out is not None and not arguments.average:
         raise UserError("eval: 'out' is where --average writes its model; give --average too")
     if arguments.out is not None:
@@ -52,7 +58,10 @@ def run(arguments: Namespace) -> int:
     model, tokenizer, which = _model(arguments)
     config = TrainConfig.load(arguments.run / "config.yaml")
     folder = arguments.data or config.data or arguments.run
-    data = TokenData(folder)
+    try:
+        data = TokenData(folder)
+    except UserError as error:
+        raise UserError(f"eval: {error}; if the data of {arguments.run} is elsewhere now, name it: --data") from error
     data.verify()
     if data.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
@@ -62,9 +71,13 @@ def run(arguments: Namespace) -> int:
     batches = windows(split, length, arguments.batch_size, document_mask=config.document_mask)
     loss = evaluation.mean_loss(LossModule(model), batches, parallel, device, torch.autocast("cpu", enabled=False))
     perplexity, bits = evaluation.perplexity_and_bits(loss, split, config.document_mask)
+    if arguments.json:
+        told = {"run": str(arguments.run), "checkpoint": which, "data": str(folder), "split": arguments.split}
+        print(json.dumps({**told, "loss": loss, "perplexity": perplexity, "bits_per_byte": bits}))
+        return 0
     print(
-        f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats a token, perplexity {perplexity:.3f}, "
-        f"bits a byte {'n/a, as document_mask leaves tokens out' if bits is None else f'{bits:.4f}'}"
+        f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
+        f"bits per byte {'n/a, as document_mask leaves tokens out' if bits is None else f'{bits:.4f}'}"
     )
     return 0
 

@@ -35,6 +35,7 @@ def run(arguments: Namespace) -> int:
     for row in ops.report():
         served.setdefault((row["device"], row["kernel"], row["why"]), []).append(row["op"])
     for (device, kernel, why), names in sorted(served.items()):
-        console.print(f"\nOps on {device}: {kernel}, {why}", highlight=False)
+        title = f"Ops without a kernel on {device}" if kernel == "none" else f"Ops on {device}: {kernel}"
+        console.print(f"\n{title}, {why}", highlight=False)
         console.print(Padding(", ".join(names), (0, 0, 0, 4)), highlight=False)
     return 0

@@ -16,13 +16,13 @@ from fastllm.train.config import TrainConfig
 def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
     """Add --config and an option for each setting; a switch may stand alone, as in --compile."""
     parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
-    switches = [field for field in fields(TrainConfig) if field.type is bool and field.name not in skip]
-    parser.add_class_arguments(TrainConfig, skip={*skip, *(switch.name for switch in switches)})
-    for switch in switches:
-        parser.add_argument(
-            f"--{switch.name}", action=ActionYesNo(no_prefix="no_"), nargs="?", default=switch.default,
-            help=_description(switch.name),
-        )  # fmt: skip
+    settings = parser.add_argument_group("settings")
+    for field in fields(TrainConfig):
+        if field.name in skip:
+            continue
+        switch: dict = {"action": ActionYesNo(no_prefix="no_"), "nargs": "?"} if field.type is bool else {}
+        kind: dict = {} if field.type is bool else {"type": field.type}
+        settings.add_argument(f"--{field.name}", default=field.default, help=_description(field.name), **switch, **kind)
 
 
 def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
@@ -34,11 +34,11 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
     """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
     if "checkpoint" in arguments.given and folder.exists() and not (folder / "checkpoints").is_dir():
-        raise UserError(f"{command}: 'checkpoint' is one of a run, and {folder} is none; leave it out")
+        raise UserError(f"{command}: 'checkpoint' is of a run, and {folder} is not a run; leave it out")
 
 
 def _description(name: str) -> str:
     match = re.search(
         rf"^ {{4}}{name}: (.*?)(?=^ {{4}}\w+: |\Z)", inspect.getdoc(TrainConfig) or "", re.DOTALL | re.MULTILINE
     )
-    return " ".join(match[1].split()) if match else ""
+    return " ".join(match[1].split()).removesuffix(".") if match else ""

@@ -1,13 +1,15 @@
 """How every command line is parsed, and its mistakes told."""
 
-import difflib
 import re
 import sys
 from argparse import Action
 from collections.abc import Iterable
 from pathlib import Path
+from typing import Any
 
-from jsonargparse import ArgumentParser, DefaultHelpFormatter
+from jsonargparse import ActionYesNo, ArgumentParser, DefaultHelpFormatter
+
+from fastllm.errors import did_you_mean
 
 EXIT_USER_ERROR = 2
 _UNTOLD = re.compile(r"type: (<class 'Path'>|<function any_path .*>|Path|str|bool)|default: (null|\[\]|False|\s*)")
@@ -20,6 +22,8 @@ class _HelpFormatter(DefaultHelpFormatter):
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
+        if isinstance(action, ActionYesNo):  # its default says something: what --NAME changes
+            text = text.replace("default: False", "default: false").replace("default: True", "default: true")
         match = re.fullmatch(r"(.*) \(((?:required|type:|default:).*)\)", text, re.DOTALL)
         if match is None:
             return text
@@ -45,6 +49,13 @@ class Parser(ArgumentParser):
         print(f"{prog}: {told} (see {prog} --help)", file=sys.stderr)
         sys.exit(EXIT_USER_ERROR)
 
+    def _print_message(self, message: str, file: Any = None) -> None:
+        """Print a help text; argparse would keep back that it cannot be written."""
+        if message:
+            stream = file or sys.stderr
+            stream.write(message)
+            stream.flush()
+
     def _missing(self, text: str) -> tuple[list[str], str] | None:
         """Say what a command lacks, with the command: jsonargparse tells one parser what another one lacks."""
         if match := re.match(r"the following arguments are required: (.*)", text):
@@ -68,7 +79,7 @@ class Parser(ArgumentParser):
         for word in sys.argv[1:]:
             name = "--" + word.split("=")[0][2:].replace("-", "_")
             if word.startswith("--") and name not in known and name in text:
-                return _did_you_mean(name, known)
+                return did_you_mean(name, known)
         return ""
 
     def _nearest_key(self, text: str) -> str:
@@ -76,13 +87,15 @@ class Parser(ArgumentParser):
         match = re.search(r"ubcommand '(\w+)' does not accept option '(\w+)'", text)
         if match is None:
             return ""
-        return _did_you_mean(match[2], [action.dest for action in self._commands()[match[1]]._actions])
+        return did_you_mean(match[2], [action.dest for action in self._commands()[match[1]]._actions])
 
 
 def _plain(text: str) -> str:
     """Say without Python's types what jsonargparse and argparse say."""
     if match := re.match(r'Parser key "([\w.]+)": (.*)', text):
         name, reason = match[1], match[2]
+        if "codec can't encode" in reason:
+            return f"'{name}' must be UTF-8"
         value = re.search(r"(?:Got|Given) value: ?(.*)", reason)
         types = [_TYPES[word] for word in re.findall(r"Expected a <class '(\w+)'>", reason) if word in _TYPES]
         return f"'{name}' must be {' or '.join(types)}, got '{value[1]}'" if value and types else f"'{name}': {reason}"
@@ -90,9 +103,13 @@ def _plain(text: str) -> str:
         return f"'{match[1]}' must be true or false, got {match[2]}"
     if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", text):
         known = re.findall(r"\w+", match[2])
-        return f"one of {', '.join(known)} must follow, got '{match[1]}'{_did_you_mean(match[1], known)}"
+        return f"one of {', '.join(known)} must follow, got '{match[1]}'{did_you_mean(match[1], known)}"
     if match := re.match(r"Problems parsing config: (.*)", text):
-        return f"'config' is no YAML: {match[1]}".replace(' in "<unicode string>",', " at")
+        return f"'config' is not valid YAML: {match[1]}".replace(' in "<unicode string>",', " at")
+    if match := re.match(r"unrecognized arguments: ([^-].*)", text):
+        return f"{text}; an option takes one value: for several texts repeat it, as in --stop A --stop B"
+    if match := re.match(r"argument --(\w+): expected one argument", text):
+        return f"'{match[1]}' must have a value; one that begins with - is joined to it by =, as in --{match[1]}=-x"
     if text.startswith("Unexpected config:"):
         return "'config' must be a YAML file with lines like 'n_layer: 4'"
     return text
@@ -106,8 +123,3 @@ def any_path(word: str) -> Path:
 def unescaped(text: str) -> str:
     r"""Return text with the characters that a shell does not make of \n, \t, \r and \\."""
     return re.sub(r"\\([ntr\\])", lambda match: _ESCAPES[match[1]], text)
-
-
-def _did_you_mean(word: str, known: Iterable[str]) -> str:
-    near = difflib.get_close_matches(word, list(known), n=1)
-    return f"; did you mean {near[0]}?" if near else ""

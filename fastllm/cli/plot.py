@@ -11,7 +11,9 @@ def add_to(commands) -> None:
     """Add the command's parser."""
     parser = Parser(description="Draw the validation loss of several runs into one picture.")
     parser.add_argument("runs", nargs="+", type=Path, help="the runs' folders")
-    parser.add_argument("--out", type=Path, default=Path("loss.png"), help="the picture to write")
+    parser.add_argument(
+        "--out", type=Path, default=Path("loss.png"), help="the picture to write: .png, .svg, .pdf, .jpg or .webp"
+    )
     commands.add_subcommand("plot", parser, help="draw several runs in one picture")
 
 

@@ -1,6 +1,9 @@
 """fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
+import importlib.util
 import io
+import os
+import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -13,6 +16,9 @@ from fastllm.cli.parser import Parser, unescaped
 from fastllm.errors import UserError
 
 _RULE = "-" * 40
+_FLOPS_OF_ONE = 1e8  # a core's work of about a millisecond: some 1e11 in a second
+_START = "\n"  # what is continued where there is no prompt
+_STANDARD_INPUT = Path("-")
 _DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")  # what sampling goes by
 _SEARCHING = ("length_penalty", "alpha")  # what beam search goes by
 
@@ -21,9 +27,20 @@ def add_to(commands) -> None:
     """Add the command's parser."""
     parser = Parser(description="Generate text from a run. One text streams as it comes; several come in batches.")
     parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
-    parser.add_argument("--prompt", default="\n", help="the text to continue, as it is; the default is a new line")
-    parser.add_argument("--prompt_file", type=Path | None, default=None, help="a file with prompts, one a line")
-    parser.add_argument("--interactive", action="store_true", help="ask for a prompt, again and again; Ctrl-D ends")
+    parser.add_argument(
+        "--prompt", action="append", type=str, default=[], metavar="TEXT",
+        help=r"the text to continue, for several several times; \n is a new line, \\ a backslash; the default is a new "
+        "line",
+    )  # fmt: skip
+    parser.add_argument(
+        "--prompt_file", type=Path | None, default=None,
+        help="a file with prompts, one per line, as they are; - is standard input",
+    )  # fmt: skip
+    parser.add_argument(
+        "--interactive",
+        action="store_true",
+        help="ask for a prompt, again and again: each time with the next seed; Ctrl-C ends a text, Ctrl-D all",
+    )
     parser.add_argument("--max_new_tokens", type=int, default=500, help="how many tokens to add at most")
     parser.add_argument(
         "--num_samples", type=int, default=1, help="how many texts for each prompt; of --num_beams the best ones"
@@ -45,8 +62,9 @@ def add_to(commands) -> None:
         "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
     )
     parser.add_argument(
-        "--stop", nargs="+", default=[], metavar="TEXT", help=r"texts that end a sample; \n is a new line"
-    )
+        "--stop", action="append", type=str, default=[], metavar="TEXT",
+        help=r"a text that ends a sample, for several several times; \n is a new line",
+    )  # fmt: skip
     parser.add_argument(
         "--num_beams", type=int, default=1, help="over 1: follow so many texts to find the likeliest, and draw nothing"
     )
@@ -63,26 +81,36 @@ def add_to(commands) -> None:
         "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
     )
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for cuda where it can serve")
+    parser.add_argument(
+        "--threads", type=int | None, default=None,
+        help="CPU threads; left out, torch's choice, but one where a step is too small to share; it changes no text",
+    )  # fmt: skip
     commands.add_subcommand("sample", parser, help="generate text from a run")
 
 
 def run(arguments: Namespace) -> int:
     """Print generated text as it comes."""
-    for name in ("num_samples", "num_beams", "batch_size"):
+    for name in ("num_samples", "num_beams", "batch_size", "threads"):
         if arguments[name] is not None and arguments[name] < 1:
             raise UserError(f"sample: '{name}' must be at least 1, got {arguments[name]}")
     _check_together(arguments)
     check_checkpoint("sample", arguments, arguments.run)
-    arguments.stop = [unescaped(text) for text in arguments.stop]
+    arguments.stop = [unescaped(_utf8(text)) for text in arguments.stop]
     model, tokenizer = _load(arguments.run, arguments.checkpoint, arguments.device)
-    if arguments.interactive:
-        for prompt in _asked():
-            try:
-                _answer(model, tokenizer, [_utf8(prompt)], arguments)
-            except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
-                print(f"fastllm: {error}", file=sys.stderr)
+    prompts = [] if arguments.interactive else _prompts(arguments, tokenizer)
+    _set_threads(model, max(1, len(prompts)), arguments)
+    if not arguments.interactive:
+        _answer(model, tokenizer, prompts, arguments)
         return 0
-    _answer(model, tokenizer, _prompts(arguments, tokenizer), arguments)
+    for prompt in _asked():
+        try:
+            _answer(model, tokenizer, [unescaped(_utf8(prompt))], arguments)
+        except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
+            print(f"fastllm: {error}", file=sys.stderr)
+            continue
+        except KeyboardInterrupt:
+            print()
+        arguments.seed += arguments.num_samples  # or the same prompt would always get the same answer
     return 0
 
 
@@ -113,6 +141,17 @@ def _check_together(arguments: Namespace) -> None:
         print(f"fastllm: the likeliest token is taken each time, whatever {idle} may be", file=sys.stderr)
 
 
+def _set_threads(model, prompts: int, arguments: Namespace) -> None:
+    """Take one thread where a step's products are about a millisecond's work for one: threads would wait, not work."""
+    import torch
+
+    together = min(prompts * max(arguments.num_samples, arguments.num_beams), arguments.batch_size or sys.maxsize)
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    elif 2 * model.num_parameters() * together < _FLOPS_OF_ONE:
+        torch.set_num_threads(1)
+
+
 def _load(folder: Path, name: str, device: str):
     from fastllm.train import checkpoint
     from fastllm.train.device import for_generation
@@ -121,60 +160,72 @@ def _load(folder: Path, name: str, device: str):
     model, tokenizer = checkpoint.load_source(folder, name)
     if tokenizer is None:
         raise UserError(
-            f"sample: {folder} has no tokenizer; make a folder with one: fastllm export {folder} OUT --tokenizer DIR"
+            f"sample: {folder} has no tokenizer; make a folder with one: fastllm export "
+            f"{shlex.quote(str(folder))} OUT --tokenizer DIR"
         )
     return model.to(place), tokenizer
 
 
 def _prompts(arguments: Namespace, tokenizer) -> list[str]:
-    if arguments.prompt_file is None:
-        if not arguments.prompt:
-            raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
-        if "prompt" not in arguments.given:
-            try:
-                tokenizer.encode(arguments.prompt)
-            except UserError as error:
-                raise UserError("sample: the vocabulary has no new line to start from; give a --prompt") from error
-        return [_utf8(arguments.prompt)]
-    file, prompts = arguments.prompt_file, []
-    for number, line in enumerate(_lines(file), 1):
+    if arguments.prompt_file is not None:
+        return _prompts_of(arguments.prompt_file, tokenizer)
+    if not all(arguments.prompt):
+        raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
+    if arguments.prompt:
+        return [unescaped(_utf8(prompt)) for prompt in arguments.prompt]
+    try:
+        tokenizer.encode(_START)
+    except UserError as error:
+        raise UserError("sample: the vocabulary has no new line to start from; give a --prompt") from error
+    return [_START]
+
+
+def _prompts_of(file: Path, tokenizer) -> list[str]:
+    name, prompts = "standard input" if file == _STANDARD_INPUT else file, []
+    for number, line in enumerate(_lines(file, name), 1):
         if not line.strip():
             continue
         try:
             tokenizer.encode(line)
         except UserError as error:
-            raise UserError(f"sample: {file}, line {number}: {error}") from error
+            raise UserError(f"sample: {name}, line {number}: {error}") from error
         prompts.append(line)
     if not prompts:
-        raise UserError(f"sample: {file} has no prompt: it is one a line, and empty lines don't count")
+        raise UserError(f"sample: {name} has no prompt: it is one per line, and empty lines don't count")
     return prompts
 
 
-def _lines(file: Path) -> list[str]:
+def _lines(file: Path, name: object) -> list[str]:
     try:
-        content = file.read_bytes()
+        content = sys.stdin.buffer.read() if file == _STANDARD_INPUT else file.read_bytes()
     except OSError as error:
-        raise UserError(f"sample: cannot read the prompts in {file}: {error.strerror}") from error
+        raise UserError(f"sample: cannot read the prompts in {name}: {error.strerror}") from error
     try:
         text = content.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         number = content.count(b"\n", 0, error.start) + 1
-        raise UserError(f"sample: {file}, line {number}: byte 0x{content[error.start]:02X} is not UTF-8") from error
+        raise UserError(f"sample: {name}, line {number}: byte 0x{content[error.start]:02X} is not UTF-8") from error
     return text.replace("\r\n", "\n").split("\n")
 
 
 def _utf8(prompt: str) -> str:
-    """Return a prompt that was typed, unless it was not UTF-8, which Python tells by lone surrogates."""
+    """Return a prompt that was typed, unless it was not UTF-8: Python has lone surrogates for what it could not read.
+
+    Under a locale that is not UTF-8 that is much that is UTF-8.
+    """
+    if not any("\ud800" <= character <= "\udfff" for character in prompt):
+        return prompt
     try:
-        prompt.encode()
-    except UnicodeEncodeError as error:
+        return os.fsencode(prompt).decode()
+    except UnicodeError as error:
         raise UserError("sample: the prompt is not UTF-8") from error
-    return prompt
 
 
 def _asked() -> Iterator[str]:
     if isinstance(sys.stdin, io.TextIOWrapper):
         sys.stdin.reconfigure(errors="surrogateescape")  # or one wrong byte would take all that was read with it
+    if sys.stdin.isatty() and importlib.util.find_spec("readline"):
+        importlib.import_module("readline")  # input() then edits lines and has a history
     while True:
         try:
             prompt = input("> ")
@@ -202,7 +253,7 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     options: dict[str, Any] = {
         name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
     }
-    options["stop"] = [*arguments.stop, *_end_of_text(tokenizer)]
+    options["stop"] = arguments.stop
     everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     if len(everything) > 1:
         results = iterate_texts(
@@ -230,12 +281,14 @@ def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterat
         raise UserError("sample: with beam search 'stop' must be texts of one token each, such as a newline")
     if arguments.num_samples > arguments.num_beams:
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
+    if tokenizer.end_of_text is not None:
+        stops.append([tokenizer.end_of_text])
     for part in batches(model, len(prompts), arguments.batch_size, arguments.num_beams):
         some = prompts[part]
         encoded = [tokenizer.encode(prompt).tolist() for prompt in some]
         found = beam_search_batch(
             model, encoded, arguments.max_new_tokens, num_beams=arguments.num_beams,
-            stop=[*stops, *_end_of_text(tokenizer)], length_penalty=arguments.length_penalty, alpha=arguments.alpha,
+            stop=stops, length_penalty=arguments.length_penalty, alpha=arguments.alpha,
             vocabulary=tokenizer.vocab_size,
         )  # fmt: skip
         for prompt, ids, beams in zip(some, encoded, found, strict=True):
@@ -243,11 +296,6 @@ def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterat
             start = len(tokenizer.decode(ids))
             for beam in beams[: arguments.num_samples]:
                 yield prompt, tokenizer.decode([*ids, *beam.ids])[start:]
-
-
-def _end_of_text(tokenizer) -> list[int]:
-    """Return what ends a text beside what the user names: the token between documents, where there is one."""
-    return [] if tokenizer.end_of_text is None else [tokenizer.end_of_text]
 
 
 def _print_all(texts: Iterable[tuple[str, str]]) -> None:

@@ -1,5 +1,6 @@
 """fastllm train: a new run, or one that goes on."""
 
+import shlex
 import signal
 from dataclasses import fields
 from pathlib import Path
@@ -10,6 +11,8 @@ from fastllm.cli.options import add_train_config, config_of
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.train.config import RESUMABLE, TrainConfig
+from fastllm.train.plot import can_plot
+from fastllm.train.schedule import ENDING
 
 
 def add_to(commands) -> None:
@@ -27,47 +30,108 @@ def add_to(commands) -> None:
 def run(arguments: Namespace) -> int:
     """Train, or continue a run."""
     config, resume = train_config(arguments)
+    config.check()
+    _check_effect(arguments)
 
     from fastllm.memory import keep_freed_memory, spare_long_lived_objects
     from fastllm.train.report import Reporter
     from fastllm.train.trainer import Trainer, TrainingInterrupted
 
+    _check_processes(arguments)
     keep_freed_memory()
     trainer = Trainer(config, resume, arguments.given)
     spare_long_lived_objects()
+    name = shlex.quote(str(trainer.run))
+    reporter = Reporter(config.max_steps, trainer.step, quiet=not trainer.parallel.is_main)
+    received = _stop_on_signals(trainer, reporter)
+    try:
+        with reporter:
+            _say_beginning(trainer, resume, reporter)
+            summary = trainer.train(reporter)
+    except TrainingInterrupted:
+        reporter.say(
+            f"interrupted after step {trainer.step}: saved in {trainer.run}/checkpoints/last; "
+            f"continue with: fastllm train --resume {name}"
+        )
+        return 128 + (received[0] if received else signal.SIGINT)  # a signal that only another process got
+    if trainer.step < config.max_steps:
+        reporter.say(f"stopped after step {trainer.step}: no better in {config.patience} evaluations")
+    curve = f"; curve in {trainer.run}/loss.png" if can_plot() else ""
+    reporter.say(
+        f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f} over the whole split{curve}; "
+        f"try: fastllm sample {name}"
+    )
+    return 0
+
+
+def _say_beginning(trainer, resume: str | None, reporter) -> None:
+    config = trainer.config
+    reporter.say(f"{_size(trainer)}, run folder {trainer.run}")
+    if resume is not None and not trainer.resumed:
+        reporter.say("the run had not saved anything yet: it starts from the beginning")
+    if trainer.step == config.max_steps and not trainer.evaluation_due:
+        rises = config.schedule in ENDING
+        reporter.say(
+            f"it is at step {trainer.step} already, its last; to go on give more: --max_steps N"
+            + (f" (the learning rate rises again then: {config.schedule} ends at max_steps)" if rises else "")
+        )
+    if not can_plot():
+        reporter.say("no loss.png will be drawn, as matplotlib is missing: pip install 'fastllm[train]'")
+    for note in trainer.notes:
+        reporter.say(f"note: {note}")
+
+
+def _stop_on_signals(trainer, reporter) -> list[int]:
+    """Let signals end the run after its step, with a checkpoint; return where those received are listed.
+
+    A second Ctrl-C or TERM ends the process at once; but torchrun passes on what the terminal already sent to all, and
+    a connection that drops may send HUP twice.
+    """
     received: list[int] = []
+    again = not trainer.parallel.under_torchrun
 
     def stop(number: int, frame: object) -> None:
         received.append(number)
-        # A second one ends the process at once; but torchrun passes on what the terminal already sent to everyone.
-        if not trainer.parallel.under_torchrun:
-            signal.signal(number, signal.SIG_DFL)
         trainer.request_stop()
+        if again:
+            for one in (signal.SIGINT, signal.SIGTERM):
+                signal.signal(one, signal.SIG_DFL)
+        reporter.stopping("stopping after this step" + "; again stops now" * again)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, stop)
-    quiet = not trainer.parallel.is_main
-    with Reporter(config.max_steps, trainer.step, quiet) as reporter:
-        reporter.say(f"{_size(trainer)}, run folder {trainer.run}")
-        if resume is not None and not trainer.resumed:
-            reporter.say("the run had not saved anything yet: it starts from the beginning")
-        if trainer.step == config.max_steps:
-            reporter.say(f"it is at step {trainer.step} already, its last; to go on give more: --max_steps N")
-        try:
-            summary = trainer.train(reporter)
-        except TrainingInterrupted:
-            reporter.say(
-                f"interrupted after step {trainer.step}: saved in {trainer.run}/checkpoints/last; "
-                f"continue with: fastllm train --resume {trainer.run}"
-            )
-            return 128 + (received[0] if received else signal.SIGINT)  # a signal that only another process got
-        if trainer.step < config.max_steps:
-            reporter.say(f"stopped after step {trainer.step}: no better in {config.patience} evaluations")
-        reporter.say(
-            f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f} over the whole split; "
-            f"curve in {trainer.run}/loss.png; try: fastllm sample {trainer.run}"
+    for number in (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", None)):
+        if number is not None and signal.getsignal(number) is not signal.SIG_IGN:  # nohup ignores HUP
+            signal.signal(number, stop)
+    return received
+
+
+def _check_effect(arguments: Namespace) -> None:
+    """Raise UserError for options of the command line that would do nothing."""
+    typed = arguments.typed
+    idle = {
+        "checkpoint": (arguments.resume is None, "says where --resume goes on: add --resume RUN"),
+        "decay_share": (arguments.schedule != "wsd" and arguments.resume is None, "is of --schedule wsd: add that"),
+        "min_learning_rate": (
+            arguments.schedule not in ENDING and arguments.resume is None,
+            f"is where --schedule {' and '.join(ENDING)} end: take one of them",
+        ),
+        "micro_batch_size": (
+            arguments.resume is None and (arguments.micro_batch_size or 0) > arguments.batch_size,
+            f"is a part of batch_size ({arguments.batch_size}): make it smaller",
+        ),
+    }
+    for name, (without_effect, why) in idle.items():
+        if name in typed and without_effect:
+            raise UserError(f"train: '{name}' {why}, or leave it out")
+
+
+def _check_processes(arguments: Namespace) -> None:
+    from fastllm.train.parallel import Parallel
+
+    if "parallel" in arguments.typed and not Parallel().under_torchrun:
+        raise UserError(
+            "train: 'parallel' says how several processes share the work, and this is one alone: start them with "
+            "torchrun --nproc_per_node=N -m fastllm train, or leave it out"
         )
-    return 0
 
 
 def _size(trainer) -> str:

@@ -1,7 +1,7 @@
 """Beam search: the likeliest sequences, as far as a beam of them can tell."""
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
 
@@ -44,7 +44,7 @@ def beam_search(
     max_new_tokens: int,
     *,
     num_beams: int = 4,
-    stop: Sequence[int | Sequence[int]] = (),
+    stop: Iterable[int | Sequence[int]] = (),
     length_penalty: str = "gnmt",
     alpha: float = 0.0,
     vocabulary: int | None = None,
@@ -74,11 +74,11 @@ def beam_search(
 
 def beam_search_batch(
     model: GPT,
-    prompts: Sequence[Sequence[int] | Tensor],
+    prompts: Iterable[Sequence[int] | Tensor],
     max_new_tokens: int,
     *,
     num_beams: int = 4,
-    stop: Sequence[int | Sequence[int]] = (),
+    stop: Iterable[int | Sequence[int]] = (),
     length_penalty: str = "gnmt",
     alpha: float = 0.0,
     vocabulary: int | None = None,

@@ -1,6 +1,6 @@
 """Sampling from a language model, one sequence or many. Knows nothing of tokenizers or text: ids in, ids out."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from operator import index
@@ -122,7 +122,7 @@ def generate(
     prompt: Sequence[int] | Tensor,
     max_new_tokens: int,
     *,
-    stop: Sequence[int | Sequence[int]] = (),
+    stop: Iterable[int | Sequence[int]] = (),
     seed: int | None = None,
     vocabulary: int | None = None,
     **sampling,
@@ -167,11 +167,11 @@ def _stream(model: GPT, track: Track, max_new_tokens: int) -> Iterator[int]:
 
 def generate_batch(
     model: GPT,
-    prompts: Sequence[Sequence[int] | Tensor],
+    prompts: Iterable[Sequence[int] | Tensor],
     max_new_tokens: int,
     *,
-    stop: Sequence[int | Sequence[int]] = (),
-    seed: int | Sequence[int] | None = None,
+    stop: Iterable[int | Sequence[int]] = (),
+    seed: int | Iterable[int] | None = None,
     vocabulary: int | None = None,
     batch_size: int | None = None,
     **sampling,
@@ -186,7 +186,7 @@ def generate_batch(
     Args:
         model, max_new_tokens, stop, vocabulary, sampling: as of :func:`generate`.
         prompts: sequences of ids; the same one several times gives several samples.
-        seed: one a prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
+        seed: one per prompt; a single number gives prompt i seed + i; None draws them from torch's global generator.
         batch_size: how many are continued at a time; by default as many as take a gigabyte for keys and values, and no
             more than 64.
 
@@ -198,8 +198,8 @@ def generate_batch(
     """
     check_count("max_new_tokens", max_new_tokens, 0)
     check_vocabulary(model, vocabulary)
-    how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(prompts))
     checked = [checked_prompt(model, prompt) for prompt in prompts]
+    how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(checked))
     results = []
     for part in batches(model, len(checked), batch_size):
         tracks = [Track(ids, how, one, stops, vocabulary) for ids, one in zip(checked[part], seeds[part], strict=True)]
@@ -228,7 +228,7 @@ def batches(model: GPT, count: int, batch_size: int | None, num_beams: int = 1) 
     return [slice(start, start + prompts) for start in range(0, count, prompts)]
 
 
-def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]:
+def stop_ids(model: GPT, stop: Iterable[int | Sequence[int]]) -> list[list[int]]:
     """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
     try:
         stops = [[int(ids)] if isinstance(ids, int | Integral) else list(map(index, ids)) for ids in stop]
@@ -241,7 +241,7 @@ def stop_ids(model: GPT, stop: Sequence[int | Sequence[int]]) -> list[list[int]]
     return stops
 
 
-def seeds_of(seed: int | Sequence[int] | None, count: int) -> list[int]:
+def seeds_of(seed: int | Iterable[int] | None, count: int) -> list[int]:
     """Return a seed a sequence."""
     if seed is None:
         return torch.randint(2**62, (count,)).tolist()

@@ -52,7 +52,7 @@ class Sampling:
         if self.min_p is not None:
             _check("min_p", self.min_p, "in [0, 1]", 0 <= self.min_p <= 1)
         penalty = self.repetition_penalty
-        _check("repetition_penalty", penalty, "over 0 and finite", 0 < penalty < math.inf)
+        _check("repetition_penalty", penalty, "positive and finite", 0 < penalty < math.inf)
 
     def draw(self, logits: Tensor, generator: torch.Generator, seen: Set[int] = frozenset()) -> tuple[int, float]:
         """Draw a token from logits (V,), on the CPU; one random number is taken unless the choice is certain.
@@ -80,8 +80,10 @@ class Sampling:
         # A prompt may hold tokens that are not to be drawn, past the logits' end.
         ids = torch.tensor(sorted(token for token in seen if token < logits.numel()), dtype=torch.int64)
         values = logits[ids]
-        factor = torch.where(values > 0, 1 / self.repetition_penalty, self.repetition_penalty).to(values)
-        return logits.index_copy(0, ids, values * factor)
+        penalty = torch.tensor(self.repetition_penalty, dtype=values.dtype)  # where() would round it to float32
+        penalised = torch.where(values > 0, values / penalty, values * penalty)
+        largest = torch.finfo(values.dtype).max
+        return logits.index_copy(0, ids, penalised.clamp(-largest, largest))
 
     def _choose(self, logits: Tensor, generator: torch.Generator) -> int:
         if self.temperature == 0 or self.top_k == 1:

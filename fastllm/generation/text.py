@@ -47,10 +47,10 @@ class _TextTrack:
 def _text_tracks(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: list[str],
     max_new_tokens: int,
-    stop: Stop | Sequence[Stop],
-    seed: int | Sequence[int] | None,
+    stop: Stop | Iterable[Stop],
+    seed: int | Iterable[int] | None,
     sampling: dict[str, Any],
 ) -> list[Callable[[], _TextTrack]]:
     """Check all that a user gave; return what makes the track of each prompt."""
@@ -59,10 +59,12 @@ def _text_tracks(
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
     if not isinstance(stop, int | Iterable):
         raise TypeError(f"generate: 'stop' must be texts, tokens or sequences of tokens, got {stop!r}")
-    stops = [stop] if isinstance(stop, str | int) else stop
+    stops = [stop] if isinstance(stop, str | int) else list(stop)  # an iterator can be read but once
     strings = [one for one in stops if isinstance(one, str)]
     StopMatcher(strings, "")  # or a wrong stop would be told when the first track is made
     tokens = stop_ids(model, [one for one in stops if not isinstance(one, str)])
+    if tokenizer.end_of_text is not None:  # what a model writes after it belongs to another text
+        tokens.append([tokenizer.end_of_text])
     encoded = [checked_prompt(model, tokenizer.encode(prompt).tolist()) for prompt in map(_not_empty, prompts)]
     return [partial(_TextTrack, tokenizer, how, tokens, strings, *one) for one in zip(encoded, seeds, strict=True)]
 
@@ -81,11 +83,13 @@ def stream_text(
     prompt: str,
     max_new_tokens: int,
     *,
-    stop: Stop | Sequence[Stop] = (),
+    stop: Stop | Iterable[Stop] = (),
     seed: int | None = None,
     **sampling,
 ) -> Iterator[str]:
     """Yield the text that continues a prompt, piece by piece, each as soon as it is known.
+
+    It ends at the tokenizer's end-of-text token too, where there is one.
 
     Args:
         model, max_new_tokens, seed, sampling: as of :func:`generate`.
@@ -114,15 +118,17 @@ def _stream(model: GPT, track: _TextTrack, max_new_tokens: int) -> Iterator[str]
 def generate_text(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     max_new_tokens: int,
     *,
-    stop: Stop | Sequence[Stop] = (),
-    seed: int | Sequence[int] | None = None,
+    stop: Stop | Iterable[Stop] = (),
+    seed: int | Iterable[int] | None = None,
     batch_size: int | None = None,
     **sampling,
 ) -> list[Generation]:
     """Continue many texts together; each result is the one its prompt and seed give alone.
+
+    A text ends at the tokenizer's end-of-text token too, where there is one.
 
     Args:
         model, max_new_tokens, seed, batch_size, sampling: as of :func:`generate_batch`.
@@ -146,18 +152,18 @@ def generate_text(
 def iterate_texts(
     model: GPT,
     tokenizer: Tokenizer,
-    prompts: Sequence[str],
+    prompts: Iterable[str],
     max_new_tokens: int,
     *,
-    stop: Stop | Sequence[Stop] = (),
-    seed: int | Sequence[int] | None = None,
+    stop: Stop | Iterable[Stop] = (),
+    seed: int | Iterable[int] | None = None,
     batch_size: int | None = None,
     **sampling,
 ) -> Iterator[Generation]:
     """Yield what :func:`generate_text` returns, in its order, a batch as soon as it is done. All is checked at once."""
     if isinstance(prompts, str):
         raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
-    makers = _text_tracks(model, tokenizer, prompts, max_new_tokens, stop, seed, sampling)
+    makers = _text_tracks(model, tokenizer, list(prompts), max_new_tokens, stop, seed, sampling)
     return _iterate(model, makers, batches(model, len(makers), batch_size), max_new_tokens)
 
 

@@ -1,6 +1,6 @@
 """Averages of weights: a moving one while training, and that of several checkpoints after it."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -52,12 +52,13 @@ class MovingAverage:
             average.copy_(kept)
 
 
-def average_weights(folders: list[Path]) -> GPT:
+def average_weights(folders: Iterable[Path]) -> GPT:
     """Return a model with the mean of several checkpoints' weights, summed in float64 (Vaswani et al., 2017, 6.1).
 
     Raises:
         ValueError: there is no folder, or the models differ.
     """
+    folders = list(folders)
     if not folders:
         raise ValueError("average_weights: 'folders' must be at least one, got none")
     model = GPT.from_pretrained(folders[0])

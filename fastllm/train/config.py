@@ -1,14 +1,13 @@
 """What a training run is told. Knows nothing of torch, so that `fastllm train --help` is quick."""
 
-import difflib
 import math
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, did_you_mean
 from fastllm.files import write_text
-from fastllm.train.schedule import SCHEDULES
+from fastllm.train.schedule import SCHEDULES, learning_rate, minimum
 
 CHOICES = {
     "activation": ("gelu_tanh", "gelu"),
@@ -32,7 +31,8 @@ class TrainConfig:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
         init: start from these weights (a run's best, a model's folder, Hugging Face GPT-2's too, or nanoGPT's ckpt.pt)
-            and take the sizes of the model, dropout, bias and activation from them.
+            and take the sizes of the model, dropout, bias and activation from them; dropout may be given too, and a
+            shorter context_length.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
         n_layer: blocks.
@@ -50,7 +50,7 @@ class TrainConfig:
         schedule: of the learning rate after warm-up: cosine, wsd (stable, then a linear decay), noam (inverse square
             root) or constant.
         learning_rate: the peak, reached after warmup_steps.
-        min_learning_rate: where cosine and wsd end, at max_steps.
+        min_learning_rate: where cosine and wsd end, at max_steps; the default is a tenth of learning_rate.
         warmup_steps: steps of linear warm-up.
         decay_share: wsd's decay, as a share of max_steps.
         weight_decay: AdamW's, on matrices only.
@@ -92,7 +92,7 @@ class TrainConfig:
     max_steps: int = 2000
     schedule: str = "cosine"
     learning_rate: float = 1e-3
-    min_learning_rate: float = 1e-4
+    min_learning_rate: float | None = None
     warmup_steps: int = 100
     decay_share: float = 0.1
     weight_decay: float = 0.1
@@ -120,7 +120,7 @@ class TrainConfig:
         for name in ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "max_steps",
                      "eval_interval", "log_interval"):  # fmt: skip
             self._require(name, getattr(self, name) >= 1, "be at least 1")
-        for name in ("learning_rate", "min_learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
+        for name in ("learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
                      "eval_batches", "patience", "sample_interval", "keep_checkpoints"):  # fmt: skip
             self._require(name, 0 <= getattr(self, name) < math.inf, "be at least 0")
         self._require("seed", self.seed < 2**63, "be below 2^63")
@@ -129,9 +129,10 @@ class TrainConfig:
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("vocab_size", "threads", "micro_batch_size"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "be at least 1")
+        self._require("min_learning_rate", 0 <= minimum(self) < math.inf, "be at least 0")
         for name, choices in CHOICES.items():
             value = getattr(self, name)
-            self._require(name, value in choices, f"be {' or '.join(choices)}", suggestion(str(value), choices))
+            self._require(name, value in choices, f"be {' or '.join(choices)}", did_you_mean(str(value), choices))
         self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
         self._require(
             "precision", self.precision != "float16" or self.parallel != "fsdp",
@@ -139,19 +140,34 @@ class TrainConfig:
         )  # fmt: skip
         self._require("decay_share", 0 < self.decay_share <= 1, "be in (0, 1]")
         self._require(
-            "min_learning_rate", self.min_learning_rate <= self.learning_rate,
+            "min_learning_rate", minimum(self) <= self.learning_rate,
             f"be at most learning_rate ({self.learning_rate})",
         )  # fmt: skip
+
+    def notes(self) -> list[str]:
+        """Return what works, but hardly as it was meant; a sentence each."""
+        if self.warmup_steps < self.max_steps:
+            return []
+        rate = learning_rate(self, self.max_steps - 1)
+        return [
+            f"warmup_steps ({self.warmup_steps}) are not over when the run ({self.max_steps} steps) is: the "
+            f"learning rate only gets to {rate:.3g} of {self.learning_rate:.3g}"
+        ]
+
+    def sequences_at_once(self, processes: int) -> int:
+        """Return how many sequences one of so many processes computes together."""
+        own = self.batch_size // processes
+        return min(self.micro_batch_size or own, own)
 
     def _require(self, name: str, condition: bool, expectation: str, hint: str = "") -> None:
         if not condition:
             raise UserValueError(f"train: '{name}' must {expectation}, got {getattr(self, name)}{hint}")
 
     def save(self, path: Path) -> None:
-        """Write the settings as YAML."""
+        """Write the settings as YAML; paths become absolute, to hold wherever the file is read."""
         import yaml
 
-        values = {k: str(v) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        values = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in asdict(self).items()}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     @classmethod
@@ -171,7 +187,7 @@ class TrainConfig:
             types = {field.name: field.type for field in fields(cls)}
             for name, value in values.items():
                 if name not in types:
-                    raise UserError(f"{path}: '{name}' is not a setting{suggestion(name, list(types))}")
+                    raise UserError(f"{path}: '{name}' is not a setting{did_you_mean(name, types)}")
                 kind = types[name]
                 if not _is_of(kind, value):
                     expected = kind.__name__ if isinstance(kind, type) else kind
@@ -191,10 +207,4 @@ def _is_of(kind: Any, value: object) -> bool:
         return kind is bool
     if isinstance(value, str):
         return kind in (str, Path | None)
-    return isinstance(value, int | float if kind is float else kind)
-
-
-def suggestion(name: str, known: tuple[str, ...] | list[str]) -> str:
-    """Return "; did you mean X?" for the known word nearest to name, or nothing."""
-    near = difflib.get_close_matches(name, known, n=1)
-    return f"; did you mean {near[0]}?" if near else ""
+    return isinstance(value, kind | int if float in (kind, *get_args(kind)) else kind)

@@ -7,8 +7,9 @@ import torch
 
 from fastllm import ops
 from fastllm.errors import UserError, UserValueError
+from fastllm.memory import total_memory
+from fastllm.train import estimate
 from fastllm.train.config import CHOICES, TrainConfig
-from fastllm.train.estimate import find_gpu
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 # What a GPT's training step, evaluation and generation call.
@@ -80,6 +81,26 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32", cache_enabled=False)
 
 
+def require_memory(config: TrainConfig, shape: estimate.Shape, device: torch.device, processes: int) -> None:
+    """Raise UserError if a run on the CPU cannot fit: the system would kill it, without a word of why.
+
+    A GPU's allocator says itself that it has no more.
+
+    Args:
+        config: the run's settings.
+        shape: the model.
+        device: of this process.
+        processes: that share the run; what others on this machine take is not counted.
+    """
+    room, sequences = total_memory(), config.sequences_at_once(processes)
+    needed = estimate.of_run(config, shape, processes)
+    if device.type == "cpu" and room is not None and needed.total > room:
+        raise UserError(
+            f"train: this run needs about {estimate.size(needed.total)}, and there are {estimate.size(room)} of memory "
+            f"here: {estimate.advice(needed, room, sequences, config.activation_checkpointing)}"
+        )
+
+
 def peak_flops(device: torch.device, precision: str) -> float | None:
     """Return the FLOP/s that the device could do in matrix products; None where that is unknown.
 
@@ -88,7 +109,7 @@ def peak_flops(device: torch.device, precision: str) -> float | None:
     """
     if device.type == "cpu":
         return _measured(DTYPES[precision])
-    gpu = find_gpu(torch.cuda.get_device_name(device))
+    gpu = estimate.find_gpu(torch.cuda.get_device_name(device))
     if gpu is None:
         return None
     return gpu.float32 if precision == "float32" else gpu.half

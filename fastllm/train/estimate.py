@@ -4,6 +4,7 @@
 """
 
 import re
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,6 +22,18 @@ class Shape(Protocol):
     n_head: int
     n_embd: int
     bias: bool
+
+
+class Run(Protocol):
+    """What the formulas read of a TrainConfig."""
+
+    parallel: str
+    precision: str
+    activation_checkpointing: bool
+    ema_decay: float
+
+    def sequences_at_once(self, processes: int) -> int:
+        """Return how many sequences one process computes together."""
 
 
 @dataclass(frozen=True)
@@ -178,6 +191,39 @@ def memory(
         half_weights=2.0 * matrices if half else 0.0,
         activations=activations(shape, sequences, half, checkpointing),
     )  # fmt: skip
+
+
+def of_run(config: Run, shape: Shape, devices: int) -> Memory:
+    """Return what one of several devices holds in a run."""
+    return memory(
+        shape, config.sequences_at_once(devices), devices=devices, fsdp=config.parallel == "fsdp",
+        half=config.precision != "float32", checkpointing=config.activation_checkpointing, ema=config.ema_decay > 0,
+    )  # fmt: skip
+
+
+def advice(used: Memory, room: float, sequences: int, checkpointing: bool) -> str:
+    """Return what to change, the first that helps most, for a run that needs more than room on a device."""
+    fixed = used.total - used.activations
+    ways: Sequence[str] = ("a smaller n_embd or n_layer",)
+    if fixed < room:
+        smaller = int(sequences * (room - fixed) / used.activations)
+        ways = (
+            *(
+                [f"--micro_batch_size {smaller}, which gives the same step,"]
+                if smaller
+                else ["a smaller context_length"]
+            ),
+            *([] if checkpointing else ["--activation_checkpointing"]),
+        )
+    return f"take {' or '.join(ways)}".rstrip(",")
+
+
+def size(value: float) -> str:
+    """Return bytes for readers."""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if value >= scale:
+            return f"{value / scale:.3g} {unit}" if value < 1000 * scale else f"{value / scale:,.0f} {unit}"
+    return f"{value:.0f} B"
 
 
 # --- time ------------------------------------------------------------------------------------------------------------

@@ -1,7 +1,7 @@
 """Loss over batches that nothing is learnt from, shared out over all processes."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from operator import itemgetter
 
@@ -16,6 +16,10 @@ from fastllm.train.device import autocast
 from fastllm.train.parallel import Parallel
 
 
+class EvaluationInterrupted(Exception):  # noqa: N818
+    """An evaluation was asked to stop; nothing of it counts, and the model is as it was."""
+
+
 class Evaluator:
     """Measures a run's model while it trains; all processes must ask for the same.
 
@@ -28,12 +32,14 @@ class Evaluator:
         average: of the weights, measured beside them.
         parallel: the processes that share the work.
         device: where the model is.
+        stop: asked before each batch, by all processes: True in one of them ends the evaluation in all.
     """
 
     def __init__(
         self, config: TrainConfig, splits: dict[str, Split], loss: torch.nn.Module, average: MovingAverage | None,
-        parallel: Parallel, device: torch.device,
+        parallel: Parallel, device: torch.device, stop: Callable[[], bool],
     ) -> None:  # fmt: skip
+        self._stop = stop
         self._config, self._splits, self._loss, self._average = config, splits, loss, average
         self._parallel, self._device = parallel, device
         self._rows = parallel.rows(config.batch_size)
@@ -43,6 +49,9 @@ class Evaluator:
         """Return train_loss, val_loss and, with an average, ema_val_loss: over eval_batches batches of a split.
 
         They are the same batches each time; with eval_batches 0 it is the whole validation split.
+
+        Raises:
+            EvaluationInterrupted: stop said so.
         """
         losses = {f"{name}_loss": self._mean(self._some(name)) for name in ("train", "val")}
         if self._average is not None:
@@ -51,7 +60,11 @@ class Evaluator:
         return losses
 
     def summary(self) -> dict[str, float | None]:
-        """Return val_loss, val_perplexity, val_bits_per_byte and ema_val_loss, over the whole validation split."""
+        """Return val_loss, val_perplexity, val_bits_per_byte and ema_val_loss, over the whole validation split.
+
+        Raises:
+            EvaluationInterrupted: stop said so.
+        """
         loss = self._mean(self._all("val"))
         perplexity, bits = perplexity_and_bits(loss, self._splits["val"], self._config.document_mask)
         summary = {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
@@ -82,7 +95,13 @@ class Evaluator:
 
     def _mean(self, batches: Iterator[Batch]) -> float:
         precision = autocast(self._device, self._config.precision)
-        return mean_loss(self._loss, batches, self._parallel, self._device, precision)
+        return mean_loss(self._loss, self._until_stopped(batches), self._parallel, self._device, precision)
+
+    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            if self._parallel.any(self._stop()):
+                raise EvaluationInterrupted
+            yield batch
 
 
 def mean_loss(
@@ -114,7 +133,7 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
 
 
 def perplexity_and_bits(loss: float, split: Split, document_mask: bool = False) -> tuple[float, float | None]:
-    """Return perplexity, and bits a byte of the text, by which models with different tokenizers compare.
+    """Return perplexity, and bits per byte of the text, by which models with different tokenizers compare.
 
     With document_mask the first token of a document is never predicted, and no bits are given: they would be too few.
     """

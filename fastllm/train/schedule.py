@@ -10,7 +10,7 @@ class Settings(Protocol):
 
     schedule: str
     learning_rate: float
-    min_learning_rate: float
+    min_learning_rate: float | None
     warmup_steps: int
     max_steps: int
     decay_share: float
@@ -19,6 +19,11 @@ class Settings(Protocol):
 def learning_rate(settings: Settings, step: int) -> float:
     """Return the rate of a step, the first being 0."""
     return SCHEDULES[settings.schedule](settings, step)
+
+
+def minimum(settings: Settings) -> float:
+    """Return the rate that cosine and wsd end at; a tenth of the peak where none was set."""
+    return settings.learning_rate / 10 if settings.min_learning_rate is None else settings.min_learning_rate
 
 
 def _warmup(settings: Settings, step: int) -> float:
@@ -32,7 +37,7 @@ def cosine(settings: Settings, step: int) -> float:
         return _warmup(settings, step)
     progress = (step - settings.warmup_steps) / max(1, settings.max_steps - settings.warmup_steps)
     share = 0.5 * (1 + math.cos(math.pi * min(1.0, progress)))
-    return settings.min_learning_rate + share * (settings.learning_rate - settings.min_learning_rate)
+    return minimum(settings) + share * (settings.learning_rate - minimum(settings))
 
 
 def wsd(settings: Settings, step: int) -> float:
@@ -41,7 +46,7 @@ def wsd(settings: Settings, step: int) -> float:
         return _warmup(settings, step)
     decay = max(1, round(settings.decay_share * settings.max_steps))
     left = min(1.0, max(0, settings.max_steps - step) / decay)
-    return settings.min_learning_rate + left * (settings.learning_rate - settings.min_learning_rate)
+    return minimum(settings) + left * (settings.learning_rate - minimum(settings))
 
 
 def noam(settings: Settings, step: int) -> float:
@@ -64,3 +69,10 @@ SCHEDULES: dict[str, Callable[[Settings, int], float]] = {
     "noam": noam,
     "constant": constant,
 }
+ENDING = ("cosine", "wsd")  # those that go by max_steps and min_learning_rate
+
+
+def jump(before: Settings, after: Settings, step: int) -> tuple[float, float] | None:
+    """Return a step's rate before and after settings were changed; None where it is the same."""
+    rates = learning_rate(before, step), learning_rate(after, step)
+    return None if math.isclose(*rates) else rates

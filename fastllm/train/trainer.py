@@ -1,8 +1,10 @@
 """The training loop. Knows nothing of the command line; says what it does through a Reporter."""
 
 import math
+import shlex
 import time
 from collections.abc import Collection, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -13,15 +15,15 @@ from fastllm import files
 from fastllm.data import Batches, Prefetcher, TokenData
 from fastllm.errors import UserError, UserValueError
 from fastllm.generation import generate
-from fastllm.models import GPT
-from fastllm.train import checkpoint, device, initial, state
+from fastllm.models import GPT, GPTConfig
+from fastllm.train import checkpoint, device, initial, schedule, state
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.estimate import flops_per_token
-from fastllm.train.evaluation import Evaluator
+from fastllm.train.evaluation import EvaluationInterrupted, Evaluator
 from fastllm.train.metrics import Metrics, tensorboard_writer
 from fastllm.train.parallel import LossModule, Parallel, is_sharded, whole_model, whole_tensors
-from fastllm.train.plot import plot_loss
+from fastllm.train.plot import can_plot, plot_loss
 from fastllm.train.report import Reporter
 from fastllm.train.schedule import learning_rate
 from fastllm.train.stepper import Stepper
@@ -42,6 +44,9 @@ class Trainer:
         resume: continue config.out from this checkpoint ("last" or "best"); None starts a new run.
         given: names of settings that were asked for: config.init must agree with them, and replaces the others.
 
+    Attributes:
+        notes: what a person should know before training starts, a sentence each.
+
     Raises:
         UserError: settings, data or folder cannot work; nothing was written.
     """
@@ -51,9 +56,11 @@ class Trainer:
         if config.data is None or config.out is None:
             missing = [f"'{name}'" for name in ("data", "out") if getattr(config, name) is None]
             raise UserError(f"train: {' and '.join(missing)} must be given")
-        self.config, self.run, self._given = config, Path(config.out), given
+        self.config, self.run, self._given = config, Path(config.out), frozenset(given)
         self.step, self.best_val, self.evaluations_since_best = 0, math.inf, 0
         self.stop_requested, self.resumed = False, False
+        self.evaluation_due = False  # one that was interrupted
+        self.notes = config.notes()
         self.parallel = Parallel()
         self._lock: TextIO | None = None
         self._metrics: Metrics | None = None
@@ -77,14 +84,16 @@ class Trainer:
             tensorboard_writer()  # say now that it is missing, not when there is a folder
         parallel.start(self.device)
         self._rows = parallel.rows(config.batch_size)
-        self.data = TokenData(config.data)
+        self.data = self._open_data(config.data)
         parallel.one_for_all(self.data.verify, parallel.is_first_here)
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
         if resume is None and config.init is not None:
             self.model = initial.trained_model(config, self.data.tokenizer, self._given)
+            self._require_memory(self.model.config)
         else:
+            self._require_memory(initial.model_config(config, self.data.tokenizer.vocab_size))
             self.model = initial.new_model(config, self.data.tokenizer)
         self._splits = {name: self.data.split(name, config.context_length) for name in ("train", "val")}
         parallel.one_for_all(lambda: self._take_folder(new), parallel.is_main)
@@ -100,8 +109,50 @@ class Trainer:
         if self._metrics is not None:
             self._metrics.forget_later()
             checkpoint.forget_kept(self.run, config.keep_checkpoints, self.step)
-            config.save(self.run / "config.yaml")  # with what a resumed run was told anew
+            self._save_settings()
         self._peak = device.peak_flops(self.device, config.precision)
+
+    def _open_data(self, folder: Path) -> TokenData:
+        try:
+            return TokenData(folder)
+        except UserError as error:
+            if (self.run / "config.yaml").exists():
+                raise UserError(
+                    f"train: {error}; if the data of {self.run} is elsewhere now, name it: --data"
+                ) from error
+            raise
+
+    def _require_memory(self, model: GPTConfig) -> None:
+        device.require_memory(self.config, model, self.device, self.parallel.world_size)
+
+    def _save_settings(self) -> None:
+        """Write config.yaml, with what a resumed run was told anew; but the place of its data stays while it is there.
+
+        Whoever resumes from elsewhere, by another path, must not take the run from where it was.
+        """
+        path, config = self.run / "config.yaml", self.config
+        if not self.resumed or not path.exists():
+            config.save(path)
+            return
+        before = TrainConfig.load(path)
+        rates = schedule.jump(before, config, self.step)
+        if rates is not None:
+            self.notes.append(self._of_jump(before.max_steps, *rates))
+        stays = before.data is not None and before.data.is_absolute() and before.data.exists()
+        replace(config, data=before.data if stays else config.data).save(path)
+
+    def _of_jump(self, end: int, before: float, now: float) -> str:
+        text = (
+            f"with max_steps {self.config.max_steps} instead of {end} the schedule {self.config.schedule} ends "
+            f"elsewhere: the learning rate of the next step is {now:.3g} instead of {before:.3g}"
+        )
+        if now > before:
+            run = shlex.quote(str(self.run))
+            text += (
+                f"; to go on at the low rate instead, stop this and start a new run from these weights: fastllm train "
+                f"--init {run} --schedule constant --learning_rate {before:.3g} with --data, --out and --max_steps"
+            )
+        return text
 
     def _make_parts(self) -> None:
         """Make what trains and measures the model."""
@@ -114,7 +165,9 @@ class Trainer:
         loss = parallel.wrap(LossModule(self.model), self.device, config.parallel)
         self.stepper = Stepper(config, self.model, loss, parallel, self.device)
         self.average = MovingAverage(self.model, config.ema_decay) if config.ema_decay else None
-        self.evaluator = Evaluator(config, self._splits, loss, self.average, parallel, self.device)
+        self.evaluator = Evaluator(
+            config, self._splits, loss, self.average, parallel, self.device, lambda: self.stop_requested
+        )
         self.batches = Batches(
             self._splits["train"], config.batch_size, config.context_length, config.seed,
             document_mask=config.document_mask,
@@ -126,9 +179,10 @@ class Trainer:
     def _take_folder(self, new: bool) -> None:
         """Lock the run's folder; a new one must be empty but for what a killed beginning left."""
         if new and self.run.exists() and not _is_empty(self.run):
-            raise UserError(
-                f"train: {self.run} exists and is not empty; continue it with --resume {self.run}, or name a new --out"
-            )
+            if not self.run.is_dir():
+                raise UserError(f"train: 'out' must be a folder, made new, and {self.run} is a file")
+            go_on = f"continue it with --resume {shlex.quote(str(self.run))}, or " * (self.run / "config.yaml").exists()
+            raise UserError(f"train: {self.run} exists and is not empty; {go_on}name a new --out")
         try:
             self.run.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -160,6 +214,7 @@ class Trainer:
         state.restore_tensors(folder, stored, self.stepper, self.average)
         self.step, self.best_val = stored["step"], stored["best_val"]
         self.evaluations_since_best = stored["evaluations_since_best"]
+        self.evaluation_due = stored.get("evaluation_due", False)  # older checkpoints do not say
         self.batches.position = stored["batches"]
         self.stepper.scaler.load_state_dict(stored["scaler"])
         state.set_random_state(stored["rng"], self.config.seed, self.step, self.device, parallel)
@@ -206,7 +261,7 @@ class Trainer:
     def _train(self, reporter: Reporter) -> dict[str, Any]:
         config = self.config
         started = plotted = time.perf_counter()
-        if not self.resumed:
+        if not self.resumed or self.evaluation_due:
             self._evaluate(reporter)
         logged, logged_step = time.perf_counter(), self.step
         while self.step < config.max_steps and not self._patience_is_over():
@@ -238,7 +293,7 @@ class Trainer:
                 self._plot()
                 raise TrainingInterrupted
             logged += time.perf_counter() - paused  # tokens/s are of training alone
-        return self._finish(time.perf_counter() - started)
+        return self._finish(time.perf_counter() - started, reporter)
 
     def _train_step(self) -> None:
         batch = self.batches.next(self._rows) if self._ahead is None else self._ahead.next()
@@ -281,7 +336,10 @@ class Trainer:
             raise UserError(f"train: a weight is not finite any more after step {self.step}{self._advice()}")
 
     def _advice(self) -> str:
-        return f"; the last checkpoint in {self.run} is intact: try a smaller learning_rate"
+        return (
+            f"; the last checkpoint in {self.run} is intact: start a new run from it with a smaller rate, --init "
+            f"{shlex.quote(str(self.run))} --learning_rate {self.config.learning_rate / 3:.2g}"
+        )
 
     def _log(self, loss: float, tokens_per_second: float, reporter: Reporter) -> None:
         config, tokens = self.config, self.step * self.config.batch_size * self.config.context_length
@@ -304,7 +362,16 @@ class Trainer:
     # --- evaluating --------------------------------------------------------------------------------------------------
 
     def _evaluate(self, reporter: Reporter) -> None:
-        losses = self.evaluator.losses()
+        try:
+            with reporter.evaluating():
+                losses = self.evaluator.losses()
+        except EvaluationInterrupted:
+            self._require_finite_weights()
+            self.evaluation_due = True  # a resumed run begins with it
+            self._save(checkpoint.LAST)
+            self._plot()
+            raise TrainingInterrupted from None
+        self.evaluation_due = False
         self._require_finite(losses)
         row = {"step": self.step, **losses}
         self._record(row)
@@ -314,8 +381,12 @@ class Trainer:
         self._save_evaluated(improved)
         reporter.evaluation(row, improved)
 
-    def _finish(self, seconds: float) -> dict[str, Any]:
-        summary = self.evaluator.summary()
+    def _finish(self, seconds: float, reporter: Reporter) -> dict[str, Any]:
+        try:
+            with reporter.evaluating():
+                summary = self.evaluator.summary()
+        except EvaluationInterrupted:  # the last checkpoint has this step already
+            raise TrainingInterrupted from None
         self._require_finite(summary)
         summary["seconds"] = seconds
         self._record({"step": self.step, **{f"final_{k}": v for k, v in summary.items()}})
@@ -363,6 +434,7 @@ class Trainer:
             "step": self.step,
             "best_val": self.best_val,
             "evaluations_since_best": self.evaluations_since_best,
+            "evaluation_due": self.evaluation_due,
             "batches": self.batches.position,
             "data": state.identity_of(self.data),
             "scaler": self.stepper.scaler.state_dict(),
@@ -392,7 +464,7 @@ class Trainer:
             self._metrics.record(row)
 
     def _plot(self) -> None:
-        if self.parallel.is_main:
+        if self.parallel.is_main and can_plot():
             plot_loss(self.run)
 
 

@@ -86,6 +86,19 @@ def test_logprob_is_the_models_own():
         assert logprob == pytest.approx(float(LOGITS[token]), abs=1e-6)
 
 
+@pytest.mark.parametrize("penalty", [1e300, 1.7e308, 1e-300])
+def test_a_penalty_of_any_size_leaves_numbers(penalty):
+    """Beyond float32's range, and so large that a penalised logit leaves float64's."""
+    logits = torch.tensor([3.0, 2.0, -1.0, -5.0])
+    token, logprob = Sampling(repetition_penalty=penalty).draw(logits, generator(), seen={0, 1, 2, 3})
+    assert logprob == pytest.approx(float(logits.double().log_softmax(0)[token]))
+    if penalty > 1:
+        assert Sampling(repetition_penalty=penalty).draw(logits, generator(), seen={0, 2, 3})[0] == 1
+    assert Sampling(temperature=0, repetition_penalty=penalty).draw(-logits.abs(), generator(), seen={0})[0] == (
+        2 if penalty > 1 else 0
+    )
+
+
 def test_repetition_penalty():
     logits = torch.tensor([4.0, 3.0, -1.0])
     assert Sampling(temperature=0, repetition_penalty=2.0).draw(logits, generator(), seen={0})[0] == 1
@@ -135,7 +148,7 @@ def test_refuses_logits_that_are_not_finite(value):
         ({"top_p": 0.0}, r"'top_p' must be in \(0, 1\], got 0.0"),
         ({"top_p": 1.5}, r"'top_p' must be in \(0, 1\], got 1.5"),
         ({"min_p": -0.1}, r"'min_p' must be in \[0, 1\], got -0.1"),
-        ({"repetition_penalty": 0.0}, "'repetition_penalty' must be over 0 and finite, got 0.0"),
+        ({"repetition_penalty": 0.0}, "'repetition_penalty' must be positive and finite, got 0.0"),
     ],
 )
 def test_refuses(options, message):

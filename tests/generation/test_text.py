@@ -6,7 +6,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastllm.errors import UserError
-from fastllm.generation import generate_batch, generate_text, iterate_texts, stream_text
+from fastllm.generation import (
+    beam_search_batch,
+    generate,
+    generate_batch,
+    generate_text,
+    iterate_texts,
+    stream_text,
+)
 from fastllm.generation.stopping import StopMatcher
 from fastllm.models import GPT
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer
@@ -129,6 +136,40 @@ def test_stop_strings_across_tokens():
     assert generate_text(model, LETTERS, ["cab"], 30, seed=0, stop=token)[0].ids == free.ids[: free.ids.index(token)]
     (result,) = generate_text(model, LETTERS, ["cab"], 30, seed=0, stop=[token])
     assert result.ids == free.ids[: free.ids.index(token)]
+
+
+def test_an_iterator_is_as_good_as_a_list():
+    """Whatever takes several things reads them once."""
+    model, ids = small_gpt(), LETTERS.encode("cab").tolist()
+    (free,) = generate_text(model, LETTERS, ["cab"], 30, seed=0)
+    stops = [free.text[10:13], free.ids[20]]
+    expected = generate_text(model, LETTERS, ["cab", "a"], 30, seed=[0, 1], stop=stops)
+    assert generate_text(model, LETTERS, iter(["cab", "a"]), 30, seed=iter([0, 1]), stop=iter(stops)) == expected
+    assert "".join(stream_text(model, LETTERS, "cab", 30, seed=0, stop=iter(stops))) == expected[0].text
+    assert list(iterate_texts(model, LETTERS, iter(["cab", "a"]), 30, seed=[0, 1], stop=iter(stops))) == expected
+    token = free.ids[3]
+    assert list(generate(model, ids, 30, seed=0, stop=iter([token]))) == free.ids[: free.ids.index(token)]
+    assert generate_batch(model, iter([ids, ids]), 9, seed=iter([1, 2]), stop=iter([token])) == generate_batch(
+        model, [ids, ids], 9, seed=[1, 2], stop=[token]
+    )
+    assert beam_search_batch(model, iter([ids, ids]), 5, stop=iter([token])) == beam_search_batch(
+        model, [ids, ids], 5, stop=[token]
+    )
+
+
+def test_texts_end_at_the_token_between_documents():
+    """... as the command's do; its name is in no text, where a stop string could find it."""
+    model = small_gpt(vocabulary=BYTES.vocab_size)
+    with torch.no_grad():
+        model.norm.weight.fill_(0.0)  # every token as likely as any other: one in 257 ends the text
+    ended = 0
+    for seed in range(3):
+        (result,) = generate_text(model, BYTES, ["a"], 1500, seed=seed, stop="|endoftext|")
+        assert BYTES.end_of_text not in result.ids
+        assert "<|endoftext|>" not in result.text and not result.text.endswith("<")
+        assert "".join(stream_text(model, BYTES, "a", 1500, seed=seed)) == result.text
+        ended += result.finish == "stop"
+    assert ended
 
 
 def test_characters_of_several_tokens_and_one_cut_short():

@@ -43,5 +43,5 @@ def test_no_bits_a_byte_where_first_tokens_are_not_predicted(tmp_path, capsys):
     assert train(tmp_path / "data", tmp_path / "run", "--max_steps=2", "--document_mask=true") == 0
     assert rows(tmp_path / "run")[-1]["final_val_bits_per_byte"] is None
     assert cli.main(["eval", str(tmp_path / "run")]) == 0
-    assert "bits a byte n/a, as document_mask leaves tokens out" in capsys.readouterr().out
+    assert "bits per byte n/a, as document_mask leaves tokens out" in capsys.readouterr().out
     assert perplexity_and_bits(math.log(4), SimpleNamespace(bytes=4), document_mask=True)[1] is None

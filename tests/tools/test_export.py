@@ -88,7 +88,7 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([tmp_path / "none", "x"], "none does not exist"),
         ([folder, folder], "exists and is not empty"),
         ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
-        ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is none; leave it out"),
+        ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is not a run; leave it out"),
         ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
         ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
         (

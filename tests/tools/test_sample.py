@@ -37,7 +37,7 @@ def sample(capsys, folder, *options):
 
 def expected(folder, prompts, **options):
     results = generate_text(
-        GPT.from_pretrained(folder), TOKENIZER, prompts, 25, seed=1337, **{"temperature": 0.8, **options}
+        GPT.from_pretrained(folder), TOKENIZER, prompts, 25, **{"seed": 1337, "temperature": 0.8, **options}
     )
     return [prompt + result.text for prompt, result in zip(prompts, results, strict=True)]
 
@@ -65,7 +65,7 @@ def test_every_option_reaches_the_sampler(folder, capsys):
         assert output == expected(folder, ["ab"], **{name: value})[0] + "\n"
     assert sample(capsys, folder, "--prompt=ab", *options) == expected(folder, ["ab"], **values)[0] + "\n"
     stop = plain[10:12]
-    assert sample(capsys, folder, "--prompt=ab", "--stop", "0", stop) == plain[: plain.index(stop, 2)] + "\n"
+    assert sample(capsys, folder, "--prompt=ab", "--stop", "0", "--stop", stop) == plain[: plain.index(stop, 2)] + "\n"
 
 
 def test_several_samples_are_those_of_their_seeds(folder, capsys):
@@ -148,7 +148,7 @@ def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.StringIO("ab\n\nA\nxyz\n"))
     assert cli.main(["sample", str(folder), "--max_new_tokens=25", "--interactive"]) == 0
     output, errors = capsys.readouterr()
-    ab, xyz = expected(folder, ["ab"])[0], expected(folder, ["xyz"])[0]
+    ab, xyz = expected(folder, ["ab"])[0], expected(folder, ["xyz"], seed=1338)[0]
     assert output == f"> {ab}\n> > > {xyz}\n> \n"
     assert "the vocabulary of 27 has not: 'A'" in errors
 
@@ -205,7 +205,7 @@ def test_options_without_effect_are_named(folder, capsys, options, named):
 
 
 def test_beams_end_at_stops_so_that_the_penalty_of_their_length_counts(folder, capsys):
-    options = ["--prompt=ab", "--num_beams=8", "--stop", *"abcdefghijklmnop"]
+    options = ["--prompt=ab", "--num_beams=8", *(f"--stop={letter}" for letter in "abcdefghijklmnop")]
     short = sample(capsys, folder, *options, "--alpha=-5")
     long = sample(capsys, folder, *options, "--alpha=5")
     assert len(short) < len(long)
@@ -252,7 +252,7 @@ def test_streams_as_it_comes(folder):
         (["--alpha=0.6"], "--alpha only says how beam search works: add --num_beams, or leave it out"),
         (["--length_penalty=power", "--num_beams=1"], "--length_penalty only says how beam search works"),
         (["--temperature=0", "--num_samples=2"], "so all samples would be one: leave out --num_samples"),
-        (["--checkpoint=best"], "'checkpoint' is one of a run, and "),
+        (["--checkpoint=best"], "'checkpoint' is of a run, and "),
         (["--num_beams=2", "--stop", "xy"], "with beam search 'stop' must be texts of one token each"),
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
         (["--seed=-1"], "'seed' must be in [0, 2^63), got -1"),
@@ -263,7 +263,7 @@ def test_streams_as_it_comes(folder):
         (["--top_p=0"], "'top_p' must be in (0, 1], got 0.0"),
         (["--top_k=0"], "'top_k' must be at least 1, got 0"),
         (["--min_p=2"], "'min_p' must be in [0, 1], got 2.0"),
-        (["--repetition_penalty=0"], "'repetition_penalty' must be over 0 and finite, got 0.0"),
+        (["--repetition_penalty=0"], "'repetition_penalty' must be positive and finite, got 0.0"),
         (["--stop="], "'stop' must not have an empty string"),
         (["--num_beams=2", "--length_penalty=x"], "'length_penalty' must be one of gnmt, power, got 'x'"),
     ],
@@ -293,10 +293,73 @@ def test_a_terminal_that_lacks_characters_gets_their_numbers(folder, monkeypatch
     assert terminal.getvalue() == rb"\xe9\xe9\xe9" + b"\n"
 
 
+def test_several_prompts(folder, capsys):
+    output = sample(capsys, folder, "--prompt=ab", r"--prompt=the\ncat")
+    assert output == ("\n\n" + "-" * 40 + "\n").join(expected(folder, ["ab", "the\ncat"])) + "\n"
+
+
+def test_prompts_from_standard_input(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\nthecat\n")))
+    output = sample(capsys, folder, "--prompt-file", "-")
+    assert output == ("\n\n" + "-" * 40 + "\n").join(expected(folder, ["ab", "thecat"])) + "\n"
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"ab\n\xff\n")))
+    assert cli.main(["sample", str(folder), "--prompt-file=-"]) == 2
+    assert "sample: standard input, line 2: byte 0xFF is not UTF-8" in capsys.readouterr().err
+
+
+def test_interactive_answers_differ(folder, capsys, monkeypatch):
+    """The same prompt again gets another text: that of the next seed; one that failed takes none."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\nA\nab\n"))
+    output = sample(capsys, folder, "--interactive", "--num_samples=1")
+    first, second = (expected(folder, ["ab"], seed=seed)[0] for seed in (1337, 1338))
+    assert first != second
+    assert output == f"> {first}\n> > {second}\n> \n"
+
+
+def test_ctrl_c_ends_the_answer_and_not_the_program(folder, capsys, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.StringIO("ab\nab\n"))
+    steps, forward = [], GPT.forward
+
+    def interrupted(self, *arguments):
+        steps.append(arguments)
+        if len(steps) == 5:
+            raise KeyboardInterrupt
+        return forward(self, *arguments)
+
+    monkeypatch.setattr(GPT, "forward", interrupted)
+    output = sample(capsys, folder, "--interactive")
+    (second,) = expected(folder, ["ab"], seed=1338)
+    assert output.endswith(f"\n> {second}\n> \n")
+
+
+def test_threads(folder, capsys, monkeypatch):
+    """A small model takes one by itself; what is asked for is taken; the text is the same."""
+    chosen = []
+    monkeypatch.setattr(torch, "set_num_threads", chosen.append)
+    texts = [sample(capsys, folder, "--prompt=ab", *options) for options in ([], ["--threads=3"])]
+    assert chosen == [1, 3]
+    assert texts[0] == texts[1]
+    monkeypatch.setattr(GPT, "num_parameters", lambda self: 124_000_000)
+    sample(capsys, folder, "--prompt=ab")
+    assert chosen == [1, 3]  # torch's choice
+    assert cli.main(["sample", str(folder), "--threads=0"]) == 2
+    assert "'threads' must be at least 1, got 0" in capsys.readouterr().err
+
+
+def test_utf8_under_a_locale_that_is_not(folder):
+    """Python then reads bytes of the command line as lone surrogates."""
+    CharacterTokenizer("é").save(folder)
+    GPT(GPTConfig(1, 16, 1, 2, 16)).save_pretrained(folder)
+    environment = {**os.environ, "LC_ALL": "C", "PYTHONCOERCECLOCALE": "0", "PYTHONUTF8": "0"}
+    command = [sys.executable, "-m", "fastllm", "sample", str(folder), "--max_new_tokens=1", "--prompt", "é"]
+    done = subprocess.run(command, capture_output=True, env=environment, check=False)
+    assert (done.returncode, done.stdout) == (0, rb"\xe9\xe9" + b"\n"), done.stderr
+
+
 def test_an_empty_prompt_file(folder, capsys, tmp_path):
     (tmp_path / "prompts.txt").write_text("\n  \n")
     assert cli.main(["sample", str(folder), "--prompt_file", str(tmp_path / "prompts.txt")]) == 2
-    assert "prompts.txt has no prompt: it is one a line, and empty lines don't count" in capsys.readouterr().err
+    assert "prompts.txt has no prompt: it is one per line, and empty lines don't count" in capsys.readouterr().err
 
 
 def test_a_folder_whose_model_is_not_one(folder, capsys):

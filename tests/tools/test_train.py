@@ -75,7 +75,7 @@ def test_a_wrong_command_line_is_told_in_a_readers_words(words, message, capsys,
     [
         ("", "'config' must be a YAML file with lines like 'n_layer: 4'"),
         ("- n_layer", "'config' must be a YAML file with lines like 'n_layer: 4'"),
-        ("n_layer: [4", "'config' is no YAML: while parsing a flow sequence at line 1, column 10"),
+        ("n_layer: [4", "'config' is not valid YAML: while parsing a flow sequence at line 1, column 10"),
         ("n_layer: four", "'n_layer' must be a whole number, got 'four'"),
     ],
 )

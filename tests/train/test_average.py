@@ -88,7 +88,7 @@ def test_eval_equals_the_runs_last_line(data, tmp_path, capsys):
     output = capsys.readouterr().out
     assert float(re.search(r"loss ([\d.]+)", output)[1]) == pytest.approx(rows(run)[-1]["final_val_loss"], abs=6e-5)
     bits = rows(run)[-1]["final_val_loss"] / math.log(2)  # a byte a character
-    assert float(re.search(r"bits a byte ([\d.]+)", output)[1]) == pytest.approx(bits, abs=6e-5)
+    assert float(re.search(r"bits per byte ([\d.]+)", output)[1]) == pytest.approx(bits, abs=6e-5)
     assert cli.main(["eval", str(run), "--split=train"]) == 0
 
 

@@ -152,7 +152,7 @@ def test_the_command(capsys, data):
     output = estimated(capsys, *xl, *gpus, "--parallel=fsdp")
     assert "8 x H100, bfloat16" in output
     assert "1,557,611,200" in output
-    assert "memory a device (fsdp)" in output
+    assert "memory per device (fsdp)" in output
     assert "DOES NOT FIT" in estimated(capsys, *xl, *gpus, "--micro_batch_size=64")
 
 

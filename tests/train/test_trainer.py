@@ -143,7 +143,7 @@ def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, capsys):
     options = ["--learning_rate=1e30", "--grad_clip=0", "--warmup_steps=0", "--log_interval=50", "--max_steps=50"]
     assert train(data, tmp_path / "run", *options, "--eval_interval=1") == 2
     error = capsys.readouterr().err
-    assert "_loss became nan at step" in error and "is intact: try a smaller learning_rate" in error
+    assert "_loss became nan at step" in error and "start a new run from it with a smaller rate, --init" in error
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
     assert all("NaN" not in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert train(data, tmp_path / "sampled", *options, "--sample_interval=2") == 2
