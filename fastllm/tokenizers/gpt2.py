@@ -127,8 +127,8 @@ class GPT2Tokenizer(Tokenizer):
             raise
         return np.concatenate(parts).astype(np.int64) if len(parts) > 1 else parts[0].astype(np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would. Long texts share out threads."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Encode all texts in one call; long ones share out threads."""
         if sum(map(len, texts)) > _WORTH_A_TASK * len(texts):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 return joined(list(pool.map(self._encode, texts)))
@@ -144,16 +144,15 @@ class GPT2Tokenizer(Tokenizer):
         lengths = np.diff(np.flatnonzero(ids == border), prepend=-1) - 1
         return EncodedBatch(ids[ids != border].astype(np.int64), lengths)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD."""
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if len(ids) <= FEW:
             try:
                 text = self._engine.decode(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
             except (KeyError, OverflowError):
-                return super().decode(ids)  # says what is wrong
+                return super()._decode(ids)  # says what is wrong
             if _BORDER not in text:  # which is no token of ours
                 return text
-        return super().decode(ids)
+        return super()._decode(ids)
 
     def to_json(self) -> dict:
         """Return the SHA-256 of both files."""

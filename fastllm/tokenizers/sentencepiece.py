@@ -17,12 +17,13 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, count, islice
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, check_type
 from fastllm.tokenizers import huggingface, unigram_scores
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
@@ -134,6 +135,10 @@ class SentencePieceTokenizer(Tokenizer):
         if model_type not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
             raise UserValueError(f"sentencepiece: 'model_type' must be one of {known}, got '{model_type}'")
+        sizes = {"vocab_size": vocab_size, "max_sentences": max_sentences, "max_sentence_length": max_sentence_length}
+        for name, value in sizes.items():
+            check_type("sentencepiece", name, value, Integral)
+        check_type("sentencepiece", "character_coverage", character_coverage, Real)
         if vocab_size < 259:
             raise UserValueError(
                 f"sentencepiece: 'vocab_size' must be at least 259 (256 bytes, 2 special tokens, a character), got "
@@ -205,8 +210,7 @@ class SentencePieceTokenizer(Tokenizer):
         ends = lengths.cumsum()
         return each.ids[np.arange(ends[-1]) + np.repeat(each.bounds[places] - ends + lengths, lengths)]
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         if self._joins:
             return self._encode_joined(texts)
         chunked = [self._chunks(text) for text in texts]
@@ -294,14 +298,13 @@ class SentencePieceTokenizer(Tokenizer):
             return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
         return self._cut.findall(text)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids, without the space that some models put in front of every text."""
-        text = super().decode(ids)
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Leave out the space that some models put in front of every text."""
+        text = super()._decode(ids)
         return text.removeprefix(" ") if self._drops_first_space else text
 
-    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Return the text of each sequence of ids, as decode would."""
-        texts = super().decode_batch(batch)
+    def _decode_batch(self, batch: EncodedBatch) -> list[str]:
+        texts = super()._decode_batch(batch)
         return [text.removeprefix(" ") for text in texts] if self._drops_first_space else texts
 
     def streaming_decoder(self) -> StreamingDecoder:
