@@ -89,8 +89,8 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([folder, folder], "exists and is not empty"),
         ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
         ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is none; leave it out"),
-        ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
-        ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
+        ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'; it has best"),
+        ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'; it has best"),
         (
             [folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"],
             "must have at most the model's 9 tokens, got 257",
