@@ -128,8 +128,8 @@ class HuggingFaceTokenizer(SizedTokenizer, Protocol):
     def end_of_text(self) -> int | None:
         """The id that ends a text."""
 
-    def save_huggingface(self, folder: Path) -> None:
-        """Write its files for transformers."""
+    def save_huggingface(self, folder: Path, model_max_length: int | None = None) -> None:
+        """Write its files for transformers, which truncate to model_max_length."""
 
 
 class GPT(torch.nn.Module):
@@ -310,9 +310,13 @@ class GPT(torch.nn.Module):
         end_of_text = None if tokenizer is None else tokenizer.end_of_text
         dtype = f"{self.embedding.token.weight.dtype}".removeprefix("torch.")
         config = gpt2_weights.config_to_gpt2(asdict(self.config), end_of_text, dtype)
-        pretrained.write(Path(directory), config, gpt2_weights.to_gpt2(self.state_dict()))
+        directory = Path(directory)
+        pretrained.write(directory, config, gpt2_weights.to_gpt2(self.state_dict()))
+        used = self.config.vocab_size if tokenizer is None else tokenizer.vocab_size
+        generation = gpt2_weights.generation_config(asdict(self.config), end_of_text, used)
+        pretrained.write_json(directory / "generation_config.json", generation)
         if tokenizer is not None:
-            tokenizer.save_huggingface(Path(directory))
+            tokenizer.save_huggingface(directory, self.config.context_length)
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike) -> "GPT":

@@ -160,6 +160,26 @@ def config_to_gpt2(config: dict[str, Any], end_of_text: int | None, dtype: str) 
     }
 
 
+def generation_config(config: dict[str, Any], end_of_text: int | None, vocab_size: int) -> dict[str, Any]:
+    """Return a generation_config.json made of GPTConfig's fields.
+
+    It has no max_length: transformers warn of one beside the max_new_tokens that a caller gives, and theirs, of 20 new
+    tokens, is kept to n_positions.
+
+    Args:
+        config: GPTConfig's fields.
+        end_of_text: the id that ends a text, or None; it also fills up the shorter texts of a batch.
+        vocab_size: how many tokens the tokenizer has; the model's ids beyond them are never drawn.
+    """
+    padding = list(range(vocab_size, config["vocab_size"]))
+    return {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        **({"suppress_tokens": padding} if padding else {}),
+    }
+
+
 def from_nanogpt(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return GPTConfig's arguments and GPT's state_dict made of what nanoGPT's train.py saves.
 

@@ -45,7 +45,7 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> N
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
     try:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the system's error as a part of its text
@@ -54,6 +54,11 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> N
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the owner read what it writes
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of settings."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
@@ -75,11 +75,13 @@ class Tokenizer(ABC):
 
     Attributes:
         special_tokens: names and ids of tokens that no plain text becomes; empty where a kind has none.
+        added_tokens: names and ids of tokens that are looked for in every text before all others; most kinds have none.
         end_of_text: the id to write between documents; None where a kind has none.
     """
 
     kind: str  # the name under which a stored tokenizer finds its class again
     special_tokens: dict[str, int] = {}  # noqa: RUF012 - never changed in place
+    added_tokens: dict[str, int] = {}  # noqa: RUF012
     end_of_text: int | None = None
 
     @property
@@ -111,17 +113,11 @@ class Tokenizer(ABC):
             raise TypeError(f"encode: 'text' must be a str, got {describe(text)}")
         if not (allow_special and self.special_tokens):
             return self._encode(text)
-        parts = self._special_names.split(text)  # plain, special, plain, .., plain
-        ids = [
-            np.array([self.special_tokens[part]]) if index % 2 else self._encode(part)
-            for index, part in enumerate(parts)
-        ]
-        return np.concatenate(ids)
+        return encode_around(self._special_names, self.special_tokens, text, self._encode)
 
     @cached_property
     def _special_names(self) -> re.Pattern:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        return any_of(self.special_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         """Return the ids of each text, as encode would.
@@ -245,10 +241,27 @@ class Tokenizer(ABC):
         """Return the steps of the tokenizers library that do the same (see huggingface.py); None if it cannot."""
         return None
 
-    def save_huggingface(self, folder: str | Path) -> None:
-        """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too."""
+    @abstractmethod
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of all tokens by the names that they have in Hugging Face's files."""
+
+    def to_embed(self) -> dict:
+        """Return what makes this tokenizer without any file beside it, but for what tokenizer.json of theirs holds."""
+        return self.to_json()
+
+    def save_huggingface(self, folder: str | Path, model_max_length: int | None = None) -> None:
+        """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too.
+
+        load_tokenizer also reads what AutoTokenizer saves of it.
+
+        Args:
+            folder: is made if missing.
+            model_max_length: how many tokens the model takes; transformers truncates to it.
+        """
         end = None if self.end_of_text is None else self.token_bytes[self.end_of_text].decode()
-        for file, content in huggingface.files(self.huggingface(), self.special_tokens, end, self.kind).items():
+        named = huggingface.Named(self.special_tokens, self.added_tokens, end)
+        source = {"kind": self.kind, **self.to_embed()}
+        for file, content in huggingface.files(self.huggingface(), named, source, model_max_length).items():
             write_bytes(Path(folder) / file, content)
         self.save(folder, EXPORTED_FILE)
 
@@ -296,6 +309,21 @@ def as_batch(sequences: Iterable[Sequence[int] | np.ndarray]) -> EncodedBatch:
     if all(isinstance(part, list) for part in parts):  # quicker than an array of each
         return EncodedBatch(as_ids(list(chain.from_iterable(parts))), map(len, parts))
     return joined([as_ids(part) for part in parts])
+
+
+def any_of(names: Iterable[str]) -> re.Pattern:
+    """Return a pattern that finds names, the longest where several begin."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+
+def encode_around(
+    names: re.Pattern, tokens: dict[str, int], text: str, encode: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """Return the ids of text in which names stand for tokens, and encode gives those of what is between them."""
+    parts = names.split(text)  # plain, name, plain, .., plain
+    ids = [np.array([tokens[part]]) if index % 2 else encode(part) for index, part in enumerate(parts)]
+    return np.concatenate(ids)
 
 
 def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:

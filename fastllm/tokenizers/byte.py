@@ -66,9 +66,13 @@ class ByteTokenizer(Tokenizer):
         """Without the table, where there is no end of a text."""
         return ids.astype(np.uint8).tobytes() if ids.max(initial=0) < 256 else super()._joined_bytes(ids)
 
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of the characters that spell the bytes, and of the end of a text."""
+        return {character: byte for byte, character in spelling().items()} | self.special_tokens
+
     def huggingface(self) -> dict:
         """Return bytes without merges."""
-        vocab = {character: byte for byte, character in spelling().items()}
+        vocab = {name: id for name, id in self.token_names().items() if name not in self.special_tokens}
         model = huggingface.byte_pair_model(vocab)
         return {"pre_tokenizer": huggingface.BYTES, "model": model, "decoder": huggingface.BYTES}
 

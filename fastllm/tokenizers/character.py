@@ -111,10 +111,13 @@ class CharacterTokenizer(Tokenizer):
         """Return a decoder of ids that come one at a time; a token is a whole character, so nothing waits."""
         return _CharacterDecoder(self)
 
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of the characters."""
+        return {character: id for id, character in enumerate(self.characters)}
+
     def huggingface(self) -> dict:
         """Return characters without merges."""
-        vocab = {character: id for id, character in enumerate(self.characters)}
-        return {"model": huggingface.byte_pair_model(vocab), "decoder": huggingface.FUSE}
+        return {"model": huggingface.byte_pair_model(self.token_names()), "decoder": huggingface.FUSE}
 
     def to_json(self) -> dict:
         """Return the vocabulary; as numbers where it has lone surrogates, which a UTF-8 file could not hold."""

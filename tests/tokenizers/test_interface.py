@@ -251,6 +251,7 @@ def test_options_of_wrong_types(name):
         (b"{", "tokenizer.json is damaged: it is no JSON"),
         (b"\xff", "tokenizer.json is damaged: it is no JSON"),
         (b"[]", "tokenizer.json is damaged: expected an object, got list"),
+        (b'{"kind": ["bytes"]}', r"'kind' must be one of characters, .*, got \['bytes'\]"),
         (b'{"kind": "words"}', "'kind' must be one of characters, .*, got 'words'"),
         (b'{"kind": "characters"}', "'characters' must be a text that is not empty"),
         (b'{"kind": "characters", "characters": 7}', "'characters' must be a text that is not empty"),
