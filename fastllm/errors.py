@@ -2,6 +2,7 @@
 
 import difflib
 from collections.abc import Iterable
+from numbers import Integral, Real
 
 # Settings by the names that they have elsewhere, where no likeness leads from one to the other.
 _ELSEWHERE = {
@@ -37,3 +38,25 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
     meant = dashes + _ELSEWHERE.get(word.removeprefix("--"), "")
     near = [meant] if meant in names else difflib.get_close_matches(word, names, n=1)
     return f"; did you mean {near[0]}?" if near else ""
+
+
+def describe(value: object) -> str:
+    """Return an argument of a wrong type as a message says what it got: its type and the beginning of its value."""
+    return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+
+
+_NOUNS: dict[type, str] = {Integral: "a whole number", Real: "a number", bool: "a bool", str: "a str"}
+
+
+def check_type(where: str, name: str, value: object, kind: type) -> None:
+    """Raise TypeError if an argument is not of a kind; True and False are no numbers.
+
+    Args:
+        where: the function or class, or the file that the value is from.
+        name: the argument's.
+        value: what it is.
+        kind: a class, or one of numbers' for all that count as such.
+    """
+    if not isinstance(value, kind) or (kind in (Integral, Real) and isinstance(value, bool)):
+        expected = _NOUNS.get(kind, f"a {kind.__name__}")
+        raise TypeError(f"{where}: '{name}' must be {expected}, got {describe(value)}")

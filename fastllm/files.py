@@ -140,6 +140,27 @@ def previous(folder: Path) -> Path:
     return folder.with_name(f".{folder.name}.old")
 
 
+def is_run(folder: Path) -> bool:
+    """Return whether a folder is a run's, which has its models in checkpoints."""
+    return (folder / "checkpoints").is_dir()
+
+
+def find_checkpoint(run: Path, *names: str) -> Path:
+    """Return the folder of the first of these checkpoints that a run has, whole or not.
+
+    Raises:
+        UserError: the run has none of them; those that it has are listed.
+    """
+    for name in names:
+        folder = run / "checkpoints" / name
+        for place in (folder, previous(folder)):  # a writer may have been killed between its two renames
+            if place.is_dir():
+                return place
+    there = sorted(path.name for path in (run / "checkpoints").iterdir() if path.name[0] != "." and path.is_dir())
+    wanted = " or ".join(f"'{name}'" for name in names)
+    raise UserError(f"{run} has no checkpoint {wanted}; it has {', '.join(there) or 'none yet'}")
+
+
 def verify_folder(folder: Path) -> None:
     """Compare a folder's files with its checksums.
 

@@ -48,5 +48,7 @@ def run(arguments: Namespace) -> int:
 
     replace_folder(out, fill)
     kept = "no tokenizer: name its folder with --tokenizer" if tokenizer is None else f"tokenizer {tokenizer.kind}"
+    if tokenizer is not None and arguments.format == "huggingface" and tokenizer.huggingface() is None:
+        kept += ", which AutoTokenizer reads from tokenizer.model where sentencepiece and protobuf are installed"
     print(f"{out}: {model.num_parameters():,} parameters for {arguments.format}; {kept}")
     return 0

@@ -10,6 +10,7 @@ from jsonargparse import ActionYesNo, Namespace
 
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
+from fastllm.files import is_run
 from fastllm.train.config import TrainConfig
 
 
@@ -33,7 +34,7 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
 
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
     """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
-    if "checkpoint" in arguments.given and folder.exists() and not (folder / "checkpoints").is_dir():
+    if "checkpoint" in arguments.given and folder.exists() and not is_run(folder):
         raise UserError(f"{command}: 'checkpoint' is of a run, and {folder} is not a run; leave it out")
 
 

@@ -6,16 +6,18 @@ are one pass over memory (DropoutAddLayerNorm). And the loss never forms the log
 (linear_cross_entropy).
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
 from os import PathLike
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from fastllm import nn, ops
-from fastllm.errors import UserValueError
+from fastllm.errors import UserValueError, check_type
+from fastllm.files import find_checkpoint, is_run, verify_folder
 from fastllm.models import gpt2_weights, pretrained
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
@@ -29,6 +31,7 @@ PRESETS: dict[str, dict] = {
         "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "dropout": 0.0, "bias": False,
     },
 }  # fmt: skip
+SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
 ACTIVATIONS = {"gelu_tanh": "tanh", "gelu": "none"}  # names and ops.gelu's argument
 
 
@@ -42,6 +45,7 @@ class GPTConfig:
     Raises:
         ValueError: a size is not positive, n_head does not divide n_embd, dropout is not in [0, 1), or activation is
             unknown.
+        TypeError: a value is of a wrong type.
     """
 
     vocab_size: int = 50257
@@ -54,15 +58,32 @@ class GPTConfig:
     activation: str = "gelu_tanh"
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "context_length", "n_layer", "n_head", "n_embd"):
+        for name in SIZES:
+            check_type("GPTConfig", name, getattr(self, name), Integral)
             if getattr(self, name) < 1:
                 raise ValueError(f"GPTConfig: '{name}' must be at least 1, got {getattr(self, name)}")
+        check_type("GPTConfig", "dropout", self.dropout, Real)
+        check_type("GPTConfig", "bias", self.bias, bool)
+        check_type("GPTConfig", "activation", self.activation, str)
         if self.n_embd % self.n_head:
             raise ValueError(f"GPTConfig: 'n_embd' must be a multiple of n_head ({self.n_head}), got {self.n_embd}")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"GPTConfig: 'dropout' must be in [0, 1), got {self.dropout}")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"GPTConfig: 'activation' must be {' or '.join(ACTIVATIONS)}, got '{self.activation}'")
+
+    @classmethod
+    def from_dict(cls, settings: dict[str, Any]) -> "GPTConfig":
+        """Return the configuration that asdict made settings of.
+
+        Raises:
+            ValueError: a setting is unknown, or has a value that it cannot have.
+            TypeError: a value is of a wrong type.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in settings if name not in known]:
+            raise ValueError(f"GPTConfig: '{unknown[0]}' is no setting; there are {', '.join(known)}")
+        return cls(**settings)
 
     @classmethod
     def preset(cls, name: str, **overrides) -> "GPTConfig":
@@ -107,8 +128,8 @@ class HuggingFaceTokenizer(SizedTokenizer, Protocol):
     def end_of_text(self) -> int | None:
         """The id that ends a text."""
 
-    def save_huggingface(self, folder: Path) -> None:
-        """Write its files for transformers."""
+    def save_huggingface(self, folder: Path, model_max_length: int | None = None) -> None:
+        """Write its files for transformers, which truncate to model_max_length."""
 
 
 class GPT(torch.nn.Module):
@@ -121,6 +142,7 @@ class GPT(torch.nn.Module):
     """
 
     def __init__(self, config: GPTConfig) -> None:
+        check_type("GPT", "config", config, GPTConfig)
         super().__init__()
         self.config = config
         self.embedding = nn.PositionalEmbedding(config.vocab_size, config.context_length, config.n_embd)
@@ -152,10 +174,15 @@ class GPT(torch.nn.Module):
         With segment_ids, (B, T) int that may not fall along a row, a token sees none of another segment: documents
         packed into a row stay apart. Positions run on over the whole row, so each of them is trained as without.
         """
-        self._check_length(tokens)
+        self._check_tokens(tokens)
         return self._through_blocks(self.embedding(tokens), segment_ids)
 
-    def _check_length(self, tokens: Tensor) -> None:
+    def _check_tokens(self, tokens: Tensor) -> None:
+        check_type("GPT", "tokens", tokens, Tensor)
+        if tokens.dim() != 2:
+            raise ValueError(f"GPT: 'tokens' must be (B, T), got shape {tuple(tokens.shape)}")
+        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
+            raise TypeError(f"GPT: 'tokens' must be whole numbers, got {tokens.dtype}")
         longest = self.config.context_length
         if tokens.size(-1) > longest:
             raise ValueError(f"GPT: 'tokens' must be at most context_length ({longest}) long, got {tokens.size(-1)}")
@@ -176,10 +203,12 @@ class GPT(torch.nn.Module):
         With a cache, for inference: tokens are the next T of every sequence in it, see what it holds and join it.
 
         Raises:
-            ValueError: there are more tokens than context_length, or than the cache has room for.
+            ValueError: tokens are not (B, T), or more than context_length or than the cache has room for.
+            TypeError: tokens are no tensor of whole numbers.
         """
         if cache is None:
             return self.logits(self.hidden(tokens))
+        self._check_tokens(tokens)
         if tokens.size(0) != cache.batch:
             raise ValueError(f"GPT: 'tokens' must have the cache's {cache.batch} sequences, got {tokens.size(0)}")
         cache.check_room(tokens.size(1))
@@ -214,10 +243,11 @@ class GPT(torch.nn.Module):
         Raises:
             ValueError: T is over context_length, or lengths are out of range.
         """
+        self._check_tokens(tokens)
+        check_type("GPT", "lengths", lengths, Tensor)
         lengths = lengths.cpu()
         if lengths.shape != tokens.shape[:1] or not bool(((lengths >= 1) & (lengths <= tokens.size(1))).all()):
             raise ValueError(f"GPT: 'lengths' must be (b,) numbers in [1, {tokens.size(1)}], got {lengths.tolist()}")
-        self._check_length(tokens)
         device = tokens.device
         chosen = None if rows is None else rows.to(device, non_blocking=True)
         hidden = self._through_blocks(self.embedding(tokens), cache=cache, prefill=True, rows=chosen)
@@ -230,7 +260,11 @@ class GPT(torch.nn.Module):
 
         segment_ids, (B, T), keep packed documents apart: see :meth:`hidden`.
         """
-        hidden = self.hidden(tokens, segment_ids).flatten(0, -2)
+        self._check_tokens(tokens)
+        check_type("GPT", "targets", targets, Tensor)
+        if targets.shape != tokens.shape:
+            raise ValueError(f"GPT: 'targets' must be {tuple(tokens.shape)} as tokens, got {tuple(targets.shape)}")
+        hidden = self._through_blocks(self.embedding(tokens), segment_ids).flatten(0, -2)
         return ops.linear_cross_entropy(hidden, self.embedding.token.weight, targets.flatten())
 
     def check_tokenizer(self, tokenizer: SizedTokenizer, where: object) -> None:
@@ -276,34 +310,51 @@ class GPT(torch.nn.Module):
         end_of_text = None if tokenizer is None else tokenizer.end_of_text
         dtype = f"{self.embedding.token.weight.dtype}".removeprefix("torch.")
         config = gpt2_weights.config_to_gpt2(asdict(self.config), end_of_text, dtype)
-        pretrained.write(Path(directory), config, gpt2_weights.to_gpt2(self.state_dict()))
+        directory = Path(directory)
+        pretrained.write(directory, config, gpt2_weights.to_gpt2(self.state_dict()))
+        used = self.config.vocab_size if tokenizer is None else tokenizer.vocab_size
+        generation = gpt2_weights.generation_config(asdict(self.config), end_of_text, used)
+        pretrained.write_json(directory / "generation_config.json", generation)
         if tokenizer is not None:
-            tokenizer.save_huggingface(Path(directory))
+            tokenizer.save_huggingface(directory, self.config.context_length)
 
     @classmethod
     def from_pretrained(cls, directory: str | PathLike) -> "GPT":
-        """Load what save_pretrained wrote, or a Hugging Face GPT-2 directory.
+        """Load what save_pretrained wrote, a Hugging Face GPT-2 directory, or a run's best checkpoint.
+
+        Args:
+            directory: a model's or a run's.
+
+        Returns:
+            The model in eval mode, as transformers gives it; call train() on it to train it with its dropout.
 
         Raises:
             FileNotFoundError: config.json or the weights are missing.
             ValueError: a file is damaged, or config.json is not of a model this class can be.
+            UserError: the run has no checkpoint, or it is damaged.
         """
         directory = Path(directory)
+        if is_run(directory):
+            directory = find_checkpoint(directory, "best", "last")
+            verify_folder(directory)
         config = pretrained.read_config(directory)
         kind = config.pop("model_type", None)
         if kind not in ("gpt2", "fastllm-gpt"):
             raise ValueError(f"{directory}/config.json: 'model_type' must be 'fastllm-gpt' or 'gpt2', got {kind!r}")
         try:
-            model = cls(GPTConfig(**(gpt2_weights.config_from_gpt2(config) if kind == "gpt2" else config)))
+            model = cls(GPTConfig.from_dict(gpt2_weights.config_from_gpt2(config) if kind == "gpt2" else config))
         except (TypeError, ValueError) as error:
             raise ValueError(f"{directory}/config.json: {error}") from error
         weights = pretrained.read_weights(directory)
         pretrained.fill(model, gpt2_weights.from_gpt2(weights) if kind == "gpt2" else weights, directory)
-        return model
+        return model.eval()
 
     @classmethod
     def from_nanogpt(cls, path: str | PathLike) -> "GPT":
         """Load a checkpoint of nanoGPT's train.py, such as out/ckpt.pt; its exact GELU is kept.
+
+        Returns:
+            The model in eval mode, as from_pretrained.
 
         Raises:
             FileNotFoundError: there is none.
@@ -314,7 +365,7 @@ class GPT(torch.nn.Module):
         try:
             config, weights = gpt2_weights.from_nanogpt(checkpoint)
             model = cls(GPTConfig(**config))
-        except ValueError as error:
+        except (TypeError, ValueError) as error:
             raise ValueError(f"{path}: {error}") from error
         pretrained.fill(model, weights, path)
-        return model
+        return model.eval()

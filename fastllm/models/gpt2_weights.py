@@ -5,10 +5,14 @@ layer called Conv1D; nanoGPT does not, and computes GELU exactly, where GPT-2 ha
 """
 
 import re
+from numbers import Integral, Real
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from fastllm.errors import check_type
+from fastllm.models.pretrained import check_named
 
 NAMES = {
     "wte.weight": "embedding.token.weight",
@@ -62,8 +66,9 @@ def from_gpt2(weights: dict[str, Tensor], transposed: bool = True) -> dict[str, 
         ValueError: a tensor's name is not one of GPT-2's, or the output layer has weights of its own.
     """
     weights = {name.removeprefix("transformer."): tensor for name, tensor in weights.items()}
-    output, embedding = weights.pop("lm_head.weight", None), weights.get("wte.weight")
-    if output is not None and embedding is not None and not torch.equal(output, embedding):
+    output = weights.pop("lm_head.weight", None)
+    # Of a tied pair safetensors' save_model keeps one name, and it may be the output layer's.
+    if output is not None and not torch.equal(output, weights.setdefault("wte.weight", output)):
         raise ValueError(
             "GPT-2 weights: 'lm_head.weight' must be equal to 'wte.weight', which GPT's output layer shares"
         )
@@ -98,12 +103,16 @@ def config_from_gpt2(config: dict[str, Any]) -> dict[str, Any]:
 
     Raises:
         ValueError: a size is missing, or the config asks for something that GPT does not do.
+        TypeError: a value is of a wrong type.
     """
     config = {"n_positions": 1024, **config}
     missing = [name for name in SIZES if name not in config]
     if missing:
         raise ValueError(f"GPT-2 config: '{missing[0]}' is missing")
+    for name in SIZES:
+        check_type("GPT-2 config", name, config[name], Integral)
     activation = config.get("activation_function", "gelu_new")
+    check_type("GPT-2 config", "activation_function", activation, str)
     if activation not in ACTIVATIONS:
         raise ValueError(
             f"GPT-2 config: 'activation_function' must be one of {', '.join(ACTIVATIONS)}, got '{activation}'"
@@ -115,6 +124,8 @@ def config_from_gpt2(config: dict[str, Any]) -> dict[str, Any]:
         if config.get(name, value) != value:
             raise ValueError(f"GPT-2 config: '{name}' must be {value}, got {config[name]}")
     dropouts = {name: config.get(name, 0.1) for name in _DROPOUTS}
+    for name, value in dropouts.items():
+        check_type("GPT-2 config", name, value, Real)
     if len(set(dropouts.values())) > 1:
         shown = ", ".join(f"{name} {value}" for name, value in dropouts.items())
         raise ValueError(
@@ -149,21 +160,45 @@ def config_to_gpt2(config: dict[str, Any], end_of_text: int | None, dtype: str) 
     }
 
 
+def generation_config(config: dict[str, Any], end_of_text: int | None, vocab_size: int) -> dict[str, Any]:
+    """Return a generation_config.json made of GPTConfig's fields.
+
+    It has no max_length: transformers warn of one beside the max_new_tokens that a caller gives, and theirs, of 20 new
+    tokens, is kept to n_positions.
+
+    Args:
+        config: GPTConfig's fields.
+        end_of_text: the id that ends a text, or None; it also fills up the shorter texts of a batch.
+        vocab_size: how many tokens the tokenizer has; the model's ids beyond them are never drawn.
+    """
+    padding = list(range(vocab_size, config["vocab_size"]))
+    return {
+        "bos_token_id": end_of_text,
+        "eos_token_id": end_of_text,
+        "pad_token_id": end_of_text,
+        **({"suppress_tokens": padding} if padding else {}),
+    }
+
+
 def from_nanogpt(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Return GPTConfig's arguments and GPT's state_dict made of what nanoGPT's train.py saves.
 
     Raises:
         ValueError: it is something else, or of a changed nanoGPT.
+        TypeError: a value is of a wrong type.
     """
     if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
         found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
         raise ValueError(f"nanoGPT checkpoint: expected 'model' and 'model_args' in it, got {found}")
-    arguments = dict(checkpoint["model_args"])
+    check_type("nanoGPT checkpoint", "model_args", checkpoint["model_args"], dict)
+    check_named("nanoGPT checkpoint: 'model'", checkpoint["model"])
+    arguments = checkpoint["model_args"]
     names = {"block_size": "context_length", "bias": "bias", "dropout": "dropout", "vocab_size": "vocab_size",
              "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"}  # fmt: skip
     if arguments.keys() != names.keys():
         raise ValueError(
-            f"nanoGPT checkpoint: 'model_args' must be {', '.join(sorted(names))}, got {', '.join(sorted(arguments))}"
+            f"nanoGPT checkpoint: 'model_args' must be {', '.join(sorted(names))}, "
+            f"got {', '.join(sorted(map(str, arguments)))}"
         )
     compiled = "_orig_mod."  # torch.compile's prefix
     weights = {name.removeprefix(compiled): tensor for name, tensor in checkpoint["model"].items()}

@@ -10,6 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastllm.errors import describe
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
@@ -43,7 +45,7 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> N
     from safetensors.torch import save_file
 
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / CONFIG).write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+    write_json(folder / CONFIG, config)
     try:
         save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the system's error as a part of its text
@@ -52,6 +54,11 @@ def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> N
             raise
         raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
     shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the owner read what it writes
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a file of settings."""
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
 
 
 def read_weights(folder: Path) -> dict[str, Tensor]:
@@ -63,7 +70,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """
     for name in (WEIGHTS, "pytorch_model.bin"):
         if (folder / name).exists():
-            return read_tensors(folder / name)
+            return _read_named(folder / name)
     for name in _INDICES:
         if (folder / name).exists():
             return _read_shards(folder, name)
@@ -82,11 +89,26 @@ def _read_shards(folder: Path, index: str) -> dict[str, Tensor]:
     for shard in shards:
         if Path(shard).name != shard:
             raise ValueError(f"{folder / index}: a shard must be a file beside it, got '{shard}'")
-        weights |= read_tensors(folder / shard)
+        weights |= _read_named(folder / shard)
     missing = sorted(places.keys() - weights.keys())
     if missing:
         raise ValueError(f"{folder}: '{missing[0]}' is not in {places[missing[0]]}, where {index} says it is")
     return weights
+
+
+def _read_named(path: Path) -> dict[str, Tensor]:
+    weights = read_tensors(path)
+    check_named(path, weights)
+    return weights
+
+
+def check_named(where: object, weights: Any) -> None:
+    """Raise ValueError if something is not tensors by name."""
+    if not isinstance(weights, dict):
+        raise ValueError(f"{where}: expected tensors by name, got {type(weights).__name__}")
+    for name, tensor in weights.items():
+        if not isinstance(name, str) or not isinstance(tensor, Tensor):
+            raise ValueError(f"{where}: expected tensors by name, got {describe(tensor)} as {name!r}")
 
 
 def read_tensors(path: Path) -> dict[str, Any]:

@@ -3,8 +3,8 @@
 from collections.abc import Iterable
 from pathlib import Path
 
-from fastllm.errors import UserError, UserValueError
-from fastllm.tokenizers import base
+from fastllm.errors import UserError, UserValueError, describe
+from fastllm.tokenizers import base, huggingface
 from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
@@ -74,21 +74,45 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
         raise UserError(f"'{folder}' {what}: expected a folder with a tokenizer")
     if not has_tokenizer(folder):
         raise UserError(f"'{folder}' has no tokenizer: expected {base.FILE}, or the files of a GPT-2 tokenizer")
-    for path in (folder / base.EXPORTED_FILE, folder / base.FILE):
-        stored = base.read_json(path) if path.exists() else {}
-        if "kind" in stored:
-            return _load(path, stored)
-    return GPT2Tokenizer.from_folder(folder)
+    ours = base.read_json(folder / base.FILE) if (folder / base.FILE).exists() else {}
+    if "kind" in ours:
+        return _load(folder / base.FILE, ours)
+    exported, config = folder / base.EXPORTED_FILE, folder / huggingface.CONFIG
+    stored = base.read_json(exported) if exported.exists() else None
+    embedded = base.read_json(config).get(huggingface.SOURCE) if config.exists() else None
+    for path, source in ((exported, stored), (config, embedded)):
+        # A GPT-2 tokenizer is whole in Hugging Face's files, with tokens that were added there.
+        if isinstance(source, dict) and source.get("kind") != GPT2Tokenizer.kind:
+            return _load(path, source)
+    try:
+        return GPT2Tokenizer.from_folder(folder)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder}: the files of a GPT-2 tokenizer are damaged ({describe(error)})") from error
 
 
 def _load(path: Path, stored: dict) -> Tokenizer:
-    kind = stored.pop("kind")
-    if kind not in KINDS:
+    kind = stored.pop("kind", None)
+    if not isinstance(kind, str) or kind not in KINDS:
         raise UserError(f"{path}: 'kind' must be one of {', '.join(KINDS)}, got {kind!r}")
     try:
-        return KINDS[kind].from_json(stored, path.parent)
-    except (KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: a part of the {kind} tokenizer is missing or wrong ({error})") from error
+        tokenizer = KINDS[kind].from_json(stored, path.parent)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged: a {kind} tokenizer needs more than is there ({error})") from error
+    if path.name != base.FILE:
+        _check_unchanged(tokenizer, path.parent / base.FILE)
+    return tokenizer
+
+
+def _check_unchanged(tokenizer: Tokenizer, path: Path) -> None:
+    """Raise UserError if Hugging Face's file beside a tokenizer of ours has been changed, as by adding tokens."""
+    if not path.exists():
+        return
+    try:
+        changed = huggingface.difference(base.read_json(path), tokenizer.huggingface(), tokenizer.token_names())
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{path} is damaged ({describe(error)})") from error
+    if changed:
+        raise UserError(f"{path} has {changed}: a {tokenizer.kind} tokenizer cannot be changed so")
 
 
 __all__ = [

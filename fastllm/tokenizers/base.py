@@ -9,14 +9,14 @@ import hashlib
 import json
 import re
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
 
 import numpy as np
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, describe
 from fastllm.files import write_atomically, write_json
 from fastllm.tokenizers import huggingface
 
@@ -25,6 +25,7 @@ FILE = "tokenizer.json"
 EXPORTED_FILE = "fastllm-tokenizer.json"
 END_OF_TEXT = "<|endoftext|>"
 _BLOCK = 1 << 20  # ids decoded at a time; 2^31 / 2^20 bytes a token are in no vocabulary
+_WRONG_TYPE = (TypeError, ValueError, OverflowError)  # what Python and numpy raise for ids that are none
 FEW = 128  # ids; so many are put together one by one before numpy's calls have begun
 
 
@@ -74,11 +75,13 @@ class Tokenizer(ABC):
 
     Attributes:
         special_tokens: names and ids of tokens that no plain text becomes; empty where a kind has none.
+        added_tokens: names and ids of tokens that are looked for in every text before all others; most kinds have none.
         end_of_text: the id to write between documents; None where a kind has none.
     """
 
     kind: str  # the name under which a stored tokenizer finds its class again
     special_tokens: dict[str, int] = {}  # noqa: RUF012 - never changed in place
+    added_tokens: dict[str, int] = {}  # noqa: RUF012
     end_of_text: int | None = None
 
     @property
@@ -104,31 +107,52 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: the vocabulary has no token for a part of text.
+            TypeError: text is no str.
         """
+        if not isinstance(text, str):
+            raise TypeError(f"encode: 'text' must be a str, got {describe(text)}")
         if not (allow_special and self.special_tokens):
             return self._encode(text)
-        parts = self._special_names.split(text)  # plain, special, plain, .., plain
-        ids = [
-            np.array([self.special_tokens[part]]) if index % 2 else self._encode(part)
-            for index, part in enumerate(parts)
-        ]
-        return np.concatenate(ids)
+        return encode_around(self._special_names, self.special_tokens, text, self._encode)
 
     @cached_property
     def _special_names(self) -> re.Pattern:
-        longest_first = sorted(self.special_tokens, key=len, reverse=True)
-        return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+        return any_of(self.special_tokens)
 
     def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would."""
-        return joined([self.encode(text) for text in texts])
+        """Return the ids of each text, as encode would.
+
+        Raises:
+            UserError: as encode; the message does not say in which text.
+            TypeError: texts is no list of str.
+        """
+        if isinstance(texts, str | bytes):  # a sequence too, and a character of it a text
+            raise TypeError(f"encode_batch: 'texts' must be a list of str, got {describe(texts)}; put it in a list")
+        try:
+            return self._encode_batch(texts)
+        except (AttributeError, TypeError) as error:  # types are looked at only now, so good texts pay nothing for it
+            if sentence := _find_no_text(texts):
+                raise TypeError(f"encode_batch: {sentence}") from error
+            raise
+
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        return joined([self._encode(text) for text in texts])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
         """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD.
 
         Raises:
             UserError: an id is outside the vocabulary.
+            TypeError: ids are no whole numbers in one sequence.
         """
+        try:
+            return self._decode(ids)
+        except UserError:
+            raise
+        except _WRONG_TYPE as error:
+            raise TypeError(f"decode: 'ids' must be a sequence of whole numbers, got {describe(ids)}") from error
+
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if len(ids) > FEW:
             return self._joined_bytes(self._check(ids)).decode("utf-8", "replace")
         listed = ids.tolist() if isinstance(ids, np.ndarray) else list(ids)
@@ -158,8 +182,22 @@ class Tokenizer(ABC):
         return np.frombuffer(b"".join(self.token_bytes), dtype=np.uint8), ends
 
     def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Return the text of each sequence of ids, as decode would."""
-        batch = as_batch(batch)
+        """Return the text of each sequence of ids, as decode would.
+
+        Raises:
+            UserError: an id is outside the vocabulary.
+            TypeError: batch is not of sequences of whole numbers.
+        """
+        try:
+            return self._decode_batch(as_batch(batch))
+        except UserError:
+            raise
+        except _WRONG_TYPE as error:
+            raise TypeError(
+                f"decode_batch: 'batch' must be sequences of whole numbers, got {describe(batch)}"
+            ) from error
+
+    def _decode_batch(self, batch: EncodedBatch) -> list[str]:
         ids = self._check(batch.ids)
         content = self._joined_bytes(ids)
         _, ends = self._table
@@ -170,7 +208,7 @@ class Tokenizer(ABC):
         return [content[start:end].decode("utf-8", "replace") for start, end in pairwise(bounds)]
 
     def _check(self, ids: Sequence[int] | np.ndarray) -> np.ndarray:
-        checked = np.asarray(ids, dtype=np.int64)
+        checked = as_ids(ids)
         # One pass: a negative one is a huge unsigned one.
         if checked.size and checked.view(np.uint64).max() >= self.vocab_size:
             raise UserValueError(f"ids must be in [0, {self.vocab_size}), got {checked.min()} to {checked.max()}")
@@ -203,10 +241,27 @@ class Tokenizer(ABC):
         """Return the steps of the tokenizers library that do the same (see huggingface.py); None if it cannot."""
         return None
 
-    def save_huggingface(self, folder: str | Path) -> None:
-        """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too."""
+    @abstractmethod
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of all tokens by the names that they have in Hugging Face's files."""
+
+    def to_embed(self) -> dict:
+        """Return what makes this tokenizer without any file beside it, but for what tokenizer.json of theirs holds."""
+        return self.to_json()
+
+    def save_huggingface(self, folder: str | Path, model_max_length: int | None = None) -> None:
+        """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too.
+
+        load_tokenizer also reads what AutoTokenizer saves of it.
+
+        Args:
+            folder: is made if missing.
+            model_max_length: how many tokens the model takes; transformers truncates to it.
+        """
         end = None if self.end_of_text is None else self.token_bytes[self.end_of_text].decode()
-        for file, content in huggingface.files(self.huggingface(), self.special_tokens, end, self.kind).items():
+        named = huggingface.Named(self.special_tokens, self.added_tokens, end)
+        source = {"kind": self.kind, **self.to_embed()}
+        for file, content in huggingface.files(self.huggingface(), named, source, model_max_length).items():
             write_bytes(Path(folder) / file, content)
         self.save(folder, EXPORTED_FILE)
 
@@ -230,11 +285,16 @@ class StreamingDecoder:
 
         Raises:
             UserError: id is outside the vocabulary.
+            TypeError: id is no whole number.
         """
         tokens = self._tokenizer.token_bytes
-        if not 0 <= id < len(tokens):
-            self._tokenizer._check([id])
-        return self._utf8.decode(tokens[id])
+        try:
+            if not 0 <= id < len(tokens):
+                self._tokenizer._check([id])
+            token = tokens[id]
+        except TypeError as error:
+            raise TypeError(f"push: 'id' must be a whole number, got {describe(id)}") from error
+        return self._utf8.decode(token)
 
     def finish(self) -> str:
         """Return what is left: U+FFFD if the last character was never completed."""
@@ -247,8 +307,43 @@ def as_batch(sequences: Iterable[Sequence[int] | np.ndarray]) -> EncodedBatch:
         return sequences
     parts = list(sequences)
     if all(isinstance(part, list) for part in parts):  # quicker than an array of each
-        return EncodedBatch(np.fromiter(chain.from_iterable(parts), np.int64), map(len, parts))
-    return joined([np.asarray(part, dtype=np.int64) for part in parts])
+        return EncodedBatch(as_ids(list(chain.from_iterable(parts))), map(len, parts))
+    return joined([as_ids(part) for part in parts])
+
+
+def any_of(names: Iterable[str]) -> re.Pattern:
+    """Return a pattern that finds names, the longest where several begin."""
+    longest_first = sorted(names, key=len, reverse=True)
+    return re.compile(f"({'|'.join(map(re.escape, longest_first))})")
+
+
+def encode_around(
+    names: re.Pattern, tokens: dict[str, int], text: str, encode: Callable[[str], np.ndarray]
+) -> np.ndarray:
+    """Return the ids of text in which names stand for tokens, and encode gives those of what is between them."""
+    parts = names.split(text)  # plain, name, plain, .., plain
+    ids = [np.array([tokens[part]]) if index % 2 else encode(part) for index, part in enumerate(parts)]
+    return np.concatenate(ids)
+
+
+def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
+    """Return ids as an array of int64.
+
+    Raises:
+        TypeError: they are no whole numbers, such as floats, which numpy would cut off, or not one sequence.
+    """
+    array = np.asarray(ids)
+    if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
+        raise TypeError(f"ids must be a sequence of whole numbers, got {describe(ids)}")
+    return array.astype(np.int64, copy=False)
+
+
+def _find_no_text(texts: object) -> str:
+    """Return a sentence on why texts is no list of str; "" if it is one."""
+    if not isinstance(texts, Iterable) or not hasattr(texts, "__len__"):
+        return f"'texts' must be a list of str, got {describe(texts)}"
+    wrong = next(((index, text) for index, text in enumerate(texts) if not isinstance(text, str)), None)
+    return f"'texts' must be a list of str, got {describe(wrong[1])} at position {wrong[0]}" if wrong else ""
 
 
 def joined(parts: Sequence[np.ndarray]) -> EncodedBatch:
@@ -272,14 +367,22 @@ def utf8(text: str) -> bytes:
 
 
 def check_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return texts, unless it is one text, whose characters would be taken for texts.
+    """Return texts, of which each is checked when it comes.
 
     Raises:
-        TypeError: texts is a str.
+        TypeError: texts is one text, whose characters would be taken for texts, or what comes is none.
     """
     if isinstance(texts, str):
         raise TypeError("train: 'texts' must be an iterable of texts, got a str; put it in a list")
-    return texts
+    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
+        raise TypeError(f"train: 'texts' must be an iterable of texts, got {describe(texts)}")
+    return map(_checked_text, texts)
+
+
+def _checked_text(text: str) -> str:
+    if not isinstance(text, str):
+        raise TypeError(f"train: 'texts' must be an iterable of texts, got {describe(text)} among them")
+    return text
 
 
 def write_bytes(path: Path, content: bytes) -> None:

@@ -52,25 +52,27 @@ class ByteTokenizer(Tokenizer):
     def _encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode() if text.isascii() else utf8(text), np.uint8).astype(np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         encoded = list(map(utf8, texts))
         return EncodedBatch(np.frombuffer(b"".join(encoded), dtype=np.uint8).astype(np.int64), map(len, encoded))
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids; bytes that are no UTF-8 give U+FFFD."""
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if len(ids) <= FEW:
             with contextlib.suppress(ValueError):  # one is 256, or wrong
                 return bytes(ids.tolist() if isinstance(ids, np.ndarray) else list(ids)).decode("utf-8", "replace")
-        return super().decode(ids)
+        return super()._decode(ids)
 
     def _joined_bytes(self, ids: np.ndarray) -> bytes:
         """Without the table, where there is no end of a text."""
         return ids.astype(np.uint8).tobytes() if ids.max(initial=0) < 256 else super()._joined_bytes(ids)
 
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of the characters that spell the bytes, and of the end of a text."""
+        return {character: byte for byte, character in spelling().items()} | self.special_tokens
+
     def huggingface(self) -> dict:
         """Return bytes without merges."""
-        vocab = {character: byte for byte, character in spelling().items()}
+        vocab = {name: id for name, id in self.token_names().items() if name not in self.special_tokens}
         model = huggingface.byte_pair_model(vocab)
         return {"pre_tokenizer": huggingface.BYTES, "model": model, "decoder": huggingface.BYTES}
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, check_type, describe
 from fastllm.tokenizers import huggingface
-from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer, as_batch, check_texts
+from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer, as_ids, check_texts
 
 _SHOWN = 5  # unknown characters that an error names
 _NO_CHARACTER = 0x110000  # is after the last code point
@@ -34,6 +34,7 @@ class CharacterTokenizer(Tokenizer):
     kind = "characters"
 
     def __init__(self, characters: str) -> None:
+        check_type("CharacterTokenizer", "characters", characters, str)
         self._points = np.unique(_code_points(characters))
         if not len(self._points):
             raise UserValueError("CharacterTokenizer: 'characters' must not be empty")
@@ -78,12 +79,11 @@ class CharacterTokenizer(Tokenizer):
             raise UserValueError(self._describe(text, np.flatnonzero(ids < 0)))
         return ids
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         try:
             return EncodedBatch(self._encode("".join(texts)), map(len, texts))
         except UserValueError:
-            return super().encode_batch(texts)  # says where in which text
+            return super()._encode_batch(texts)  # says where in which text
 
     def _describe(self, text: str, positions: np.ndarray) -> str:
         different = list(dict.fromkeys(text[i] for i in positions[:10_000]))
@@ -94,29 +94,30 @@ class CharacterTokenizer(Tokenizer):
             f"the first at position {positions[0]}"
         )
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the characters of ids."""
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        ids = as_ids(ids)
         try:
-            points = self._points_of.take(np.asarray(ids, dtype=np.int64))
+            points = self._points_of.take(ids)
             return points.tobytes().decode("utf-32-le", "surrogatepass")
         except (IndexError, UnicodeDecodeError):
             self._check(ids)
             raise
 
-    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Return the characters of each sequence of ids."""
-        batch = as_batch(batch)
-        text = self.decode(batch.ids)
+    def _decode_batch(self, batch: EncodedBatch) -> list[str]:
+        text = self._decode(batch.ids)
         return [text[start:end] for start, end in pairwise(batch.bounds.tolist())]
 
     def streaming_decoder(self) -> StreamingDecoder:
         """Return a decoder of ids that come one at a time; a token is a whole character, so nothing waits."""
         return _CharacterDecoder(self)
 
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of the characters."""
+        return {character: id for id, character in enumerate(self.characters)}
+
     def huggingface(self) -> dict:
         """Return characters without merges."""
-        vocab = {character: id for id, character in enumerate(self.characters)}
-        return {"model": huggingface.byte_pair_model(vocab), "decoder": huggingface.FUSE}
+        return {"model": huggingface.byte_pair_model(self.token_names()), "decoder": huggingface.FUSE}
 
     def to_json(self) -> dict:
         """Return the vocabulary; as numbers where it has lone surrogates, which a UTF-8 file could not hold."""
@@ -138,4 +139,7 @@ class _CharacterDecoder(StreamingDecoder):
     """Gives lone surrogates as they are, which UTF-8 could not."""
 
     def push(self, id: int) -> str:
-        return self._tokenizer.decode([id])
+        try:
+            return self._tokenizer._decode([id])
+        except TypeError as error:
+            raise TypeError(f"push: 'id' must be a whole number, got {describe(id)}") from error

@@ -7,11 +7,11 @@ id for its merge's rank; that the files allow this is checked.
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import util
-from itertools import pairwise
+from itertools import pairwise, product
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,9 @@ from fastllm.tokenizers.base import (
     FILE,
     EncodedBatch,
     Tokenizer,
+    any_of,
     digest,
+    encode_around,
     joined,
     parse_json,
     read_file,
@@ -54,6 +56,7 @@ class GPT2Tokenizer(Tokenizer):
         vocab: tokens, spelt as in the files, and their ids; those that are neither a byte nor a merge are special.
         merges: pairs of tokens, the first merged first.
         end_of_text: the name of the token between documents.
+        added: names of tokens that are looked for in every text before it is cut into words; such are no special ones.
 
     Raises:
         UserError: the files do not fit each other, their ids are not in the order of the merges, or the package
@@ -62,14 +65,22 @@ class GPT2Tokenizer(Tokenizer):
 
     kind = "gpt2"
 
-    def __init__(self, vocab: dict[str, int], merges: list[tuple[str, str]], end_of_text: str = END_OF_TEXT) -> None:
+    def __init__(
+        self, vocab: dict[str, int], merges: list[tuple[str, str]], end_of_text: str = END_OF_TEXT,
+        added: Collection[str] = (),
+    ) -> None:  # fmt: skip
         self._vocab, self._merges, self._end_name = vocab, merges, end_of_text
         ranks = _ranks(vocab, merges)
-        plain = set(ranks.values())
-        self.special_tokens = {token: id for token, id in vocab.items() if id not in plain}
-        self.end_of_text = self.special_tokens.get(end_of_text)
         self._bytes_of = {id: token for token, id in ranks.items()}
-        self._engine = _engine(ranks, {**self.special_tokens, _BORDER: len(vocab)})
+        named = {token: id for token, id in vocab.items() if id not in self._bytes_of}
+        self.special_tokens = {token: id for token, id in named.items() if token not in added}
+        self.added_tokens = {token: vocab[token] for token in added}
+        self.end_of_text = self.special_tokens.get(end_of_text)
+        for token, id in self.added_tokens.items():
+            if self._bytes_of.get(id, token.encode()) != token.encode():
+                raise UserError(f"GPT-2 tokenizer: the added token {token!r} is how the files spell other bytes")
+        self._engine = _engine(ranks, {**named, _BORDER: len(vocab)})
+        self._added_names = any_of(self.added_tokens)
 
     @classmethod
     def published(cls) -> "GPT2Tokenizer":
@@ -97,11 +108,13 @@ class GPT2Tokenizer(Tokenizer):
         end = settings.get("eos_token") or END_OF_TEXT
         end_name = end["content"] if isinstance(end, dict) else end
         if (folder / FILE).exists():  # first: tokens that a user added are in it, and not in vocab.json
-            return cls(*_from_huggingface(folder / FILE), end_name)
-        for vocab, merges in NAMES:
-            if (folder / vocab).exists() and (folder / merges).exists():
-                path = folder / merges
-                return cls(read_json(folder / vocab), _parse_merges(path, read_file(path)), end_name)
+            vocab, merges, added = _from_huggingface(folder / FILE)
+            return cls(vocab, merges, end_name, added)
+        for vocab_name, merges_name in NAMES:
+            if (folder / vocab_name).exists() and (folder / merges_name).exists():
+                vocab, path = read_json(folder / vocab_name), folder / merges_name
+                _check_added(folder / "added_tokens.json", vocab)
+                return cls(vocab, _parse_merges(path, read_file(path)), end_name)
         raise UserError(f"{folder} has no GPT-2 tokenizer: expected {VOCAB} and {MERGES}, or {FILE}")
 
     @property
@@ -112,10 +125,15 @@ class GPT2Tokenizer(Tokenizer):
     @cached_property
     def token_bytes(self) -> list[bytes]:
         """The tokens; special ones by their names."""
-        names = {id: name.encode() for name, id in self.special_tokens.items()}
+        names = {id: name.encode() for name, id in {**self.special_tokens, **self.added_tokens}.items()}
         return [self._bytes_of.get(id) or names[id] for id in range(self.vocab_size)]
 
     def _encode(self, text: str) -> np.ndarray:
+        if self.added_tokens:
+            return encode_around(self._added_names, self.added_tokens, text, self._encode_plain)
+        return self._encode_plain(text)
+
+    def _encode_plain(self, text: str) -> np.ndarray:
         if len(text) <= _WORTH_AN_ARRAY:
             if not text.isascii():
                 utf8(text)
@@ -127,13 +145,13 @@ class GPT2Tokenizer(Tokenizer):
             raise
         return np.concatenate(parts).astype(np.int64) if len(parts) > 1 else parts[0].astype(np.int64)
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would. Long texts share out threads."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
+        """Encode all texts in one call; long ones share out threads."""
         if sum(map(len, texts)) > _WORTH_A_TASK * len(texts):
             with ThreadPoolExecutor(os.cpu_count()) as pool:
                 return joined(list(pool.map(self._encode, texts)))
         text = "".join([text + _BORDER for text in texts])
-        if text.count(_BORDER) > len(texts) or max(map(len, texts), default=0) > _LONG:
+        if self.added_tokens or text.count(_BORDER) > len(texts) or max(map(len, texts), default=0) > _LONG:
             return joined(list(map(self._encode, texts)))
         # One call for all: the engine parts a text at a special token, and the ids come in one array.
         try:
@@ -144,27 +162,28 @@ class GPT2Tokenizer(Tokenizer):
         lengths = np.diff(np.flatnonzero(ids == border), prepend=-1) - 1
         return EncodedBatch(ids[ids != border].astype(np.int64), lengths)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD."""
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
         if len(ids) <= FEW:
             try:
                 text = self._engine.decode(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
             except (KeyError, OverflowError):
-                return super().decode(ids)  # says what is wrong
+                return super()._decode(ids)  # says what is wrong
             if _BORDER not in text:  # which is no token of ours
                 return text
-        return super().decode(ids)
+        return super()._decode(ids)
 
     def to_json(self) -> dict:
-        """Return the SHA-256 of both files."""
+        """Return the SHA-256 of both files, and what they do not say."""
         sums = {name: digest(content) for name, content in self.files().items()}
-        return {"sha256": sums, "end_of_text": self._end_name}
+        added = {"added": list(self.added_tokens)} if self.added_tokens else {}
+        return {"sha256": sums, "end_of_text": self._end_name, **added}
 
     @classmethod
     def from_json(cls, stored: dict, folder: Path) -> "GPT2Tokenizer":
         """Read the two files in folder."""
         vocab, merges = (read_file(folder / name, stored["sha256"][name]) for name in (VOCAB, MERGES))
-        return cls(parse_json(folder / VOCAB, vocab), _parse_merges(folder / MERGES, merges), stored["end_of_text"])
+        pairs = _parse_merges(folder / MERGES, merges)
+        return cls(parse_json(folder / VOCAB, vocab), pairs, stored["end_of_text"], stored.get("added", ()))
 
     def files(self) -> dict[str, bytes]:
         """Return vocab.json and merges.txt, which transformers reads too."""
@@ -174,6 +193,10 @@ class GPT2Tokenizer(Tokenizer):
             MERGES: f"#version: 0.2\n{merges}".encode(),
         }
 
+    def token_names(self) -> dict[str, int]:
+        """Return the vocabulary, as the files spell it."""
+        return self._vocab
+
     def huggingface(self) -> dict:
         """Return GPT-2's steps; transformers reads vocab.json and merges.txt too."""
         model = huggingface.byte_pair_model(self._vocab, self._merges)
@@ -181,7 +204,7 @@ class GPT2Tokenizer(Tokenizer):
         return {"pre_tokenizer": words, "model": model, "decoder": huggingface.BYTES}
 
     def __reduce__(self) -> tuple:
-        return type(self), (self._vocab, self._merges, self._end_name)
+        return type(self), (self._vocab, self._merges, self._end_name, tuple(self.added_tokens))
 
 
 _BYTES = {character: byte for byte, character in spelling().items()}
@@ -244,17 +267,28 @@ def _pairs(path: Path, rules: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
     return [(left, right) for left, right in rules]
 
 
-def _from_huggingface(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Read the tokenizer.json of Hugging Face's tokenizers, if it does what GPT-2 does."""
+def _check_added(path: Path, vocab: dict[str, int]) -> None:
+    """Raise UserError if Hugging Face's older files have tokens beside the vocabulary: they say too little of them."""
+    if path.exists() and (missing := read_json(path).keys() - vocab.keys()):
+        raise UserError(f"{path} has tokens beside the vocabulary, such as {min(missing)!r}: save it with a {FILE}")
+
+
+def _from_huggingface(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+    """Read the tokenizer.json of Hugging Face's tokenizers, if it does what GPT-2 does: vocabulary, merges, added."""
     stored = read_json(path)
     try:
         model, splitter = stored["model"], stored["pre_tokenizer"] or {}
         rules = [rule.split(" ") if isinstance(rule, str) else rule for rule in model["merges"]]
-        vocab = {**model["vocab"], **{token["content"]: token["id"] for token in stored.get("added_tokens", [])}}
+        tokens = stored.get("added_tokens", [])
+        vocab = {**model["vocab"], **{token["content"]: token["id"] for token in tokens}}
     except (KeyError, TypeError) as error:
         raise UserError(f"{path}: expected a byte-pair encoding in Hugging Face's format ({error})") from error
     expected: tuple[tuple[str, Any, Callable[[], Any]], ...] = (
         ("model.type", "BPE", lambda: model.get("type", "BPE")),
+        ("model.dropout", None, lambda: model.get("dropout") or None),
+        ("model.ignore_merges", False, lambda: model.get("ignore_merges", False)),
+        ("model.continuing_subword_prefix", "", lambda: model.get("continuing_subword_prefix") or ""),
+        ("model.end_of_word_suffix", "", lambda: model.get("end_of_word_suffix") or ""),
         ("normalizer", None, lambda: stored.get("normalizer")),
         ("pre_tokenizer.type", "ByteLevel", lambda: splitter.get("type")),
         ("pre_tokenizer.add_prefix_space", False, lambda: splitter.get("add_prefix_space")),
@@ -262,5 +296,8 @@ def _from_huggingface(path: Path) -> tuple[dict[str, int], list[tuple[str, str]]
     )
     for name, wanted, get in expected:
         if get() != wanted:
-            raise UserError(f"{path}: '{name}' must be {wanted}, as in GPT-2, got {get()}")
-    return vocab, _pairs(path, rules)
+            raise UserError(f"{path}: '{name}' must be {wanted if wanted != '' else 'empty'}, as in GPT-2, got {get()}")
+    for token, name in product(tokens, ("lstrip", "rstrip", "single_word")):
+        if token.get(name):
+            raise UserError(f"{path}: '{name}' of the token {token['content']!r} must be false, as in GPT-2, got true")
+    return vocab, _pairs(path, rules), [token["content"] for token in tokens if not token.get("special")]

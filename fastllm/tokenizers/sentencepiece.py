@@ -9,6 +9,7 @@ any ids. It is faster: byte-pair merging keeps a heap of the whole text, and eac
 many characters. Unigram models whose sums of scores are rounded have no texts joined (see unigram_scores.py).
 """
 
+import base64
 import io
 import os
 import random
@@ -16,13 +17,14 @@ import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from functools import cached_property
-from itertools import chain, count, islice
+from itertools import chain, count, islice, pairwise, product
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, check_type
 from fastllm.tokenizers import huggingface, unigram_scores
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
@@ -36,6 +38,7 @@ from fastllm.tokenizers.base import (
 )
 
 FILE = "tokenizer.model"
+EMBEDDED = "model"  # instead of the file
 SPACE = huggingface.SPACE
 MODEL_TYPES = ("unigram", "bpe")
 
@@ -45,6 +48,7 @@ _SENTENCE_ENDS = re.compile("[\n\0\u2581\u2585]+")
 # Many lines to a chunk, because a call costs as much as 30 characters, but no more than this many characters: merging
 # pairs takes longer in a longer chunk, and sums of unigram scores are exact for so many. A longer line is one alone.
 _SHORT = {"unigram": 500, "bpe": 150}
+_HEX = "0123456789ABCDEF"
 _WHOLE = re.compile(r"(?s:.+)")
 _CUT = "\ud800"  # marks cuts: half of a UTF-16 pair, which no text that can be encoded has
 _WORD_END = re.compile(r"(?<=[^ ])(?= )")
@@ -134,6 +138,10 @@ class SentencePieceTokenizer(Tokenizer):
         if model_type not in MODEL_TYPES:
             known = ", ".join(MODEL_TYPES)
             raise UserValueError(f"sentencepiece: 'model_type' must be one of {known}, got '{model_type}'")
+        sizes = {"vocab_size": vocab_size, "max_sentences": max_sentences, "max_sentence_length": max_sentence_length}
+        for name, value in sizes.items():
+            check_type("sentencepiece", name, value, Integral)
+        check_type("sentencepiece", "character_coverage", character_coverage, Real)
         if vocab_size < 259:
             raise UserValueError(
                 f"sentencepiece: 'vocab_size' must be at least 259 (256 bytes, 2 special tokens, a character), got "
@@ -205,8 +213,7 @@ class SentencePieceTokenizer(Tokenizer):
         ends = lengths.cumsum()
         return each.ids[np.arange(ends[-1]) + np.repeat(each.bounds[places] - ends + lengths, lengths)]
 
-    def encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
-        """Return the ids of each text, as encode would."""
+    def _encode_batch(self, texts: Sequence[str]) -> EncodedBatch:
         if self._joins:
             return self._encode_joined(texts)
         chunked = [self._chunks(text) for text in texts]
@@ -294,14 +301,13 @@ class SentencePieceTokenizer(Tokenizer):
             return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
         return self._cut.findall(text)
 
-    def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids, without the space that some models put in front of every text."""
-        text = super().decode(ids)
+    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
+        """Leave out the space that some models put in front of every text."""
+        text = super()._decode(ids)
         return text.removeprefix(" ") if self._drops_first_space else text
 
-    def decode_batch(self, batch: Iterable[Sequence[int] | np.ndarray]) -> list[str]:
-        """Return the text of each sequence of ids, as decode would."""
-        texts = super().decode_batch(batch)
+    def _decode_batch(self, batch: EncodedBatch) -> list[str]:
+        texts = super()._decode_batch(batch)
         return [text.removeprefix(" ") for text in texts] if self._drops_first_space else texts
 
     def streaming_decoder(self) -> StreamingDecoder:
@@ -314,34 +320,53 @@ class SentencePieceTokenizer(Tokenizer):
             return None
         sp = self._processor
         scores = {sp.id_to_piece(id): sp.get_score(id) for id in range(self.vocab_size)}
-        unknown = sp.id_to_piece(sp.unk_id())
         decoder = {"type": "Sequence", "decoders": [huggingface.SPACES_READ, huggingface.BYTES_READ, huggingface.FUSE]}
         steps: dict = {"normalizer": huggingface.SPACES_WRITTEN, "decoder": decoder}
         if self._is_unigram:
             vocab = list(scores.items())
             steps["model"] = {"type": "Unigram", "unk_id": sp.unk_id(), "vocab": vocab, "byte_fallback": True}
-            # Their unigram model would find the names of bytes and of the unknown token in plain text.
-            names = f"<(?=0x[0-9A-F]{{2}}>)|{re.escape(unknown[0])}(?={re.escape(unknown[1:])})"
-            steps["pre_tokenizer"] = {
-                "type": "Split",
-                "pattern": {"Regex": names},
-                "behavior": "Isolated",
-                "invert": False,
-            }
+            cuts = {"Regex": self._inside_names()}
+            steps["pre_tokenizer"] = {"type": "Split", "pattern": cuts, "behavior": "Isolated", "invert": False}
         else:
-            places = {piece: id for id, piece in enumerate(scores)}
+            unknown = sp.id_to_piece(sp.unk_id())
             steps["model"] = huggingface.byte_pair_model(
-                places, self._merges(scores), unk_token=unknown, byte_fallback=True, fuse_unk=True
+                self.token_names(), self._merges(scores), unk_token=unknown, byte_fallback=True, fuse_unk=True
             )
         return steps
 
+    def token_names(self) -> dict[str, int]:
+        """Return the ids of the pieces."""
+        return {self._processor.id_to_piece(id): id for id in range(self.vocab_size)}
+
+    def _plain(self) -> dict[str, int]:
+        """Return the pieces that stand for themselves: no byte's, no special token's, not the unknown one's."""
+        sp = self._processor
+        kept = (sp.is_byte, sp.is_control, sp.is_unknown)
+        return {piece: id for piece, id in self.token_names().items() if not any(is_kept(id) for is_kept in kept)}
+
+    def _inside_names(self) -> str:
+        """Return a pattern of a place inside every name of a byte or of a special or unknown token.
+
+        Their unigram model would find these names in plain text, if it were not cut there. The place is one that no
+        piece crosses, if there is one, so that the cut changes no other ids.
+        """
+        sp = self._processor
+        crossed = {pair for piece in self._plain() for pair in pairwise(piece)}
+        names = [list(piece) for piece, id in self.token_names().items() if sp.is_control(id) or sp.is_unknown(id)]
+        places = []
+        for name in [["<", "0", "x", *[_HEX] * 2, ">"], *names]:
+            free = (cut for cut in range(1, len(name)) if crossed.isdisjoint(product(name[cut - 1], name[cut])))
+            cut = next(free, 1)
+            before, after = ("".join(f"[{re.escape(one)}]" for one in part) for part in (name[:cut], name[cut:]))
+            places.append(f"(?<={before})(?={after})")
+        return "|".join(places)
+
     def _merges(self, scores: dict[str, float]) -> list[tuple[str, str]]:
         """Return every pair of pieces that makes a piece, the best piece first."""
-        places = {piece: id for id, piece in enumerate(scores)}
+        places = self._plain()
         found = [
             (-scores[piece], places[piece[:cut]], places[piece[cut:]], piece[:cut], piece[cut:])
-            for id, piece in enumerate(scores)
-            if not (self._processor.is_byte(id) or self._processor.is_control(id))
+            for piece in places
             for cut in range(1, len(piece))
             if piece[:cut] in places and piece[cut:] in places
         ]
@@ -353,8 +378,17 @@ class SentencePieceTokenizer(Tokenizer):
 
     @classmethod
     def from_json(cls, stored: dict, folder: Path) -> "SentencePieceTokenizer":
-        """Read the model in folder."""
-        return cls(read_file(folder / FILE, stored["sha256"]))
+        """Read the model that is in stored, or in folder."""
+        if EMBEDDED not in stored:
+            return cls(read_file(folder / FILE, stored["sha256"]))
+        model = base64.b64decode(stored[EMBEDDED])
+        if digest(model) != stored["sha256"]:
+            raise UserError(f"{folder}: the sentencepiece model in {huggingface.CONFIG} is damaged")
+        return cls(model)
+
+    def to_embed(self) -> dict:
+        """Return the model as a text: what transformers saves has no scores of byte pairs, and no file of ours."""
+        return {**self.to_json(), EMBEDDED: base64.b64encode(self._model).decode()}
 
     def files(self) -> dict[str, bytes]:
         """Return the model's file, which sentencepiece itself can read too."""

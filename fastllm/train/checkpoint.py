@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from fastllm.errors import UserError
-from fastllm.files import copy_folder, previous, replace_folder, verify_folder
+from fastllm.files import copy_folder, find_checkpoint, is_run, previous, replace_folder, verify_folder
 from fastllm.models import GPT
 from fastllm.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from fastllm.train.metrics import read_metrics
@@ -107,23 +107,19 @@ def locate(run: Path, name: str) -> Path:
     """Return the folder of a checkpoint, whole or not.
 
     Raises:
-        UserError: the run has none of that name; an intact other one is offered.
+        UserError: the run has none of that name; those that it has are listed.
     """
-    if not run.is_dir() or not (run / "checkpoints").is_dir():
+    if not is_run(run):
         raise UserError(f"{run} is not a run: it has no folder checkpoints")
-    folder = folder_of(run, name)
-    if not folder.exists() and previous(folder).exists():
-        folder = previous(folder)  # the writer was killed between its two renames
-    if not folder.exists():
-        raise UserError(f"{run} has no checkpoint '{name}'{_offer(run, name)}")
-    return folder
+    return find_checkpoint(run, name)
 
 
 def find(run: Path, name: str) -> Path:
     """Return the folder of a whole checkpoint; every byte of it is read for that.
 
     Raises:
-        UserError: the run has none of that name, or it is damaged; an intact other one is offered.
+        UserError: the run has none of that name, and those that it has are listed; or it is damaged, and an intact
+            other one is offered.
     """
     folder = locate(run, name)
     try:
@@ -173,7 +169,7 @@ def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -
     """
     if not source.exists():
         raise UserError(f"{source} does not exist")
-    folder = find(source, name) if (source / "checkpoints").is_dir() else source
+    folder = find(source, name) if is_run(source) else source
     try:
         model = GPT.from_pretrained(folder) if folder.is_dir() else GPT.from_nanogpt(folder)
     except (OSError, ValueError) as error:

@@ -157,6 +157,7 @@ class Trainer:
     def _make_parts(self) -> None:
         """Make what trains and measures the model."""
         config, parallel = self.config, self.parallel
+        self.model.train()  # one that was read is in eval mode
         if config.activation_checkpointing:
             _checkpoint_activations(self.model)
         if config.compile:  # blocks: they share one graph, and it holds under DDP, FSDP and checkpointing alike

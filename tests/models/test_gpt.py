@@ -1,11 +1,14 @@
 """GPT against transformers' GPT2LMHeadModel with the same weights, and its own promises."""
 
 import math
+import re
 
 import pytest
 import torch
 import torch.nn.functional as F
 
+from fastllm.errors import UserError
+from fastllm.files import previous, replace_folder
 from fastllm.models import GPT, GPTConfig
 
 transformers = pytest.importorskip("transformers")
@@ -169,6 +172,27 @@ def test_save_and_load(tmp_path):
         assert torch.equal(a, b), name
 
 
+def test_a_run_gives_its_best_model(tmp_path):
+    """As load_tokenizer reads a run's folder."""
+    config = GPTConfig(**SIZES)
+    models = {name: GPT(config) for name in ("last", "best")}
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    with pytest.raises(UserError, match=r"run has no checkpoint 'best' or 'last'; it has none yet"):
+        GPT.from_pretrained(run)
+    for name, model in models.items():
+        replace_folder(run / "checkpoints" / name, model.save_pretrained)
+        assert torch.equal(GPT.from_pretrained(run).embedding.token.weight, model.embedding.token.weight)
+    best = run / "checkpoints" / "best"
+    best.rename(previous(best))  # what a kill between two renames leaves
+    assert torch.equal(GPT.from_pretrained(run).embedding.token.weight, models["best"].embedding.token.weight)
+    content = bytearray((previous(best) / "model.safetensors").read_bytes())
+    content[-1] ^= 1
+    (previous(best) / "model.safetensors").write_bytes(content)
+    with pytest.raises(UserError, match=r"model.safetensors is damaged"):
+        GPT.from_pretrained(run)
+
+
 def test_gpt2_preset_has_gpt2s_parameters():
     with torch.device("meta"):
         assert GPT(GPTConfig.preset("gpt2")).num_parameters() == 124_439_808
@@ -185,6 +209,44 @@ def test_gpt2_preset_has_gpt2s_parameters():
 def test_wrong_config(arguments, message):
     with pytest.raises(ValueError, match=message):
         GPTConfig(**{**SIZES, **arguments})
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"vocab_size": "a"}, "GPTConfig: 'vocab_size' must be a whole number, got str 'a'"),
+        ({"n_layer": 2.0}, "'n_layer' must be a whole number, got float 2.0"),
+        ({"n_head": True}, "'n_head' must be a whole number, got bool True"),
+        ({"dropout": "0.1"}, "'dropout' must be a number, got str '0.1'"),
+        ({"bias": 1}, "'bias' must be a bool, got int 1"),
+        ({"activation": ["gelu"]}, r"'activation' must be a str, got list \['gelu'\]"),
+    ],
+)
+def test_a_config_of_wrong_types(arguments, message):
+    with pytest.raises(TypeError, match=message):
+        GPTConfig(**{**SIZES, **arguments})
+
+
+def test_wrong_input():
+    model, cache = GPT(GPTConfig(**SIZES)), GPT(GPTConfig(**SIZES)).new_cache(1)
+    tokens, lengths = torch.zeros(1, 5, dtype=torch.int64), torch.tensor([5])
+    for call in (model, model.hidden, lambda t: model.loss(t, tokens), lambda t: model(t, cache),
+                 lambda t: model.prefill(t, lengths, cache)):  # fmt: skip
+        with pytest.raises(TypeError, match=r"GPT: 'tokens' must be a Tensor, got list \[1, 2\]"):
+            call([1, 2])
+        with pytest.raises(TypeError, match=r"'tokens' must be whole numbers, got torch.float32"):
+            call(torch.zeros(1, 5))
+        for shape in ((5,), (), (1, 1, 5)):
+            with pytest.raises(ValueError, match=rf"'tokens' must be \(B, T\), got shape {re.escape(str(shape))}"):
+                call(torch.zeros(shape, dtype=torch.int64))
+    with pytest.raises(TypeError, match=r"'targets' must be a Tensor, got list"):
+        model.loss(tokens, [1])
+    with pytest.raises(ValueError, match=r"'targets' must be \(1, 5\) as tokens, got \(1, 4\)"):
+        model.loss(tokens, tokens[:, 1:])
+    with pytest.raises(TypeError, match=r"'lengths' must be a Tensor, got list \[5\]"):
+        model.prefill(tokens, [5], cache)
+    with pytest.raises(TypeError, match=r"GPT: 'config' must be a GPTConfig, got dict"):
+        GPT(SIZES)
 
 
 def test_unknown_preset():

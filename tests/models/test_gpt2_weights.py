@@ -5,6 +5,7 @@ import math
 import os
 
 import pytest
+import safetensors.torch
 import torch
 import torch.nn.functional as F
 
@@ -36,7 +37,7 @@ def change_config(folder, **changes):
 
 
 def assert_same_logits(folder, oracle):
-    model = GPT.from_pretrained(folder).eval()
+    model = GPT.from_pretrained(folder)
     torch.testing.assert_close(model(TOKENS), oracle(TOKENS).logits, rtol=0, atol=1e-4)
 
 
@@ -89,6 +90,40 @@ def test_an_old_checkpoint(tmp_path):
     assert_same_logits(tmp_path, oracle)
 
 
+def test_an_output_layer_that_gives_the_embedding_its_weights(tmp_path):
+    """safetensors' save_model keeps one name of a tied pair: the first in the alphabet."""
+    oracle = gpt2()
+    oracle.save_pretrained(tmp_path)
+    safetensors.torch.save_model(oracle, tmp_path / "model.safetensors")
+    names = safetensors.torch.load_file(tmp_path / "model.safetensors").keys()
+    assert "lm_head.weight" in names and "transformer.wte.weight" not in names
+    assert_same_logits(tmp_path, oracle)
+    stored = nanogpt_checkpoint(True)
+    stored["model"].pop("transformer.wte.weight")
+    torch.save(stored, tmp_path / "ckpt.pt")
+    tokens = torch.tensor([[3, 1, 4, 1]])
+    expected = plain_nanogpt({**stored["model"], "wte.weight": stored["model"]["lm_head.weight"]}, tokens[0])
+    logits = GPT.from_nanogpt(tmp_path / "ckpt.pt")(tokens)[0].double()
+    torch.testing.assert_close(logits, expected, rtol=1e-4, atol=1e-4)
+
+
+def test_what_is_loaded_is_in_eval_mode(tmp_path):
+    """As transformers has it: with GPT-2's dropout of 0.1 the outputs would be random."""
+    oracle = gpt2()
+    oracle.save_pretrained(tmp_path / "gpt2")
+    GPT(GPTConfig(11, 8, 1, 2, 16, dropout=0.1)).save_pretrained(tmp_path / "ours")
+    torch.save(nanogpt_checkpoint(True), tmp_path / "ckpt.pt")
+    loaded = (
+        GPT.from_pretrained(tmp_path / "gpt2"),
+        GPT.from_pretrained(tmp_path / "ours"),
+        GPT.from_nanogpt(tmp_path / "ckpt.pt"),
+    )
+    for model in loaded:
+        assert not any(module.training for module in model.modules())
+        assert model.config.dropout == 0.1
+    torch.testing.assert_close(loaded[0](TOKENS), oracle(TOKENS).logits, rtol=0, atol=1e-4)
+
+
 def test_half_precision_weights_become_float32(tmp_path):
     gpt2().bfloat16().save_pretrained(tmp_path)
     model = GPT.from_pretrained(tmp_path)
@@ -118,6 +153,16 @@ def test_an_output_layer_of_its_own(tmp_path):
         ({"reorder_and_upcast_attn": True}, "'reorder_and_upcast_attn' must be False, got True"),
         ({"add_cross_attention": True}, "'add_cross_attention' must be False, got True"),
         ({"n_head": 5}, r"'n_embd' must be a multiple of n_head \(5\), got 48"),
+        ({"n_layer": "12"}, "config.json: GPT-2 config: 'n_layer' must be a whole number, got str '12'"),
+        ({"n_embd": 48.0}, "'n_embd' must be a whole number, got float 48.0"),
+        ({"vocab_size": None}, "'vocab_size' must be a whole number, got None"),
+        ({"n_positions": [24]}, r"'n_positions' must be a whole number, got list \[24\]"),
+        ({"n_head": True}, "'n_head' must be a whole number, got bool True"),
+        ({"attn_pdrop": "0.1"}, "'attn_pdrop' must be a number, got str '0.1'"),
+        ({"resid_pdrop": [0.1]}, r"'resid_pdrop' must be a number, got list \[0.1\]"),
+        ({"activation_function": ["gelu"]}, r"'activation_function' must be a str, got list \['gelu'\]"),
+        ({"n_inner": "192"}, r"'n_inner' must be 4 n_embd \(192\), got 192"),
+        ({"model_type": ["gpt2"]}, r"'model_type' must be 'fastllm-gpt' or 'gpt2', got \['gpt2'\]"),
         ({"n_layer": 4}, r"the weights lack 'blocks.3\."),
         ({"n_layer": 2}, r"the model has no 'blocks.2\..*', which is among the weights"),
         ({"vocab_size": 68}, r"'embedding.token.weight' must have the shape \(68, 48\), got \(67, 48\)"),
@@ -125,6 +170,21 @@ def test_an_output_layer_of_its_own(tmp_path):
 )
 def test_a_config_that_does_not_fit(tmp_path, change, message):
     gpt2().save_pretrained(tmp_path)
+    change_config(tmp_path, **change)
+    with pytest.raises(ValueError, match=message):
+        GPT.from_pretrained(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"n_layer": "3"}, "config.json: GPTConfig: 'n_layer' must be a whole number, got str '3'"),
+        ({"dropout": None}, "'dropout' must be a number, got None"),
+        ({"layers": 3}, "GPTConfig: 'layers' is no setting; there are vocab_size, context_length, "),
+    ],
+)
+def test_a_config_of_ours_that_does_not_fit(tmp_path, change, message):
+    GPT(GPTConfig(67, 24, 1, 4, 48)).save_pretrained(tmp_path)
     change_config(tmp_path, **change)
     with pytest.raises(ValueError, match=message):
         GPT.from_pretrained(tmp_path)
@@ -150,6 +210,8 @@ class Evil:
         ("config.json", b"[]", "config.json is damaged: expected an object, got list"),
         ("model.safetensors", b"\0" * 20, "model.safetensors is damaged"),
         ("pytorch_model.bin", b"nothing", "pytorch_model.bin is damaged, or holds more than tensors"),
+        ("pytorch_model.bin", [1], "pytorch_model.bin: expected tensors by name, got list"),
+        ("pytorch_model.bin", {"a": 1}, "pytorch_model.bin: expected tensors by name, got int 1 as 'a'"),
         ("pytorch_model.bin", Evil(), "pytorch_model.bin is damaged, or holds more than tensors and plain values"),
         ("model.safetensors.index.json", b"{}", "model.safetensors.index.json is damaged"),
     ],
@@ -193,7 +255,7 @@ def test_transformers_reads_what_we_write(tmp_path, bias, activation):
     expected = theirs(TOKENS, labels=TOKENS)
     torch.testing.assert_close(model(TOKENS), expected.logits, rtol=0, atol=1e-4)
     torch.testing.assert_close(model.loss(TOKENS[:, :-1], TOKENS[:, 1:]), expected.loss, rtol=1e-6, atol=1e-6)
-    again = GPT.from_pretrained(tmp_path).eval()
+    again = GPT.from_pretrained(tmp_path)
     torch.testing.assert_close(again(TOKENS), model(TOKENS), rtol=0, atol=1e-6)
 
 
@@ -268,7 +330,7 @@ def plain_nanogpt(weights, tokens, heads=2, layers=2):
 def test_nanogpts_checkpoint(tmp_path, bias, prefix):
     checkpoint = nanogpt_checkpoint(bias, prefix)
     torch.save(checkpoint, tmp_path / "ckpt.pt")
-    model = GPT.from_nanogpt(tmp_path / "ckpt.pt").eval()
+    model = GPT.from_nanogpt(tmp_path / "ckpt.pt")
     assert model.config == GPTConfig(11, 8, 2, 2, 16, dropout=0.1, bias=bias, activation="gelu")
     tokens = torch.tensor([3, 1, 4, 1, 5, 9, 2, 6])
     expected = plain_nanogpt(checkpoint["model"], tokens)
@@ -284,6 +346,10 @@ def test_nanogpts_checkpoint(tmp_path, bias, prefix):
         (lambda c: {"model": c["model"]}, "expected 'model' and 'model_args' in it, got model"),
         (lambda c: {**c, "model_args": {"n_layer": 2}}, "'model_args' must be bias, block_size, .*, got n_layer"),
         (lambda c: {**c, "model_args": {**c["model_args"], "n_head": 3}}, "'n_embd' must be a multiple of n_head"),
+        (lambda c: {**c, "model_args": [1]}, r"'model_args' must be a dict, got list \[1\]"),
+        (lambda c: {**c, "model": [1]}, "'model': expected tensors by name, got list"),
+        (lambda c: {**c, "model": {"wte": 3}}, "'model': expected tensors by name, got int 3 as 'wte'"),
+        (lambda c: {**c, "model_args": {**c["model_args"], "n_layer": "2"}}, "'n_layer' must be a whole number"),
         (lambda c: {**c, "config": Evil()}, "is damaged, or holds more than tensors and plain values"),
     ],
 )

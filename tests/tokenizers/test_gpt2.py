@@ -2,10 +2,12 @@
 
 import importlib.util
 import json
+import pickle
 from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import GPT2Tokenizer, load_tokenizer, train_tokenizer
@@ -111,6 +113,102 @@ def test_tokens_that_a_user_added(folder, tmp_path):
     assert ours.special_tokens == {"<|endoftext|>": 50256, "<|pad|>": 50257}
     text = "hear<|pad|> me<|endoftext|>"
     assert ours.encode(text, allow_special=True).tolist() == theirs(text)["input_ids"]
+
+
+@pytest.fixture(scope="module")
+def with_added(folder, tmp_path_factory):
+    """A tokenizer with ordinary added tokens: one that begins as another, one that is in the vocabulary already."""
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["<tool>", "<tool>x", "the", "\u2014\u2014"])
+    place = tmp_path_factory.mktemp("added")
+    theirs.save_pretrained(place)
+    return load_tokenizer(place), theirs
+
+
+@many
+@given(parts=st.lists(st.one_of(st.sampled_from(["<tool>", "x", "the", " the", "\u2014", "<|endoftext|>"]), texts)))
+def test_ordinary_added_tokens_are_found_in_every_text(with_added, parts):
+    ours, theirs = with_added
+    text = "".join(parts)
+    assert ours.encode(text).tolist() == theirs(text, split_special_tokens=True)["input_ids"]
+    assert ours.encode(text, allow_special=True).tolist() == theirs(text)["input_ids"]
+    assert ours.encode_batch([text, text])[1].tolist() == ours.encode(text).tolist()
+    assert ours.decode(ours.encode(text)) == text
+
+
+def test_added_tokens_are_kept(with_added, gpt2, tmp_path):
+    ours, _ = with_added
+    assert ours.special_tokens == {"<|endoftext|>": 50256}
+    assert ours.added_tokens == {
+        "<tool>": 50257,
+        "<tool>x": 50258,
+        "\u2014\u2014": 50259,
+        "the": gpt2.encode("the")[0],
+    }
+    ours.save(tmp_path / "ours")
+    ours.save_huggingface(tmp_path / "theirs")
+    (tmp_path / "theirs" / "config.json").write_text('{"model_type": "gpt2"}')
+    again = load_tokenizer(tmp_path / "theirs"), load_tokenizer(tmp_path / "ours"), pickle.loads(pickle.dumps(ours))
+    text = "<tool>xthe<|endoftext|>"
+    for one in again:
+        assert one.to_json() == ours.to_json() != gpt2.to_json()
+        assert one.encode(text).tolist() == ours.encode(text).tolist()
+    theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    assert theirs(text, split_special_tokens=True)["input_ids"] == ours.encode(text).tolist()
+
+
+@pytest.mark.parametrize("flag", ["lstrip", "rstrip", "single_word"])
+@pytest.mark.parametrize("special", [True, False])
+def test_added_tokens_that_change_the_text_around(folder, tmp_path, flag, special):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens([transformers.AddedToken("<mask>", **{flag: True})], special_tokens=special)
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match=f"tokenizer.json: '{flag}' of the token '<mask>' must be false, as in GPT-2"):
+        load_tokenizer(tmp_path)
+
+
+def test_an_added_token_that_spells_other_bytes(folder, tmp_path):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens(["\u00e9"])  # the files' name of the byte E9
+    theirs.save_pretrained(tmp_path)
+    with pytest.raises(UserError, match="the added token '\u00e9' is how the files spell other bytes"):
+        load_tokenizer(tmp_path)
+
+
+def test_added_tokens_of_older_files(folder, tmp_path):
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / "added_tokens.json").write_text('{"<|endoftext|>": 50256}')
+    assert load_tokenizer(tmp_path).vocab_size == 50257
+    (tmp_path / "added_tokens.json").write_text('{"<pad>": 50257}')
+    with pytest.raises(UserError, match=r"added_tokens.json has tokens beside the vocabulary, such as '<pad>'"):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("setting", "message"),
+    [
+        ({"dropout": 0.1}, "'model.dropout' must be None, as in GPT-2, got 0.1"),
+        ({"ignore_merges": True}, "'model.ignore_merges' must be False, as in GPT-2, got True"),
+        ({"continuing_subword_prefix": "##"}, "'model.continuing_subword_prefix' must be empty, as in GPT-2, got ##"),
+        ({"end_of_word_suffix": "</w>"}, "'model.end_of_word_suffix' must be empty, as in GPT-2, got </w>"),
+    ],
+)
+def test_settings_of_the_model_that_are_not_gpt2s(huggingface, tmp_path, setting, message):
+    path = tmp_path / "tokenizer.json"
+    huggingface.backend_tokenizer.save(str(path))
+    model = json.loads(path.read_text(encoding="utf-8"))["model"]
+    change(path, model={**model, **setting})
+    with pytest.raises(UserError, match=message):
+        load_tokenizer(tmp_path)
+
+
+@pytest.mark.parametrize("content", ['{"model": {"vocab": {}, "merges": []}, "pre_tokenizer": [1]}',
+                                     '{"model": {"vocab": {"a": []}, "merges": []}, "pre_tokenizer": {}}'])  # fmt: skip
+def test_a_tokenizer_json_of_wrong_types(tmp_path, content):
+    (tmp_path / "tokenizer.json").write_text(content)
+    with pytest.raises(UserError):
+        load_tokenizer(tmp_path)
 
 
 def test_a_vocabulary_trained_elsewhere(tmp_path):

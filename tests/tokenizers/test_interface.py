@@ -2,13 +2,15 @@
 
 import json
 import pickle
+import re
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastllm.errors import UserError
+from fastllm.errors import UserError, describe
 from fastllm.tokenizers import KINDS, ByteTokenizer, CharacterTokenizer, load_tokenizer, train_tokenizer
 from fastllm.tokenizers.base import EXPORTED_FILE, FEW, joined
 from tests.tokenizers.conftest import TEXT
@@ -147,6 +149,55 @@ def test_lone_surrogates(tokenizer):
             encode("ab\ud83d")
 
 
+@pytest.mark.parametrize("wrong", [3, None, b"x", ["x"], 1.5])
+def test_what_is_no_text(tokenizer, wrong):
+    got = re.escape(describe(wrong))
+    for allow_special in (False, True):
+        with pytest.raises(TypeError, match=f"encode: 'text' must be a str, got {got}"):
+            tokenizer.encode(wrong, allow_special=allow_special)
+    for count in (0, 1, 5000):  # few and many take different ways
+        with pytest.raises(
+            TypeError, match=f"encode_batch: 'texts' must be a list of str, got {got} at position {count}"
+        ):
+            tokenizer.encode_batch([*["speak"] * count, wrong])
+
+
+@pytest.mark.parametrize("wrong", ["abc", b"abc", 3, None])
+def test_what_are_no_texts(tokenizer, wrong):
+    """The characters of one text would be three."""
+    with pytest.raises(
+        TypeError, match=f"encode_batch: 'texts' must be a list of str, got {re.escape(describe(wrong))}"
+    ):
+        tokenizer.encode_batch(wrong)
+
+
+@pytest.mark.parametrize("wrong", ["abc", "12", 3, None, [1.0], ["1"], [None], [[1]], np.array([1.0]), np.array([[1]])])
+def test_what_are_no_ids(tokenizer, wrong):
+    if not isinstance(wrong, int | None):
+        many = wrong * 200 if isinstance(wrong, str | list) else np.repeat(wrong, 200, axis=0)
+        with pytest.raises(TypeError, match="decode: 'ids' must be a sequence of whole numbers, got "):
+            tokenizer.decode(many)
+    with pytest.raises(
+        TypeError, match=f"decode: 'ids' must be a sequence of whole numbers, got {re.escape(describe(wrong))}"
+    ):
+        tokenizer.decode(wrong)
+    nested = np.ndim(wrong) == 2  # of which a batch may be
+    for batch in ([wrong], [[0], wrong], *([] if nested else [wrong])):
+        with pytest.raises(TypeError, match="decode_batch: 'batch' must be sequences of whole numbers, got "):
+            tokenizer.decode_batch(batch)
+    if not isinstance(wrong, int):
+        with pytest.raises(TypeError, match=f"push: 'id' must be a whole number, got {re.escape(describe(wrong))}"):
+            tokenizer.streaming_decoder().push(wrong)
+
+
+def test_every_kind_of_whole_number_is_an_id(tokenizer):
+    text = "speak"
+    ids = tokenizer.encode(text)
+    for same in (ids.astype(np.uint16), ids.tolist(), tuple(ids), list(ids), torch.from_numpy(ids), range(0)):
+        assert tokenizer.decode(same) == (text if len(same) else "")
+        assert tokenizer.decode_batch([same, []]) == [text if len(same) else "", ""]
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_training_by_name(kind, request):
     if kind == "gpt2":
@@ -180,6 +231,19 @@ def test_one_text_is_no_iterable_of_texts(kind):
         train_tokenizer(kind, "abc")
 
 
+@pytest.mark.parametrize("kind", ["characters", "sentencepiece"])
+@pytest.mark.parametrize("wrong", [3, None, b"abc", [3], [b"abc"]])
+def test_texts_that_are_none(kind, wrong):
+    with pytest.raises(TypeError, match=r"train: 'texts' must be an iterable of texts, got (int 3|None|bytes b'abc')"):
+        train_tokenizer(kind, wrong)
+
+
+@pytest.mark.parametrize("name", ["vocab_size", "max_sentences", "max_sentence_length", "character_coverage"])
+def test_options_of_wrong_types(name):
+    with pytest.raises(TypeError, match=f"sentencepiece: '{name}' must be a (whole )?number, got str 'a'"):
+        train_tokenizer("sentencepiece", ["abc"], **{name: "a"})
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -187,6 +251,7 @@ def test_one_text_is_no_iterable_of_texts(kind):
         (b"{", "tokenizer.json is damaged: it is no JSON"),
         (b"\xff", "tokenizer.json is damaged: it is no JSON"),
         (b"[]", "tokenizer.json is damaged: expected an object, got list"),
+        (b'{"kind": ["bytes"]}', r"'kind' must be one of characters, .*, got \['bytes'\]"),
         (b'{"kind": "words"}', "'kind' must be one of characters, .*, got 'words'"),
         (b'{"kind": "characters"}', "'characters' must be a text that is not empty"),
         (b'{"kind": "characters", "characters": 7}', "'characters' must be a text that is not empty"),

@@ -1,14 +1,17 @@
 """fastllm export: a run, a folder or nanoGPT's checkpoint to what transformers reads, and back."""
 
+import logging
+
 import pytest
 import torch
 
 from fastllm import cli
 from fastllm.models import GPT, GPTConfig
-from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, load_tokenizer
+from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer, load_tokenizer
 from fastllm.train import checkpoint
 from tests.models.test_gpt2_weights import nanogpt_checkpoint
 from tests.tokenizers.conftest import gpt2  # noqa: F401 - a fixture
+from tests.tokenizers.test_sentencepiece import train_library
 from tests.train.test_safety import full_for_safetensors
 
 transformers = pytest.importorskip("transformers")
@@ -61,6 +64,33 @@ def test_gpt2s_tokenizer_is_autotokenizers(gpt2, tmp_path):  # noqa: F811
     assert load_tokenizer(out).to_json() == gpt2.to_json()
 
 
+@pytest.mark.parametrize("kind", ["characters", "bytes", "gpt2"])
+def test_transformers_generates_and_warns_of_nothing(kind, request, tmp_path, caplog, recwarn, monkeypatch):
+    torch.manual_seed(0)
+    made = {"characters": lambda: CharacterTokenizer(TEXT), "bytes": ByteTokenizer}
+    tokenizer = made[kind]() if kind in made else request.getfixturevalue(kind)
+    padding = 7
+    model = GPT(GPTConfig(tokenizer.vocab_size + padding, 24, 1, 2, 8))
+    with torch.no_grad():
+        model.embedding.token.weight[-padding:] *= 30  # would be drawn each time
+    out = tmp_path / "out"
+    model.save_huggingface(out, tokenizer)
+    monkeypatch.setattr(logging.getLogger("transformers"), "propagate", True)  # to caplog
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(out)
+    words = transformers.AutoTokenizer.from_pretrained(out)
+    settings, end = theirs.generation_config, tokenizer.end_of_text
+    assert [settings.bos_token_id, settings.eos_token_id, settings.pad_token_id] == [end] * 3
+    prompt = words("hear me", return_tensors="pt")
+    length = prompt["input_ids"].shape[1]
+    for options in ({"max_new_tokens": 5}, {"max_length": length + 5}, {"max_new_tokens": 5, "do_sample": True}):
+        for given in (prompt, {"input_ids": prompt["input_ids"]}):
+            ids = theirs.generate(**given, **options)[0]
+            assert length < len(ids) <= length + 5
+            assert max(ids) < tokenizer.vocab_size
+    assert not [record.getMessage() for record in caplog.records if record.levelname == "WARNING"]
+    assert not [f"{warning.message}" for warning in recwarn]
+
+
 def test_nanogpts_checkpoint(tmp_path, capsys):
     torch.save(nanogpt_checkpoint(True), tmp_path / "ckpt.pt")
     for form in ("huggingface", "fastllm"):
@@ -79,6 +109,16 @@ def test_the_tokenizer_of_a_run(run, tmp_path):
     assert load_tokenizer(tmp_path / "out").to_json() == tokenizer.to_json()
 
 
+def test_a_tokenizer_that_transformers_read_with_others_help(tmp_path, capsys):
+    tokenizer = SentencePieceTokenizer(train_library())
+    GPT(GPTConfig(tokenizer.vocab_size, 8, 1, 2, 16)).save_pretrained(tmp_path / "model")
+    tokenizer.save(tmp_path / "model")
+    for form, said in (("huggingface", True), ("fastllm", False)):
+        assert cli.main(["export", str(tmp_path / "model"), str(tmp_path / form), f"--format={form}"]) == 0
+        assert ("where sentencepiece and protobuf are installed" in capsys.readouterr().out) == said
+        assert load_tokenizer(tmp_path / form).to_json() == tokenizer.to_json()
+
+
 def test_what_cannot_be_exported(run, tmp_path, capsys):
     folder, _, _ = run
     ByteTokenizer().save(tmp_path / "bytes")
@@ -89,8 +129,8 @@ def test_what_cannot_be_exported(run, tmp_path, capsys):
         ([folder, folder], "exists and is not empty"),
         ([folder, tmp_path / "x", "--format=onnx"], "'format' must be huggingface or fastllm, got 'onnx'"),
         ([tmp_path / "text.pt", tmp_path / "x", "--checkpoint=best"], "text.pt is not a run; leave it out"),
-        ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'"),
-        ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'"),
+        ([folder, tmp_path / "x", "--checkpoint=first"], "has no checkpoint 'first'; it has best"),
+        ([folder, tmp_path / "x", "--checkpoint=last"], "has no checkpoint 'last'; it has best"),
         (
             [folder, tmp_path / "x", f"--tokenizer={tmp_path / 'bytes'}"],
             "must have at most the model's 9 tokens, got 257",

@@ -121,7 +121,7 @@ def test_eval_refuses(data, tmp_path, capsys):
         ("--split=test", "'split' must be train or val, got 'test'"),
         ("--batch_size=0", "'batch_size' must be at least 1, got 0"),
         ("--out=x", "'out' is where --average writes its model"),
-        ("--checkpoint=none", "has no checkpoint 'none'"),
+        ("--checkpoint=none", "has no checkpoint 'none'; it has best, last"),
     ):
         assert cli.main(["eval", str(tmp_path / "run"), option]) == 2
         assert message in capsys.readouterr().err

@@ -10,6 +10,7 @@ from fastllm.generation import beam_search, generate, generate_batch, generate_t
 from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
 from fastllm.train import TrainConfig, checkpoint
+from fastllm.train.trainer import Trainer
 from tests.models.test_gpt2_weights import nanogpt_checkpoint
 from tests.train.tiny import assert_same_weights, rows, train, train_until, weights
 
@@ -53,6 +54,16 @@ def test_a_nanogpt_checkpoint_is_fine_tuned_resumed_and_used(data, tmp_path, nan
     assert f"{GPT.from_pretrained(tmp_path / 'exported').num_parameters():,}" in capsys.readouterr().out
     # ... and the run's own checkpoint starts another one.
     assert tune(data, tmp_path / "again", straight, "--max_steps=1") == 0
+
+
+def test_a_model_that_was_read_trains_with_its_dropout(data, tmp_path, nanogpt):
+    config = TrainConfig(data=data, out=tmp_path / "run", init=nanogpt, batch_size=4, threads=1)
+    trainer = Trainer(config)
+    try:
+        assert trainer.model.config.dropout == 0.1
+        assert all(module.training for module in trainer.model.modules())
+    finally:
+        trainer.close()
 
 
 def config_at(config, run):
