@@ -1,5 +1,10 @@
 """fastllm.optim.AdamW against torch.optim.AdamW."""
 
+import copy
+import inspect
+import io
+import pickle
+
 import pytest
 import torch
 
@@ -128,6 +133,140 @@ def test_state_dict_goes_both_ways(order, device):
     assert all(second.state[p]["step"].item() == 10 for p in parameters)
     for a, b in zip(parameters, straight, strict=True):
         torch.testing.assert_close(a.cpu(), b, rtol=1e-5, atol=1e-6)
+
+
+def through_torch_save(value):
+    file = io.BytesIO()
+    torch.save(value, file)
+    file.seek(0)
+    return torch.load(file, weights_only=False)
+
+
+@pytest.mark.parametrize("duplicate", [copy.deepcopy, lambda x: pickle.loads(pickle.dumps(x)), through_torch_save])
+@pytest.mark.parametrize("steps", [0, 3])
+def test_a_copy_goes_on_as_the_original(duplicate, steps):
+    parameters = make()
+    optimizer = AdamW(groups(parameters), lr=1e-2, max_grad_norm=0.5)
+    run(parameters, optimizer, steps)
+    copied_parameters, copied = duplicate((parameters, optimizer))
+    assert copied.max_grad_norm == 0.5
+    assert copied.last_grad_norm == optimizer.last_grad_norm
+    run(parameters, optimizer, steps=2)
+    run(copied_parameters, copied, steps=2)
+    for a, b in zip(parameters, copied_parameters, strict=True):
+        assert torch.equal(a, b)
+        assert a.data_ptr() != b.data_ptr() or not a.numel()
+
+
+def test_signature_is_torchs():
+    ours = list(inspect.signature(AdamW).parameters.values())
+    theirs = list(inspect.signature(torch.optim.AdamW).parameters.values())
+    assert [(p.name, p.default, p.kind) for p in ours[:-1]] == [(p.name, p.default, p.kind) for p in theirs]
+    assert ours[-1].name == "max_grad_norm"
+
+
+NOT_DONE = [
+    ({"amsgrad": True}, "'amsgrad' must be False, got True"),
+    ({"differentiable": True}, "'differentiable' must be False, got True"),
+    ({"decoupled_weight_decay": False}, "'decoupled_weight_decay' must be True, got False"),
+    ({"max_grad_norm": 1.0}, "'max_grad_norm' must be given to the optimizer"),
+]
+OUT_OF_RANGE = [
+    ({"lr": -1.0}, "'lr' must be at least 0, got -1.0"),
+    ({"betas": (0.9, 1.0)}, r"'betas' must be in \[0, 1\)"),
+    ({"weight_decay": -1.0}, "'weight_decay' must be at least 0, got -1.0"),
+]
+
+
+@pytest.mark.parametrize(("settings", "message"), NOT_DONE + OUT_OF_RANGE)
+@pytest.mark.parametrize("way", ["constructor", "add_param_group", "load_state_dict"])
+def test_groups_with_settings_that_are_not_done(way, settings, message):
+    parameters = make()
+    optimizer = AdamW(parameters[:1])
+    if way == "load_state_dict":
+        state_dict = optimizer.state_dict()
+        state_dict["param_groups"][0].update(settings)
+    with pytest.raises(ValueError, match=message):
+        if way == "constructor":
+            AdamW([{"params": parameters, **settings}])
+        elif way == "add_param_group":
+            optimizer.add_param_group({"params": parameters[1:], **settings})
+        else:
+            optimizer.load_state_dict(state_dict)
+    assert len(optimizer.param_groups) == 1
+    run(parameters[:1], optimizer, steps=1)
+
+
+@pytest.mark.parametrize(("settings", "message"), NOT_DONE)
+def test_groups_changed_later(settings, message):
+    parameters = make()
+    optimizer = AdamW(groups(parameters))
+    optimizer.param_groups[1].update(settings)
+    before = [p.detach().clone() for p in parameters]
+    with pytest.raises(ValueError, match=message):
+        run(parameters, optimizer, steps=1)
+    assert all(torch.equal(p, q) for p, q in zip(parameters, before, strict=True))
+
+
+@pytest.mark.parametrize("kind", [torch.optim.Adam, torch.optim.SGD, torch.optim.Adagrad])
+def test_the_state_of_another_optimizer(kind):
+    parameters = make()
+    theirs = kind(parameters, lr=1e-2)
+    run(parameters, theirs, steps=1)
+    with pytest.raises(ValueError, match="AdamW: "):
+        AdamW(parameters).load_state_dict(theirs.state_dict())
+
+
+def test_the_state_of_torchs_amsgrad():
+    parameters = make()
+    theirs = torch.optim.AdamW(parameters, amsgrad=True)
+    run(parameters, theirs, steps=1)
+    with pytest.raises(ValueError, match="'amsgrad' must be False, got True"):
+        AdamW(parameters).load_state_dict(theirs.state_dict())
+
+
+def test_a_state_that_holds_other_moments():
+    parameters = make()
+    optimizer = AdamW(parameters)
+    run(parameters, optimizer, steps=1)
+    state_dict = copy.deepcopy(optimizer.state_dict())
+    del state_dict["state"][2]["exp_avg"]
+    with pytest.raises(ValueError, match="the state must hold step, exp_avg and exp_avg_sq, got step, exp_avg_sq"):
+        optimizer.load_state_dict(state_dict)
+
+
+def test_groups_of_their_own_settings(device):
+    """maximize, betas and eps are a group's own; what only chooses among torch's implementations is taken."""
+    ours, theirs = make(device=device), make()
+    optimizers = []
+    for parameters, kind in ((ours, AdamW), (theirs, torch.optim.AdamW)):
+        optimizer = kind([{"params": parameters[:2], "maximize": True, "betas": (0.5, 0.6)}], lr=1e-2, foreach=True)
+        optimizer.add_param_group({"params": parameters[2:], "maximize": False, "eps": 1e-3, "foreach": False})
+        run(parameters, optimizer, steps=3)
+        optimizers.append(optimizer)
+    for a, b in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(a.cpu(), b)
+    assert optimizers[0].state_dict()["param_groups"] == optimizers[1].state_dict()["param_groups"]
+
+
+def test_the_state_of_an_older_torch():
+    """Without the settings that came later, and with the number of steps as one of Python's."""
+    parameters, straight = make(), make()
+    first = AdamW(parameters, lr=1e-2, max_grad_norm=1.0)
+    run(parameters, first, steps=2)
+    state_dict = copy.deepcopy(first.state_dict())
+    for name in ("decoupled_weight_decay", "differentiable", "fused", "maximize"):
+        del state_dict["param_groups"][0][name]
+    for state in state_dict["state"].values():
+        state["step"] = int(state["step"])
+    second = AdamW(parameters, max_grad_norm=1.0)
+    second.load_state_dict(state_dict)
+    assert second.max_grad_norm == 1.0
+    reference = AdamW(straight, lr=1e-2, max_grad_norm=1.0)
+    run(straight, reference, steps=2)
+    for optimizer, trained in ((second, parameters), (reference, straight)):
+        run(trained, optimizer, steps=2)
+    assert all(torch.equal(a, b) for a, b in zip(parameters, straight, strict=True))
 
 
 def test_last_grad_norm_and_missing_gradients(device):

@@ -123,6 +123,8 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 std::tuple<Tensor, Tensor> cross_entropy_autograd(const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t ignore_index,
                                                   c10::string_view reduction, double label_smoothing, bool wide_loss) {
+  FASTLLM_CHECK(!at::GradMode::is_enabled() || !wants_gradient(weight), "cross_entropy", "weight",
+                "not require a gradient: the weights of classes are constants", "one that does");
   const variable_list outputs =
       CrossEntropy::apply(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
   return {outputs[0], outputs[1]};

@@ -53,19 +53,25 @@ struct DropoutAdd : torch::autograd::Function<DropoutAdd> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& residual,
                         const OptionalTensor& bias, double p, const OptionalTensor& rng_state) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({or_undefined(rng_state)});
+    const bool through_dropout = wants_gradient(input) || wants_gradient(bias);
+    ctx->save_for_backward({kept_if(through_dropout, rng_state)});
     ctx->saved_data["p"] = p;
-    ctx->saved_data["has_residual"] = residual.has_value();
-    ctx->saved_data["has_bias"] = bias.has_value();
+    ctx->saved_data["through_dropout"] = through_dropout;
+    ctx->saved_data["need_residual"] = wants_gradient(residual);
+    ctx->saved_data["need_bias"] = wants_gradient(bias);
     return call_forward(input, residual, bias, p, rng_state);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     static auto op = find_op<decltype(dropout_add_backward_cpu)>("fastllm::dropout_add_backward");
-    const auto [grad_input, grad_bias] =
-        op.call(grad_outputs[0], ctx->saved_data["p"].toDouble(), optional(ctx->get_saved_variables()[0]),
-                ctx->saved_data["has_bias"].toBool());
-    const Tensor grad_residual = ctx->saved_data["has_residual"].toBool() ? grad_outputs[0] : Tensor();
+    auto& data = ctx->saved_data;
+    const Tensor rng_state = ctx->get_saved_variables()[0];
+    Tensor grad_input, grad_bias;
+    if (data["through_dropout"].toBool()) {
+      std::tie(grad_input, grad_bias) =
+          op.call(grad_outputs[0], data["p"].toDouble(), optional(rng_state), data["need_bias"].toBool());
+    }
+    const Tensor grad_residual = data["need_residual"].toBool() ? grad_outputs[0] : Tensor();
     return first_order_only("dropout_add", {grad_input, grad_residual, grad_bias, Tensor(), Tensor()});
   }
 };

@@ -1,4 +1,4 @@
-// fastllm::embedding and its backward.
+// fastllm::embedding and its backward, an op for each table.
 #include "ops/embedding.h"
 
 #include "cpu/embedding.h"
@@ -17,7 +17,7 @@ Tensor check_tokens(const char* op, const Tensor& input, int64_t vocabulary) {
   return tokens;
 }
 
-Tensor embedding_cpu(const Tensor& input, const Tensor& weight, int64_t padding_idx,
+Tensor embedding_cpu(const Tensor& input, const Tensor& weight, std::optional<int64_t> padding_idx,
                      const OptionalTensor& position_weight, int64_t position_offset) {
   const char* op = "embedding";
   check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
@@ -33,48 +33,67 @@ Tensor embedding_cpu(const Tensor& input, const Tensor& weight, int64_t padding_
   return output;
 }
 
-std::tuple<Tensor, Tensor> embedding_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                  int64_t padding_idx, const OptionalTensor& position_weight,
-                                                  int64_t position_offset) {
+Tensor embedding_backward_cpu(const Tensor& grad_output, const Tensor& input, int64_t num_embeddings,
+                              std::optional<int64_t> padding_idx) {
   const char* op = "embedding_backward";
-  check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
-  const Tensor tokens = check_tokens(op, input, weight.size(0)), grad = grad_output.contiguous();
-  const int64_t channels = weight.size(1), length = length_of(input);
-  Tensor grad_weight = at::empty(weight.sizes(), weight.options());
-  Tensor grad_position = position_weight ? at::empty(position_weight->sizes(), weight.options()) : Tensor();
-  dispatch_floating(weight.scalar_type(), [&]<typename T>() {
-    embedding_backward<T>(tokens.numel(), weight.size(0), channels, tokens.const_data_ptr<int64_t>(), padding_idx,
+  check_embedding_backward(op, grad_output, input, num_embeddings);
+  const int64_t padding = padding_row(op, padding_idx, num_embeddings), channels = grad_output.size(-1);
+  const Tensor tokens = check_tokens(op, input, num_embeddings), grad = grad_output.contiguous();
+  Tensor grad_weight = at::empty({num_embeddings, channels}, grad.options());
+  dispatch_floating(grad.scalar_type(), [&]<typename T>() {
+    embedding_backward<T>(tokens.numel(), num_embeddings, channels, tokens.const_data_ptr<int64_t>(), padding,
                           grad.const_data_ptr<T>(), grad_weight.mutable_data_ptr<T>());
-    if (position_weight) {
-      position_backward<T>(tokens.numel(), length, position_weight->size(0), channels, position_offset,
-                           grad.const_data_ptr<T>(), grad_position.mutable_data_ptr<T>());
-    }
   });
-  return {grad_weight, grad_position};
+  return grad_weight;
 }
 
+Tensor embedding_position_backward_cpu(const Tensor& grad_output, int64_t num_positions, int64_t position_offset) {
+  const PositionRows rows =
+      check_position_backward("embedding_position_backward", grad_output, num_positions, position_offset);
+  const Tensor grad = grad_output.contiguous();
+  Tensor grad_position = at::empty({num_positions, rows.channels}, grad.options());
+  dispatch_floating(grad.scalar_type(), [&]<typename T>() {
+    position_backward<T>(rows.count, rows.length, num_positions, rows.channels, position_offset,
+                         grad.const_data_ptr<T>(), grad_position.mutable_data_ptr<T>());
+  });
+  return grad_position;
+}
+
+// Of the tables backward needs the numbers of rows alone.
 struct Embedding : torch::autograd::Function<Embedding> {
-  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, int64_t padding_idx,
-                        const OptionalTensor& position_weight, int64_t position_offset) {
+  static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
+                        std::optional<int64_t> padding_idx, const OptionalTensor& position_weight,
+                        int64_t position_offset) {
     static auto op = find_op<decltype(embedding_cpu)>("fastllm::embedding");
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({input, weight, or_undefined(position_weight)});
+    ctx->save_for_backward({kept_if(wants_gradient(weight), input)});
+    ctx->saved_data["num_embeddings"] = weight.sym_size(0);
     ctx->saved_data["padding_idx"] = padding_idx;
+    if (wants_gradient(position_weight)) ctx->saved_data["num_positions"] = position_weight->sym_size(0);
     ctx->saved_data["position_offset"] = position_offset;
     return op.call(input, weight, padding_idx, position_weight, position_offset);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(embedding_backward_cpu)>("fastllm::embedding_backward");
-    const variable_list saved = ctx->get_saved_variables();
-    const auto [grad_weight, grad_position] =
-        op.call(grads[0], saved[0], saved[1], ctx->saved_data["padding_idx"].toInt(), optional(saved[2]),
-                ctx->saved_data["position_offset"].toInt());
+    using Backward = Tensor(const Tensor&, const Tensor&, c10::SymInt, std::optional<int64_t>);
+    using PositionBackward = Tensor(const Tensor&, c10::SymInt, int64_t);
+    static auto op = find_op<Backward>("fastllm::embedding_backward");
+    static auto position_op = find_op<PositionBackward>("fastllm::embedding_position_backward");
+    const Tensor tokens = ctx->get_saved_variables()[0];
+    auto& data = ctx->saved_data;
+    Tensor grad_weight, grad_position;
+    if (tokens.defined()) {
+      grad_weight =
+          op.call(grads[0], tokens, data["num_embeddings"].toSymInt(), data["padding_idx"].toOptional<int64_t>());
+    }
+    if (!data["num_positions"].isNone()) {
+      grad_position = position_op.call(grads[0], data["num_positions"].toSymInt(), data["position_offset"].toInt());
+    }
     return first_order_only("embedding", {Tensor(), grad_weight, Tensor(), grad_position, Tensor()});
   }
 };
 
-Tensor embedding_autograd(const Tensor& input, const Tensor& weight, int64_t padding_idx,
+Tensor embedding_autograd(const Tensor& input, const Tensor& weight, std::optional<int64_t> padding_idx,
                           const OptionalTensor& position_weight, int64_t position_offset) {
   return Embedding::apply(input, weight, padding_idx, position_weight, position_offset);
 }
@@ -83,16 +102,16 @@ Tensor embedding_autograd(const Tensor& input, const Tensor& weight, int64_t pad
 
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
-      "embedding(Tensor input, Tensor weight, int padding_idx, Tensor? position_weight, int position_offset) "
+      "embedding(Tensor input, Tensor weight, int? padding_idx, Tensor? position_weight, int position_offset) "
       "-> Tensor");
-  m.def(
-      "embedding_backward(Tensor grad_output, Tensor input, Tensor weight, int padding_idx, Tensor? position_weight, "
-      "int position_offset) -> (Tensor, Tensor)");
+  m.def("embedding_backward(Tensor grad_output, Tensor input, SymInt num_embeddings, int? padding_idx) -> Tensor");
+  m.def("embedding_position_backward(Tensor grad_output, SymInt num_positions, int position_offset) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
   m.impl("embedding", embedding_cpu);
   m.impl("embedding_backward", embedding_backward_cpu);
+  m.impl("embedding_position_backward", embedding_position_backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {

@@ -14,45 +14,50 @@ namespace {
 // CPU implementation
 // ---------------------------------------------------------------------------------------------------------------------
 
-// T is float or c10::BFloat16, in which the bias's gradient is summed in float32.
+// T is float or c10::BFloat16.
 template <typename T>
 Tensor multiply(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   const RowMajor x = rows_of(input), w = rows_of(weight);
   const Tensor b = bias ? bias->contiguous() : Tensor();
-  std::vector<int64_t> shape = input.sizes().vec();
-  shape.back() = weight.size(0);
-  Tensor output = at::empty(shape, input.options());
+  Tensor output = at::empty(with_features(input, weight.size(0)), input.options());
   gemm(x.rows(), w.rows(), x.cols(), x.matrix<T>(), w.transposed<T>(), output.mutable_data_ptr<T>(), w.rows(),
        {.bias = bias ? b.const_data_ptr<T>() : nullptr});
   return output;
 }
 
 template <typename T>
-std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_output, const Tensor& input,
-                                                     const Tensor& weight, bool need_input, bool need_weight,
-                                                     bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_output, const OptionalTensor& input,
+                                                     const OptionalTensor& weight, bool need_bias) {
   Tensor grad_input, grad_weight, grad_bias;
   const RowMajor grad = need_bias ? contiguous_rows_of(grad_output) : rows_of(grad_output);
-  const RowMajor x = rows_of(input), w = rows_of(weight);
-  const int64_t m = x.rows(), n = w.rows(), k = x.cols();
-  if (need_input) {
-    grad_input = at::empty(input.sizes(), input.options());
-    gemm(m, k, n, grad.matrix<T>(), w.matrix<T>(), grad_input.mutable_data_ptr<T>(), k);
+  const int64_t m = grad.rows(), n = grad.cols();
+  if (weight) {
+    const int64_t k = weight->size(1);
+    grad_input = at::empty(with_features(grad_output, k), grad_output.options());
+    gemm(m, k, n, grad.matrix<T>(), rows_of(*weight).matrix<T>(), grad_input.mutable_data_ptr<T>(), k);
   }
-  if (need_weight || need_bias) {  // the bias's gradient comes with the weight's, whose product reads all it needs
-    Tensor product = at::empty({n, k}, weight.options());
-    if (need_bias) grad_bias = at::empty({n}, weight.options().dtype(at::kFloat));
-    gemm(n, k, m, grad.transposed<T>(), x.matrix<T>(), product.mutable_data_ptr<T>(), k,
+  if (input) {
+    const int64_t k = input->size(-1);
+    grad_weight = at::empty({n, k}, grad_output.options());
+    if (need_bias) grad_bias = at::empty({n}, grad_output.options().dtype(at::kFloat));
+    // The bias's gradient comes with the weight's, whose product reads all it needs.
+    gemm(n, k, m, grad.transposed<T>(), rows_of(*input).matrix<T>(), grad_weight.mutable_data_ptr<T>(), k,
          {.row_sums = need_bias ? grad_bias.mutable_data_ptr<float>() : nullptr});
-    if (need_weight) grad_weight = product;
-    if (need_bias) grad_bias = grad_bias.to(weight.scalar_type());
+    if (need_bias) grad_bias = grad_bias.to(grad_output.scalar_type());
+  } else if (need_bias) {
+    if constexpr (std::is_same_v<T, float>) {
+      grad_bias = at::empty({n}, grad_output.options());
+      sum_columns(grad, grad_bias);
+    } else {
+      grad_bias = at::sum(flatten_rows(grad_output), 0);
+    }
   }
   return {grad_input, grad_weight, grad_bias};
 }
 
-// Whether bfloat16 runs on this project's product.
-bool multiplies_bfloat16(const Tensor& input) {
-  return input.scalar_type() == at::kBFloat16 && has_bfloat16_gemm();
+// Whether tensors of this type are multiplied as bfloat16 by this project.
+bool multiplies_bfloat16(const Tensor& t) {
+  return t.scalar_type() == at::kBFloat16 && has_bfloat16_gemm();
 }
 
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
@@ -62,14 +67,13 @@ Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTenso
   return at::linear(input, weight, bias);
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const Tensor& input,
-                                                       const Tensor& weight, bool need_input, bool need_weight,
-                                                       bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output, const OptionalTensor& input,
+                                                       const OptionalTensor& weight, bool need_bias) {
   check_linear_backward("linear_backward", grad_output, input, weight);
-  const auto backward = input.scalar_type() == at::kFloat ? multiply_backward<float>
-                        : multiplies_bfloat16(input)      ? multiply_backward<c10::BFloat16>
-                                                          : linear_backward_by_torch;
-  return backward(grad_output, input, weight, need_input, need_weight, need_bias);
+  const auto backward = grad_output.scalar_type() == at::kFloat ? multiply_backward<float>
+                        : multiplies_bfloat16(grad_output)      ? multiply_backward<c10::BFloat16>
+                                                                : linear_backward_by_torch;
+  return backward(grad_output, input, weight, need_bias);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -81,17 +85,16 @@ Tensor call_linear(const Tensor& input, const Tensor& weight, const OptionalTens
   return op.call(input, weight, bias);
 }
 
-std::tuple<Tensor, Tensor, Tensor> call_linear_backward(const Tensor& grad_output, const Tensor& input,
-                                                        const Tensor& weight, bool need_input, bool need_weight,
-                                                        bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> call_linear_backward(const Tensor& grad_output, const OptionalTensor& input,
+                                                        const OptionalTensor& weight, bool need_bias) {
   static auto op = find_op<decltype(linear_backward_cpu)>("fastllm::linear_backward");
-  return op.call(grad_output, input, weight, need_input, need_weight, need_bias);
+  return op.call(grad_output, input, weight, need_bias);
 }
 
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    ctx->save_for_backward({input, weight});
+    ctx->save_for_backward({kept_if(wants_gradient(weight), input), kept_if(wants_gradient(input), weight)});
     ctx->saved_data["has_bias"] = bias.has_value();  // needs_input_grad counts only the tensors that were given
     return call_linear(input, weight, bias);
   }
@@ -99,8 +102,9 @@ struct Linear : torch::autograd::Function<Linear> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     const bool need_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
-    const auto [grad_input, grad_weight, grad_bias] = call_linear_backward(
-        grad_outputs[0], saved[0], saved[1], ctx->needs_input_grad(0), ctx->needs_input_grad(1), need_bias);
+    const auto [grad_input, grad_weight, grad_bias] =
+        call_linear_backward(grad_outputs[0], ctx->needs_input_grad(1) ? optional(saved[0]) : std::nullopt,
+                             ctx->needs_input_grad(0) ? optional(saved[1]) : std::nullopt, need_bias);
     return first_order_only("linear", {grad_input, grad_weight, grad_bias});
   }
 };
@@ -123,8 +127,8 @@ Tensor linear_autocast(const Tensor& input, const Tensor& weight, const Optional
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def("linear(Tensor input, Tensor weight, Tensor? bias=None) -> Tensor");
   m.def(
-      "linear_backward(Tensor grad_output, Tensor input, Tensor weight, bool need_input, bool need_weight, "
-      "bool need_bias) -> (Tensor, Tensor, Tensor)");
+      "linear_backward(Tensor grad_output, Tensor? input, Tensor? weight, bool need_bias) "
+      "-> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {

@@ -4,6 +4,8 @@
 #include <ATen/ops/mm.h>
 #include <ATen/ops/sum.h>
 
+#include <vector>
+
 #include "ops/matrix.h"
 #include "ops/op.h"
 
@@ -25,20 +27,40 @@ inline void check_linear(const char* op, const Tensor& input, const Tensor& weig
   check_shape(op, "bias", *bias, {weight.size(0)});
 }
 
-inline void check_linear_backward(const char* op, const Tensor& grad_output, const Tensor& input,
-                                  const Tensor& weight) {
-  check_linear(op, input, weight, std::nullopt);
-  check_same_device(op, "grad_output", grad_output, "input", input);
-  check_same_dtype(op, "grad_output", grad_output, "input", input);
+// What is given says which gradients are wanted: the input gives the weight's, the weight the input's.
+inline void check_linear_backward(const char* op, const Tensor& grad_output, const OptionalTensor& input,
+                                  const OptionalTensor& weight) {
+  check_floating(op, "grad_output", grad_output);
+  FASTLLM_CHECK(grad_output.dim() >= 1, op, "grad_output", "have at least one dimension", "a scalar");
+  if (input) {
+    check_same_device(op, "input", *input, "grad_output", grad_output);
+    check_same_dtype(op, "input", *input, "grad_output", grad_output);
+    const int64_t rows = grad_output.dim() - 1;
+    FASTLLM_CHECK(input->dim() == rows + 1 && input->sizes().slice(0, rows) == grad_output.sizes().slice(0, rows), op,
+                  "input", c10::str("have the rows of 'grad_output' (", grad_output.sizes(), ")"), input->sizes());
+  }
+  if (weight) {
+    check_same_device(op, "weight", *weight, "grad_output", grad_output);
+    check_same_dtype(op, "weight", *weight, "grad_output", grad_output);
+    FASTLLM_CHECK(weight->dim() == 2 && weight->size(0) == grad_output.size(-1), op, "weight",
+                  c10::str("have shape (", grad_output.size(-1), ", in_features)"), weight->sizes());
+  }
 }
 
-inline std::tuple<Tensor, Tensor, Tensor> linear_backward_by_torch(const Tensor& grad_output, const Tensor& input,
-                                                                   const Tensor& weight, bool need_input,
-                                                                   bool need_weight, bool need_bias) {
+// `like` with `features` in the last dimension.
+inline std::vector<int64_t> with_features(const Tensor& like, int64_t features) {
+  std::vector<int64_t> shape = like.sizes().vec();
+  shape.back() = features;
+  return shape;
+}
+
+inline std::tuple<Tensor, Tensor, Tensor> linear_backward_by_torch(const Tensor& grad_output,
+                                                                   const OptionalTensor& input,
+                                                                   const OptionalTensor& weight, bool need_bias) {
   const Tensor grad = flatten_rows(grad_output);  // (M, N)
   Tensor grad_input, grad_weight, grad_bias;
-  if (need_input) grad_input = at::mm(grad, weight).view(input.sizes());
-  if (need_weight) grad_weight = at::mm(grad.t(), flatten_rows(input));
+  if (weight) grad_input = at::mm(grad, *weight).view(with_features(grad_output, weight->size(1)));
+  if (input) grad_weight = at::mm(grad.t(), flatten_rows(*input));
   if (need_bias) grad_bias = at::sum(grad, 0);
   return {grad_input, grad_weight, grad_bias};
 }

@@ -56,17 +56,24 @@ void make_logits(const Tensor& x, const Tensor& weight, const Tensor& bias, Tens
        logits.mutable_data_ptr<float>(), weight.size(0), options);
 }
 
+// Those of the gradients that are defined.
 void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& weight, bool first, Tensor grad_x,
                    Tensor& grad_weight, Tensor& grad_bias) {
   if (x.scalar_type() == at::kDouble) {
-    at::mm_out(grad_x, grad_logits, weight);
-    grad_weight.addmm_(grad_logits.t(), x, first ? 0 : 1);
+    if (grad_x.defined()) at::mm_out(grad_x, grad_logits, weight);
+    if (grad_weight.defined()) grad_weight.addmm_(grad_logits.t(), x, first ? 0 : 1);
     if (grad_bias.defined()) first ? grad_bias.copy_(grad_logits.sum(0)) : grad_bias.add_(grad_logits.sum(0));
     return;
   }
   const int64_t rows = x.size(0), classes = weight.size(0), channels = x.size(1);
   const RowMajor grad(grad_logits);
-  gemm(rows, channels, classes, grad.matrix(), RowMajor(weight).matrix(), grad_x.mutable_data_ptr<float>(), channels);
+  if (grad_x.defined()) {
+    gemm(rows, channels, classes, grad.matrix(), RowMajor(weight).matrix(), grad_x.mutable_data_ptr<float>(), channels);
+  }
+  if (!grad_weight.defined()) {
+    if (grad_bias.defined()) sum_columns(grad, grad_bias, !first);
+    return;
+  }
   GemmOptions options;
   options.accumulate = !first;
   options.row_sums = grad_bias.defined() ? grad_bias.mutable_data_ptr<float>() : nullptr;
@@ -85,14 +92,14 @@ struct Result {
 };
 
 // row_grads: the gradient of each row's loss; undefined computes losses alone.
-Result run(const Arguments& a, const LossOptions& options, const Tensor& row_grads) {
+Result run(const Arguments& a, const LossOptions& options, const Tensor& row_grads, const Wanted& wanted) {
   const int64_t rows = a.input.size(0), classes = a.weight.size(0);
   const bool gradients = row_grads.defined();
   Result result{at::empty({rows}, a.input.options()), 0.0, Tensor(), Tensor(), Tensor()};
   if (gradients) {
-    result.grad_input = at::empty_like(a.input);
-    result.grad_weight = rows ? at::empty_like(a.weight) : at::zeros_like(a.weight);
-    if (a.bias.defined()) result.grad_bias = rows ? at::empty_like(a.bias) : at::zeros_like(a.bias);
+    if (wanted.input) result.grad_input = at::empty_like(a.input);
+    if (wanted.weight) result.grad_weight = rows ? at::empty_like(a.weight) : at::zeros_like(a.weight);
+    if (wanted.bias && a.bias.defined()) result.grad_bias = rows ? at::empty_like(a.bias) : at::zeros_like(a.bias);
   }
   const int64_t chunk = std::max<int64_t>(48, kChunkElements / classes);
   Tensor buffer = at::empty({std::min(chunk, rows), classes}, a.input.options());
@@ -119,8 +126,8 @@ Result run(const Arguments& a, const LossOptions& options, const Tensor& row_gra
     };
     a.input.scalar_type() == at::kDouble ? reduce.operator()<double>() : reduce.operator()<float>();
     if (gradients) {
-      add_gradients(logits, x, a.weight, begin == 0, result.grad_input.narrow(0, begin, count), result.grad_weight,
-                    result.grad_bias);
+      const Tensor grad_x = wanted.input ? result.grad_input.narrow(0, begin, count) : Tensor();
+      add_gradients(logits, x, a.weight, begin == 0, grad_x, result.grad_weight, result.grad_bias);
     }
   }
   return result;
@@ -140,38 +147,43 @@ Tensor linear_cross_entropy_cpu(const Tensor& input, const Tensor& weight, const
                                 double label_smoothing, bool wide_loss) {
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = prepare("linear_cross_entropy", input, weight, target, bias, options);
-  return reduce_losses(run(a, options, Tensor()).losses, options, divisor(a, options), loss_type(input, wide_loss));
+  return reduce_losses(run(a, options, Tensor(), {}).losses, options, divisor(a, options), loss_type(input, wide_loss));
 }
 
-// The loss (mean or sum) and the gradients of input, weight and bias for an incoming gradient of 1.
+// Gradients as they are kept, undefined where they are not wanted.
+std::tuple<Tensor, Tensor, Tensor> gradients_as(at::ScalarType dtype, const Result& result) {
+  const auto cast = [&](const Tensor& gradient) { return gradient.defined() ? gradient.to(dtype) : gradient; };
+  return {cast(result.grad_input), cast(result.grad_weight), cast(result.grad_bias)};
+}
+
+// The loss (mean or sum) and the wanted gradients of input, weight and bias for an incoming gradient of 1.
 std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& input, const Tensor& weight,
                                                               const Tensor& target, const OptionalTensor& bias,
                                                               int64_t ignore_index, c10::string_view reduction,
-                                                              double label_smoothing, bool wide_loss) {
+                                                              double label_smoothing, bool wide_loss, bool need_input,
+                                                              bool need_weight, bool need_bias) {
   const char* op = "linear_cross_entropy_with_gradients";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
   FASTLLM_CHECK(reduction != "none", op, "reduction", "be 'mean' or 'sum'", "'none'");
   const double by = divisor(a, options);
   const Tensor row_grads = at::empty({a.input.size(0)}, a.input.options()).fill_(1.0 / by);
-  const Result result = run(a, options, row_grads);
-  const at::ScalarType kept = kept_type(input, wide_loss);
-  return {reduce_losses(result.losses, options, by, loss_type(input, wide_loss)), result.grad_input.to(kept),
-          result.grad_weight.to(kept), result.grad_bias.defined() ? result.grad_bias.to(kept) : Tensor()};
+  const Result result = run(a, options, row_grads, {need_input, need_weight, need_bias});
+  const auto [grad_input, grad_weight, grad_bias] = gradients_as(kept_type(input, wide_loss), result);
+  return {reduce_losses(result.losses, options, by, loss_type(input, wide_loss)), grad_input, grad_weight, grad_bias};
 }
 
 // For reduction="none": everything again, with the rows' incoming gradients.
 std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                 const Tensor& target, const OptionalTensor& bias, int64_t ignore_index,
-                                                double label_smoothing) {
+                                                double label_smoothing, bool need_input, bool need_weight,
+                                                bool need_bias) {
   const char* op = "linear_cross_entropy_backward";
   const LossOptions options{ignore_index, "none", label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
   check_row_gradients(op, grad_output, target);
-  const Result result = run(a, options, grad_output.to(a.input.scalar_type()).contiguous());
-  const at::ScalarType dtype = input.scalar_type();
-  return {result.grad_input.to(dtype), result.grad_weight.to(dtype),
-          result.grad_bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
+  const Tensor row_grads = grad_output.to(a.input.scalar_type()).contiguous();
+  return gradients_as(input.scalar_type(), run(a, options, row_grads, {need_input, need_weight, need_bias}));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -185,15 +197,18 @@ Tensor call_forward(const Tensor& input, const Tensor& weight, const Tensor& tar
 }
 
 auto call_with_gradients(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                         int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss) {
+                         int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss,
+                         const Wanted& wanted) {
   static auto op = find_op<decltype(with_gradients_cpu)>("fastllm::linear_cross_entropy_with_gradients");
-  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
+  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss, wanted.input,
+                 wanted.weight, wanted.bias);
 }
 
 auto call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& target,
-                   const OptionalTensor& bias, int64_t ignore_index, double label_smoothing) {
+                   const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, const Wanted& wanted) {
   static auto op = find_op<decltype(backward_cpu)>("fastllm::linear_cross_entropy_backward");
-  return op.call(grad_output, input, weight, target, bias, ignore_index, label_smoothing);
+  return op.call(grad_output, input, weight, target, bias, ignore_index, label_smoothing, wanted.input, wanted.weight,
+                 wanted.bias);
 }
 
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
@@ -203,14 +218,15 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     at::AutoDispatchBelowADInplaceOrView guard;
     const bool per_row = reduction == "none";
     ctx->saved_data["per_row"] = per_row;
-    if (per_row) {
+    if (per_row) {  // any gradient needs the logits, which need all of these
       ctx->save_for_backward({input, weight, target, or_undefined(bias)});
       ctx->saved_data["ignore_index"] = ignore_index;
       ctx->saved_data["label_smoothing"] = label_smoothing;
       return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
     }
     const auto [loss, grad_input, grad_weight, grad_bias] =
-        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
+        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss,
+                            {wants_gradient(input), wants_gradient(weight), wants_gradient(bias)});
     ctx->save_for_backward({grad_input, grad_weight, grad_bias});
     return loss;
   }
@@ -220,13 +236,15 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     const Tensor& grad = grad_outputs[0];
     Tensor grad_input, grad_weight, grad_bias;
     if (ctx->saved_data["per_row"].toBool()) {
+      const bool need_bias = saved[3].defined() && ctx->needs_input_grad(3);
       std::tie(grad_input, grad_weight, grad_bias) =
           call_backward(grad, saved[0], saved[1], saved[2], optional(saved[3]), ctx->saved_data["ignore_index"].toInt(),
-                        ctx->saved_data["label_smoothing"].toDouble());
-    } else {
-      grad_input = saved[0] * grad;
-      grad_weight = saved[1] * grad;
-      if (saved[2].defined()) grad_bias = saved[2] * grad;  // autograd takes them to their tensors' dtypes
+                        ctx->saved_data["label_smoothing"].toDouble(),
+                        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), need_bias});
+    } else {  // autograd takes them to their tensors' dtypes
+      if (saved[0].defined()) grad_input = saved[0] * grad;
+      if (saved[1].defined()) grad_weight = saved[1] * grad;
+      if (saved[2].defined()) grad_bias = saved[2] * grad;
     }
     return first_order_only("linear_cross_entropy",
                             {grad_input, grad_weight, Tensor(), grad_bias, Tensor(), Tensor(), Tensor(), Tensor()});
@@ -236,8 +254,8 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
 Tensor linear_cross_entropy_autograd(const Tensor& input, const Tensor& weight, const Tensor& target,
                                      const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
                                      double label_smoothing, bool wide_loss) {
-  const bool needs_grad = at::GradMode::is_enabled() && (input.requires_grad() || weight.requires_grad() ||
-                                                         (bias.has_value() && bias->requires_grad()));
+  const bool needs_grad =
+      at::GradMode::is_enabled() && (wants_gradient(input) || wants_gradient(weight) || wants_gradient(bias));
   if (!needs_grad) {  // the gradients would be made in vain
     at::AutoDispatchBelowADInplaceOrView guard;
     return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
@@ -261,14 +279,16 @@ Tensor linear_cross_entropy_autocast(const Tensor& input, const Tensor& weight, 
 
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
-      "linear_cross_entropy(Tensor input, Tensor weight, Tensor target, Tensor? bias=None, int ignore_index=-100, "
-      "str reduction=\"mean\", float label_smoothing=0.0, bool wide_loss=False) -> Tensor");
+      "linear_cross_entropy(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias=None, "
+      "int ignore_index=-100, str reduction=\"mean\", float label_smoothing=0.0, bool wide_loss=False) -> Tensor");
   m.def(
-      "linear_cross_entropy_with_gradients(Tensor input, Tensor weight, Tensor target, Tensor? bias, "
-      "int ignore_index, str reduction, float label_smoothing, bool wide_loss) -> (Tensor, Tensor, Tensor, Tensor)");
+      "linear_cross_entropy_with_gradients(Tensor input, Tensor linear_weight, Tensor target, Tensor? linear_bias, "
+      "int ignore_index, str reduction, float label_smoothing, bool wide_loss, bool need_input, bool need_weight, "
+      "bool need_bias) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
-      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor weight, Tensor target, Tensor? bias, "
-      "int ignore_index, float label_smoothing) -> (Tensor, Tensor, Tensor)");
+      "linear_cross_entropy_backward(Tensor grad_output, Tensor input, Tensor linear_weight, Tensor target, "
+      "Tensor? linear_bias, int ignore_index, float label_smoothing, bool need_input, bool need_weight, "
+      "bool need_bias) -> (Tensor, Tensor, Tensor)");
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {

@@ -1,6 +1,8 @@
 // A tensor seen as a matrix for cpu/gemm.h or cpu/bfloat16_gemm.h, without a copy where its strides allow.
 #pragma once
 
+#include <ATen/ops/ones.h>
+
 #include "cpu/bfloat16_gemm.h"
 #include "cpu/gemm.h"
 #include "ops/op.h"
@@ -57,6 +59,15 @@ inline RowMajor rows_of(const Tensor& tensor) {
 inline RowMajor contiguous_rows_of(const Tensor& tensor) {
   const Tensor flat = flatten_rows(tensor);
   return RowMajor(RowMajor::adjacent(flat, 1) ? flat : flat.contiguous());
+}
+
+// A bias's gradient where no product gives it by the way: the sums of a gradient's columns, in gemm's fixed order.
+inline void sum_columns(const RowMajor& grad, Tensor& sums, bool accumulate = false) {
+  const Tensor ones = at::ones({grad.rows(), 1}, sums.options());
+  GemmOptions options;
+  options.accumulate = accumulate;
+  gemm(grad.cols(), 1, grad.rows(), grad.transposed(), {ones.const_data_ptr<float>(), 1},
+       sums.mutable_data_ptr<float>(), 1, options);
 }
 
 }  // namespace fastllm

@@ -125,6 +125,30 @@ Gradients call_backward(const Tensor& grad_output, const Tensor& grad_residual, 
                  optional(bias), optional(input_bias), p, optional(rng_state));
 }
 
+// A parameter whose gradient is wanted, but not its values: of these backward needs shape and dtype alone. The shape is
+// that of the last `dims` dimensions of what was normalised.
+struct ParameterLike {
+  static c10::IValue describe(const OptionalTensor& parameter) {
+    return wants_gradient(parameter) ? c10::IValue(static_cast<int64_t>(parameter->scalar_type())) : c10::IValue();
+  }
+  static Tensor make(const c10::IValue& described, const Tensor& grad, int64_t dims) {
+    if (described.isNone()) return Tensor();
+    const auto dtype = static_cast<at::ScalarType>(described.toInt());
+    return at::empty_symint(grad.sym_sizes().slice(grad.dim() - dims), grad.options().dtype(dtype));
+  }
+};
+
+// What a bias's gradient, the sum of grad_output's rows, does not look at: it stands in where nothing else is wanted.
+struct Unread {
+  Tensor normalized, statistic;
+
+  Unread(const Tensor& grad, int64_t dims) : normalized(grad) {
+    const auto computing = grad.options().dtype(norm_compute_type(grad));
+    const c10::SymInt rows = c10::multiply_integers(grad.sym_sizes().slice(0, grad.dim() - dims));
+    statistic = at::zeros_symint({rows}, computing);
+  }
+};
+
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                                const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
@@ -134,15 +158,30 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
                                            const OptionalTensor&, double)>();
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [output, mean, rstd] = op.call(input, normalized_shape, weight, bias, eps);
-    ctx->save_for_backward({input, mean, rstd, or_undefined(weight), or_undefined(bias)});
+    const bool normalized = wants_gradient(input) || wants_gradient(weight);
+    ctx->save_for_backward({kept_if(normalized, input), kept_if(normalized, mean), kept_if(normalized, rstd),
+                            kept_if(wants_gradient(input), weight)});
+    ctx->saved_data["dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->saved_data["weight"] = ParameterLike::describe(weight);
+    ctx->saved_data["bias"] = ParameterLike::describe(bias);
     ctx->mark_non_differentiable({mean, rstd});
     return {output, mean, rstd};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list s = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const Tensor& grad = grads[0];
+    const int64_t dims = data["dims"].toInt();
+    const Tensor weight = s[3].defined() ? s[3] : ParameterLike::make(data["weight"], grad, dims);
+    const Tensor bias = ParameterLike::make(data["bias"], grad, dims);
+    Tensor normalized = s[0], mean = s[1], rstd = s[2];
+    if (!normalized.defined()) {
+      const Unread unread(grad, dims);
+      normalized = unread.normalized, mean = rstd = unread.statistic;
+    }
     const auto [dx, dw, db, unused, none] =
-        call_backward(grads[0], Tensor(), s[0], s[1], s[2], s[3], s[4], Tensor(), 0.0, Tensor());
+        call_backward(grad, Tensor(), normalized, mean, rstd, weight, bias, Tensor(), 0.0, Tensor());
     return first_order_only("layer_norm", {dx, Tensor(), dw, db, Tensor()});
   }
 };
@@ -156,15 +195,19 @@ struct RMSNorm : torch::autograd::Function<RMSNorm> {
             .typed<std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, double)>();
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [output, rstd] = op.call(input, normalized_shape, weight, eps);
-    ctx->save_for_backward({input, rstd, or_undefined(weight)});
+    ctx->save_for_backward({input, rstd, kept_if(wants_gradient(input), weight)});
+    ctx->saved_data["dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->saved_data["weight"] = ParameterLike::describe(weight);
     ctx->mark_non_differentiable({rstd});
     return {output, rstd};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list s = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const Tensor weight = s[2].defined() ? s[2] : ParameterLike::make(data["weight"], grads[0], data["dims"].toInt());
     const auto [dx, dw, db, unused, none] =
-        call_backward(grads[0], Tensor(), s[0], Tensor(), s[1], s[2], Tensor(), Tensor(), 0.0, Tensor());
+        call_backward(grads[0], Tensor(), s[0], Tensor(), s[1], weight, Tensor(), Tensor(), 0.0, Tensor());
     return first_order_only("rms_norm", {dx, Tensor(), dw, Tensor()});
   }
 };
@@ -177,8 +220,14 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [output, new_residual, mean, rstd] =
         op.call(input, residual, weight, bias, p, eps, input_bias, rng_state);
-    ctx->save_for_backward({new_residual, mean, rstd, or_undefined(weight), or_undefined(bias),
-                            or_undefined(input_bias), or_undefined(rng_state)});
+    const bool through_dropout = wants_gradient(input) || wants_gradient(input_bias);
+    const bool summed = through_dropout || wants_gradient(residual);  // the gradient of what was added is wanted
+    const bool normalized = summed || wants_gradient(weight);
+    ctx->save_for_backward({kept_if(normalized, new_residual), kept_if(normalized, mean), kept_if(normalized, rstd),
+                            kept_if(summed, weight), kept_if(through_dropout, rng_state)});
+    ctx->saved_data["weight"] = ParameterLike::describe(weight);
+    ctx->saved_data["bias"] = ParameterLike::describe(bias);
+    ctx->saved_data["input_bias"] = ParameterLike::describe(input_bias);
     ctx->saved_data["p"] = p;
     ctx->mark_non_differentiable({mean, rstd});
     ctx->set_materialize_grads(false);  // one of the two gradients often does not come
@@ -187,8 +236,18 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list s = ctx->get_saved_variables();
+    auto& data = ctx->saved_data;
+    const Tensor& grad = grads[0].defined() ? grads[0] : grads[1];
+    const Tensor weight = s[3].defined() ? s[3] : ParameterLike::make(data["weight"], grad, 1);
+    const Tensor bias = ParameterLike::make(data["bias"], grad, 1);
+    const Tensor input_bias = ParameterLike::make(data["input_bias"], grad, 1);
+    Tensor normalized = s[0], mean = s[1], rstd = s[2];
+    if (!normalized.defined()) {
+      const Unread unread(grad, 1);
+      normalized = unread.normalized, mean = rstd = unread.statistic;
+    }
     const auto [dz, dw, db, dropped, dib] =
-        call_backward(grads[0], grads[1], s[0], s[1], s[2], s[3], s[4], s[5], ctx->saved_data["p"].toDouble(), s[6]);
+        call_backward(grads[0], grads[1], normalized, mean, rstd, weight, bias, input_bias, data["p"].toDouble(), s[4]);
     return first_order_only("dropout_add_layer_norm",
                             {dropped.defined() ? dropped : dz, dz, dw, db, Tensor(), Tensor(), dib, Tensor()});
   }

@@ -55,6 +55,18 @@ inline Tensor or_undefined(const OptionalTensor& tensor) {
   return tensor.has_value() ? *tensor : Tensor();
 }
 
+// Whether backward may be asked for this tensor's gradient. Forward asks, so that it saves what those gradients need
+// and nothing else: what is frozen keeps no activation alive, and what is not saved may be overwritten.
+inline bool wants_gradient(const Tensor& tensor) {
+  return tensor.defined() && tensor.requires_grad();
+}
+inline bool wants_gradient(const OptionalTensor& tensor) {
+  return tensor.has_value() && wants_gradient(*tensor);
+}
+inline Tensor kept_if(bool needed, const OptionalTensor& tensor) {
+  return needed ? or_undefined(tensor) : Tensor();
+}
+
 // Gradients on their way out of a backward formula. Where the user asked for a graph of them (create_graph=True), that
 // graph ends in an error which names the op, raised only if somebody differentiates through it.
 inline variable_list first_order_only(const char* op, variable_list gradients) {

@@ -5,19 +5,19 @@ from torch import Tensor
 
 from fastllm import ops
 from fastllm.nn.norm import LayerNorm
+from fastllm.ops._only_default import only_default
 
 
 class Dropout(torch.nn.Dropout):
     """Drop-in for torch.nn.Dropout; its mask comes from fastllm's Philox contract, seeded by torch.manual_seed."""
 
     def __init__(self, p: float = 0.5, inplace: bool = False) -> None:
-        if inplace:
-            raise ValueError("Dropout: 'inplace' must be False: fastllm's dropout writes a new tensor, got True")
+        only_default("Dropout", "inplace", inplace, False, "a new tensor is written")
         super().__init__(p)
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability p while training and scale the rest to keep the mean."""
-        return ops.dropout(input, self.p, self.training)
+        return ops.dropout(input, self.p, self.training, self.inplace)
 
 
 class DropoutAdd(torch.nn.Module):
@@ -51,10 +51,26 @@ class DropoutAddLayerNorm(LayerNorm):
         normalized_shape: C, the size of the last dimension.
         p: dropout probability.
         eps, elementwise_affine, bias, device, dtype: as in torch.nn.LayerNorm.
+
+    Raises:
+        ValueError: normalized_shape is of several dimensions.
     """
 
-    def __init__(self, normalized_shape: int, p: float = 0.1, eps: float = 1e-5, **kwargs) -> None:
-        super().__init__(normalized_shape, eps, **kwargs)
+    def __init__(
+        self,
+        normalized_shape: int,
+        p: float = 0.1,
+        eps: float = 1e-5,
+        elementwise_affine: bool = True,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
+        if len(self.normalized_shape) != 1:
+            raise ValueError(
+                f"DropoutAddLayerNorm: 'normalized_shape' must be the last dimension's size, got {normalized_shape}"
+            )
         self.p = p
 
     # Not LayerNorm's signature: this layer adds before it normalises.

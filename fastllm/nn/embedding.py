@@ -4,23 +4,46 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.ops._only_default import only_default
+
+_REFUSED = {"max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
 
 
 class Embedding(torch.nn.Embedding):
     """Drop-in for torch.nn.Embedding; its gradient is deterministic.
 
-    Raises ValueError for what it does not do: max_norm, scale_grad_by_freq, sparse.
+    Raises ValueError for what it does not do: max_norm and its norm_type, scale_grad_by_freq, sparse.
     """
 
-    def __init__(self, num_embeddings: int, embedding_dim: int, padding_idx: int | None = None, **kwargs) -> None:
-        for name in ("max_norm", "scale_grad_by_freq", "sparse"):
-            if kwargs.get(name):
-                raise ValueError(f"Embedding: '{name}' is not supported, got {kwargs[name]}; use torch.nn.Embedding")
-        super().__init__(num_embeddings, embedding_dim, padding_idx, **kwargs)
+    def __init__(
+        self,
+        num_embeddings: int,
+        embedding_dim: int,
+        padding_idx: int | None = None,
+        max_norm: float | None = None,
+        norm_type: float = 2.0,
+        scale_grad_by_freq: bool = False,
+        sparse: bool = False,
+        _weight: Tensor | None = None,
+        _freeze: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(
+            num_embeddings, embedding_dim, padding_idx, max_norm, norm_type, scale_grad_by_freq, sparse, _weight,
+            _freeze, device, dtype,
+        )  # fmt: skip
+        for name, default in _REFUSED.items():
+            only_default("Embedding", name, getattr(self, name), default, "use torch.nn.Embedding")
 
     def forward(self, input: Tensor) -> Tensor:
         """Return the rows of the table that input names: (*,) int -> (*, embedding_dim)."""
-        return ops.embedding(input, self.weight, self.padding_idx)
+        return ops.embedding(input, *_table(self))
+
+
+def _table(layer: torch.nn.Embedding) -> tuple:
+    """Return what ops.embedding takes of a layer as it stands, attributes that were set later too."""
+    return (layer.weight, layer.padding_idx, *(getattr(layer, name) for name in _REFUSED))
 
 
 class PositionalEmbedding(torch.nn.Module):
@@ -46,5 +69,5 @@ class PositionalEmbedding(torch.nn.Module):
             positions = position_offset[:, None] + torch.arange(tokens.size(1), device=tokens.device)
             return self.token(tokens) + self.position(positions)
         return ops.embedding(
-            tokens, self.token.weight, position_weight=self.position.weight, position_offset=position_offset
+            tokens, *_table(self.token), position_weight=self.position.weight, position_offset=position_offset
         )

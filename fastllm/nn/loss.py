@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.ops._only_default import only_default
 
 
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
@@ -24,38 +25,66 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
 class LinearCrossEntropyLoss(torch.nn.Module):
     """A model's last linear layer and cross-entropy in one: the logits of all tokens never exist at once.
 
+    Drop-in for torch.nn.LinearCrossEntropyLoss, where torch has it, with class-index targets.
+
     Args:
         in_features: C.
         num_classes: V.
+        out_features: (): a row of input has one target.
         bias: whether the linear layer has a bias.
-        ignore_index: targets of this value count for nothing.
+        device, dtype: of the linear layer.
         reduction: "mean" (over the targets that count), "sum" or "none".
+        weight: None: classes have no weights here.
+        ignore_index: targets of this value count for nothing; None is -100.
         label_smoothing: in [0, 1], spread over all V classes as torch does.
+        options: None: chunks are chosen here.
+
+    Raises:
+        ValueError: out_features, weight or options is given.
     """
 
     def __init__(
         self,
         in_features: int,
         num_classes: int,
+        *,
+        out_features: tuple[int, ...] = (),
         bias: bool = False,
-        ignore_index: int = -100,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
         reduction: str = "mean",
+        weight: None = None,
+        ignore_index: int | None = None,
         label_smoothing: float = 0.0,
+        options: None = None,
     ) -> None:
         super().__init__()
-        self.linear = torch.nn.Linear(in_features, num_classes, bias=bias)
-        self.ignore_index = ignore_index
+        only_default("LinearCrossEntropyLoss", "weight", weight, None, "classes have no weights here")
+        only_default("LinearCrossEntropyLoss", "options", options, None, "chunks are chosen here")
+        self.num_classes = num_classes
+        self.out_features = out_features
         self.reduction = reduction
+        self.weight = weight
+        self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
+        self.options = options
+        self._check_out_features()
+        self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compare input (N, C) with class indices (N,)."""
+        self._check_out_features()
         return ops.linear_cross_entropy(
             input,
             self.linear.weight,
             target,
-            self.linear.bias,
-            ignore_index=self.ignore_index,
+            linear_bias=self.linear.bias,
+            weight=self.weight,
             reduction=self.reduction,
+            ignore_index=self.ignore_index,
             label_smoothing=self.label_smoothing,
+            options=self.options,
         )
+
+    def _check_out_features(self) -> None:
+        only_default("LinearCrossEntropyLoss", "out_features", self.out_features, (), "flatten rows instead")

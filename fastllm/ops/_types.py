@@ -69,11 +69,12 @@ def _find_wrong(function: Callable, args: tuple, kwargs: dict) -> str:
         kinds = [_KINDS[kind] for kind in allowed]
         if not any(fits(value) for _, fits in kinds):
             expected = " or ".join(kind for kind, _ in kinds)
-            return f"{function.__name__}: '{name}' must be {expected}, got {_describe(value)}"
+            return f"{function.__name__}: '{name}' must be {expected}, got {describe(value)}"
     return ""
 
 
-def _describe(value: Any) -> str:
+def describe(value: Any) -> str:
+    """Return what a message calls a value that was given: None, a tensor by its shape, another with its type."""
     if isinstance(value, Tensor):
         return f"a Tensor of shape {list(value.shape)}"
     return "None" if value is None else f"{type(value).__name__} {value!r:.60}"

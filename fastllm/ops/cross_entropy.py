@@ -4,14 +4,16 @@ import torch
 from torch import Tensor
 
 from fastllm.ops._fake import register_fake
+from fastllm.ops._only_default import only_default
 
 
 def cross_entropy(
     input: Tensor,
     target: Tensor,
     weight: Tensor | None = None,
-    *,
+    size_average: None = None,
     ignore_index: int = -100,
+    reduce: None = None,
     reduction: str = "mean",
     label_smoothing: float = 0.0,
 ) -> Tensor:
@@ -23,8 +25,10 @@ def cross_entropy(
     Args:
         input: logits (N, C), (C,) or (N, C, d1, ..); float32, float64, bfloat16 or float16.
         target: class indices int64 of input's shape without C; ignore_index counts for nothing.
-        weight: (C,) weight of each class, or None.
+        weight: (C,) weight of each class, or None; a constant.
+        size_average: None, as it is deprecated: see reduction.
         ignore_index: the target value to leave out.
+        reduce: None, as it is deprecated: see reduction.
         reduction: "mean" (weighted, over the targets that count; NaN if none does), "sum" or "none".
         label_smoothing: in [0, 1]; spread over all C classes as torch does.
 
@@ -32,7 +36,8 @@ def cross_entropy(
         A scalar, or target's shape for "none"; input's dtype, under autocast float32 (or float64).
 
     Raises:
-        ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is.
+        ValueError: shapes do not fit, a target is out of range (the message names it), reduction or label_smoothing is,
+            weight requires a gradient, or size_average or reduce is given.
             On CUDA, where looking at targets would stall, such a target makes its row's loss NaN instead, and with it
             the mean and the row's gradient.
         TypeError: input is not of a supported floating dtype, or target is not int64.
@@ -41,6 +46,8 @@ def cross_entropy(
         >>> cross_entropy(torch.zeros(3, 4), torch.tensor([0, 3, -100]))
         tensor(1.3863)
     """
+    only_default("cross_entropy", "size_average", size_average, None, "use 'reduction'")
+    only_default("cross_entropy", "reduce", reduce, None, "use 'reduction'")
     return torch.ops.fastllm.cross_entropy.default(input, target, weight, ignore_index, reduction, label_smoothing)[0]
 
 

@@ -9,29 +9,34 @@ import torch
 from torch import Tensor
 
 from fastllm.ops._fake import register_fake
+from fastllm.ops._only_default import only_default
 from fastllm.ops._random import rng_state_for
 
 
-def dropout(input: Tensor, p: float = 0.5, training: bool = True, *, rng_state: Tensor | None = None) -> Tensor:
+def dropout(
+    input: Tensor, p: float = 0.5, training: bool = True, inplace: bool = False, *, rng_state: Tensor | None = None
+) -> Tensor:
     """Zero each element with probability p and scale the rest so that the mean stays.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
         p: in [0, 1]; rounded to a multiple of 1/65536.
         training: False returns input's values.
+        inplace: False: a new tensor is written.
         rng_state: int64 (2,) of (seed, offset); drawn from torch's generator unless given.
 
     Returns:
         A contiguous tensor of input's shape and dtype.
 
     Raises:
-        ValueError: p is not in [0, 1] or rng_state has not shape (2,).
+        ValueError: p is not in [0, 1], rng_state has not shape (2,), or inplace is set.
         TypeError: input is not of a supported floating dtype or rng_state is not int64.
 
     Example:
         >>> dropout(torch.ones(3), training=False)
         tensor([1., 1., 1.])
     """
+    only_default("dropout", "inplace", inplace, False, "a new tensor is written")
     state = rng_state_for(input, p, training, rng_state)
     return torch.ops.fastllm.dropout_add.default(input, None, None, p, state)
 

@@ -4,14 +4,19 @@ import torch
 from torch import Tensor
 
 from fastllm.ops._fake import register_fake
+from fastllm.ops._only_default import only_default
 
-_NO_PADDING = -1
+_INSTEAD = "use torch.nn.functional.embedding"
 
 
 def embedding(
     input: Tensor,
     weight: Tensor,
     padding_idx: int | None = None,
+    max_norm: None = None,
+    norm_type: float = 2.0,
+    scale_grad_by_freq: bool = False,
+    sparse: bool = False,
     *,
     position_weight: Tensor | None = None,
     position_offset: int = 0,
@@ -24,7 +29,8 @@ def embedding(
     Args:
         input: token ids (*, T), int64 or int32.
         weight: (V, C); float32, float64, bfloat16 or float16.
-        padding_idx: a token whose row gets no gradient, or None.
+        padding_idx: a token whose row gets no gradient, or None; negative ones count from the end of the table.
+        max_norm, norm_type, scale_grad_by_freq, sparse: torch's defaults alone.
         position_weight: (P, C) of weight's dtype, P >= position_offset + T; or None.
         position_offset: the position of the first token of each row of input.
 
@@ -32,8 +38,9 @@ def embedding(
         (*, T, C), of weight's dtype.
 
     Raises:
-        ValueError: shapes do not fit, or a token is outside the table (the message names it). On CUDA, where looking at
-            tokens would stall, such a token gives a row of NaN instead, and its gradient goes nowhere.
+        ValueError: shapes do not fit, padding_idx is outside the table, one of torch's arguments is not at its default,
+            or a token is outside the table (the message names it). On CUDA, where looking at tokens would stall, such
+            a token gives a row of NaN instead, and its gradient goes nowhere.
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -41,8 +48,11 @@ def embedding(
         tensor([[2.],
                 [1.]])
     """
-    padding = _NO_PADDING if padding_idx is None else padding_idx
-    return torch.ops.fastllm.embedding.default(input, weight, padding, position_weight, position_offset)
+    only_default("embedding", "max_norm", max_norm, None, _INSTEAD)
+    only_default("embedding", "norm_type", norm_type, 2.0, _INSTEAD)
+    only_default("embedding", "scale_grad_by_freq", scale_grad_by_freq, False, _INSTEAD)
+    only_default("embedding", "sparse", sparse, False, _INSTEAD)
+    return torch.ops.fastllm.embedding.default(input, weight, padding_idx, position_weight, position_offset)
 
 
 @register_fake("embedding")
@@ -51,6 +61,10 @@ def _(input, weight, padding_idx, position_weight, position_offset):
 
 
 @register_fake("embedding_backward")
-def _(grad_output, input, weight, padding_idx, position_weight, position_offset):
-    grad_position = None if position_weight is None else position_weight.new_empty(position_weight.shape)
-    return weight.new_empty(weight.shape), grad_position
+def _(grad_output, input, num_embeddings, padding_idx):
+    return grad_output.new_empty((num_embeddings, grad_output.shape[-1]))
+
+
+@register_fake("embedding_position_backward")
+def _(grad_output, num_positions, position_offset):
+    return grad_output.new_empty((num_positions, grad_output.shape[-1]))

@@ -39,10 +39,11 @@ def _(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
 
 @register_fake("linear_backward")
 def _(
-    grad_output: Tensor, input: Tensor, weight: Tensor, need_input: bool, need_weight: bool, need_bias: bool
+    grad_output: Tensor, input: Tensor | None, weight: Tensor | None, need_bias: bool
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    *rows, out_features = grad_output.shape
     return (
-        input.new_empty(input.shape) if need_input else None,
-        weight.new_empty(weight.shape) if need_weight else None,
-        weight.new_empty(weight.shape[:1]) if need_bias else None,
+        None if weight is None else grad_output.new_empty((*rows, weight.shape[1])),
+        None if input is None else grad_output.new_empty((out_features, input.shape[-1])),
+        grad_output.new_empty((out_features,)) if need_bias else None,
     )

@@ -6,8 +6,10 @@ from torch import Tensor
 from fastllm.ops._fake import register_fake
 
 
-def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> Tensor:
+def softmax(input: Tensor, dim: int, *, dtype: torch.dtype | None = None) -> Tensor:
     """Exponentiate and normalise over a dimension, as torch.nn.functional.softmax.
+
+    torch's dim=None, which guesses a dimension and is deprecated, is an error.
 
     Args:
         input: any shape; float32, float64, bfloat16 or float16.
@@ -22,7 +24,7 @@ def softmax(input: Tensor, dim: int = -1, dtype: torch.dtype | None = None) -> T
         TypeError: input is not of a supported floating dtype.
 
     Example:
-        >>> softmax(torch.zeros(4))
+        >>> softmax(torch.zeros(4), -1)
         tensor([0.2500, 0.2500, 0.2500, 0.2500])
     """
     return torch.ops.fastllm.softmax.default(input if dtype is None else input.to(dtype=dtype), dim)

@@ -14,6 +14,7 @@ from tests.ops.test_devices import CALLS, OTHERS, STATE
 
 FOR_INFERENCE = {ops.decode_attention}  # which has no gradient
 CONSTANTS = {"cos", "sin", "alibi_slopes"}  # that want no gradient
+WITH_CONSTANT_WEIGHT = {ops.cross_entropy}
 
 
 @dataclass
@@ -31,7 +32,8 @@ class Case:
         """Return new tensors there; the floating ones want a gradient."""
         made = {name: value.detach().clone().to(device) for name, value in self.tensors.items()}
         trained = set() if self.function in FOR_INFERENCE else {k for k, v in made.items() if v.is_floating_point()}
-        return {name: value.requires_grad_(name in trained - CONSTANTS) for name, value in made.items()}
+        constants = CONSTANTS | ({"weight"} if self.function in WITH_CONSTANT_WEIGHT else set())
+        return {name: value.requires_grad_(name in trained - constants) for name, value in made.items()}
 
     def both_ways(self, tensors, function=None):
         """Return the first output and the gradients of its square."""
@@ -59,7 +61,7 @@ def rows(count, cols, dtype=torch.float32):
 
 
 LOSS = {"input": rows(6, 40), "target": torch.tensor([1, 39, -100, 3, 7, 20]), "weight": torch.rand(40)}
-PRODUCT = {"input": rows(6, 8), "weight": rows(40, 8), "target": LOSS["target"], "bias": torch.randn(40)}
+PRODUCT = {"input": rows(6, 8), "linear_weight": rows(40, 8), "target": LOSS["target"], "linear_bias": torch.randn(40)}
 CASES = [
     *(Case(function, CALLS[function], OTHERS.get(function, {})) for function in CALLS),
     Case(ops.bias_gelu, {"input": rows(300, 9), "bias": torch.randn(9)}, {"approximate": "tanh"}, "of many rows"),
@@ -76,8 +78,8 @@ CASES = [
          {"normalized_shape": (30_000,)}, "of rows whose sums fill shared memory"),
     Case(ops.layer_norm, {"input": rows(9, 3).t(), "weight": torch.ones(9)}, {"normalized_shape": (9,)}, "transposed"),
     Case(ops.linear_cross_entropy, PRODUCT, {"reduction": "none", "label_smoothing": 0.1}, "of each row"),
-    Case(ops.linear_cross_entropy, {**PRODUCT, **{k: PRODUCT[k].half() for k in ("input", "weight", "bias")}},
-         {}, "in float16"),
+    Case(ops.linear_cross_entropy, {k: v.half() if v.is_floating_point() else v for k, v in PRODUCT.items()}, {},
+         "in float16"),
     Case(ops.linear_cross_entropy, {**PRODUCT, "input": rows(2100, 8), "target": torch.randint(0, 40, (2100,))},
          {}, "in two chunks"),
     Case(ops.rotary_embedding, {"input": torch.randn(2, 3, 4, 8), "cos": torch.randn(9, 2).double(),

@@ -136,7 +136,11 @@ def test_feed_forward():
     ("make", "message"),
     [
         (lambda: nn.Dropout(0.5, inplace=True), "'inplace' must be False"),
-        (lambda: nn.Embedding(3, 4, max_norm=1.0), "'max_norm' is not supported"),
+        (lambda: nn.Embedding(3, 4, max_norm=1.0), "'max_norm' must be None, got float 1.0"),
+        (
+            lambda: nn.DropoutAddLayerNorm((3, 5)),
+            r"'normalized_shape' must be the last dimension's size, got \(3, 5\)",
+        ),
         (lambda: nn.CausalSelfAttention(10, 3), r"'n_embd' must be a multiple of n_head \(3\), got 10"),
         (lambda: nn.Softmax()(torch.randn(3)), "'dim' must be an int"),
     ],

@@ -92,7 +92,7 @@ def test_linear_cross_entropy_matches_torch_in_float64(classes, bias, reduction,
     extra = [torch.randn(classes, dtype=torch.float64, requires_grad=True)] if bias else []
     harness.assert_matches_reference(
         lambda x, w, *b: ops.linear_cross_entropy(
-            x, w, target.to(device), *b, reduction=reduction, label_smoothing=0.1
+            x, w, target.to(device), linear_bias=b[0] if b else None, reduction=reduction, label_smoothing=0.1
         ),
         lambda x, w, *b: F.cross_entropy(F.linear(x, w, *b), target, reduction=reduction, label_smoothing=0.1),
         [x, weight, *extra], dtype, device=device,
@@ -106,7 +106,7 @@ def test_linear_cross_entropy_over_several_chunks_on_cuda(dtype, reduction, devi
     inputs = [torch.randn(n, 3, dtype=torch.float64, requires_grad=True) for n in (4200, 9)]
     inputs.append(torch.randn(9, dtype=torch.float64, requires_grad=True))
     harness.assert_matches_reference(
-        lambda x, w, b: ops.linear_cross_entropy(x, w, target.to(device), b, reduction=reduction),
+        lambda x, w, b: ops.linear_cross_entropy(x, w, target.to(device), linear_bias=b, reduction=reduction),
         lambda x, w, b: F.cross_entropy(F.linear(x, w, b), target, reduction=reduction),
         inputs, dtype, device=device,
     )  # fmt: skip
@@ -121,7 +121,7 @@ def test_linear_cross_entropy_under_autocast(dtype, reduction):
     exact_leaves = [leaf.detach().to(dtype).double().requires_grad_() for leaf in leaves]
     options = {"ignore_index": -100, "reduction": reduction}
     with torch.autocast("cpu", dtype):
-        loss = ops.linear_cross_entropy(*leaves[:2], target, leaves[2], **options)
+        loss = ops.linear_cross_entropy(*leaves[:2], target, linear_bias=leaves[2], **options)
     exact = F.cross_entropy(F.linear(*exact_leaves), target, **options)
     assert loss.dtype == torch.float32
     torch.testing.assert_close(loss, exact.float(), rtol=1e-6, atol=1e-6)
@@ -141,7 +141,7 @@ def test_linear_cross_entropy_under_autocast_on_cuda(dtype, reduction, device):
     leaves = [torch.randn(shape, device=device, requires_grad=True) for shape in ((61, 12), (65, 12), (65,))]
     exact_leaves = [leaf.detach().cpu().to(dtype).double().requires_grad_() for leaf in leaves]
     with torch.autocast(device.type, dtype):
-        loss = ops.linear_cross_entropy(*leaves[:2], target.to(device), leaves[2], reduction=reduction)
+        loss = ops.linear_cross_entropy(*leaves[:2], target.to(device), linear_bias=leaves[2], reduction=reduction)
     exact = F.cross_entropy(F.linear(*exact_leaves), target, reduction=reduction)
     assert loss.dtype == torch.float32
     assert not torch.equal(loss, loss.to(dtype).float())
@@ -221,6 +221,20 @@ def test_linear_cross_entropy_over_several_chunks():
     )
     for a, b in zip([ours, *ours_grads], [exact, *exact_grads], strict=True):
         harness.assert_close(a, b, torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("trained", [(0,), (1,), (2,), (1, 2)])
+def test_what_is_frozen_gets_no_gradient_in_any_chunk(trained, dtype):
+    tensors = [torch.randn(60, 2), torch.randn(300_000, 2), torch.randn(300_000)]
+    target = torch.randint(300_000, (60,))
+    results = []
+    for wanted in (trained, (0, 1, 2)):
+        x, weight, bias = leaves = [t.to(dtype).requires_grad_(i in wanted) for i, t in enumerate(tensors)]
+        loss = ops.linear_cross_entropy(x, weight, target, linear_bias=bias)
+        results.append(torch.autograd.grad(loss, [leaves[i] for i in trained]))
+    for a, b in zip(*results, strict=True):
+        harness.assert_close(a, b, dtype)
 
 
 def test_extremes(device):
@@ -351,7 +365,16 @@ X, T = torch.randn(2, 3), torch.tensor([0, 1])
         (lambda: ops.cross_entropy(X, T, reduction="avg"), ValueError, "'reduction' must be 'mean', 'sum' or 'none'"),
         (lambda: ops.cross_entropy(X, T, label_smoothing=2.0), ValueError, r"'label_smoothing' must be in \[0, 1\]"),
         (lambda: ops.cross_entropy(X, T[:1]), ValueError, r"'target' must have shape \[2\], got \[1\]"),
-        (lambda: ops.linear_cross_entropy(X, X[:, :2], T), ValueError, r"'weight' must have shape \(classes, 3\)"),
+        (
+            lambda: ops.linear_cross_entropy(X, X[:, :2], T),
+            ValueError,
+            r"'linear_weight' must have shape \(classes, 3\)",
+        ),
+        (
+            lambda: ops.cross_entropy(X, T, torch.ones(3, requires_grad=True)),
+            ValueError,
+            "'weight' must not require a gradient",
+        ),
     ],
 )
 def test_wrong_input(call, error, message):

@@ -34,7 +34,8 @@ CALLS = {
     ops.layer_norm: {"input": torch.randn(2, 3), "weight": torch.ones(3), "bias": torch.ones(3)},
     ops.linear: {"input": torch.randn(2, 3), "weight": torch.randn(4, 3), "bias": torch.randn(4)},
     ops.linear_cross_entropy: {
-        "input": torch.randn(2, 3), "weight": torch.randn(5, 3), "target": torch.tensor([1, 2]), "bias": torch.ones(5),
+        "input": torch.randn(2, 3), "linear_weight": torch.randn(5, 3), "target": torch.tensor([1, 2]),
+        "linear_bias": torch.ones(5),
     },
     ops.rms_norm: {"input": torch.randn(2, 3), "weight": torch.ones(3)},
     ops.rotary_embedding: {

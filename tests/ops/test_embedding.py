@@ -87,11 +87,28 @@ def test_a_large_vocabulary_most_of_which_is_unused(channels, device):
     harness.assert_matches_reference(ours, expected, [weight, position], torch.float32, device=device)
 
 
-def test_padding_row_gets_no_gradient(device):
+@pytest.mark.parametrize("padding_idx", [None, 0, 2, 4, -1, -3, -5])
+def test_padding_row_gets_no_gradient(padding_idx, device):
+    tokens, table = torch.tensor([1, 2, 2, 0, 4]), torch.randn(5, 4)
+    weight, expected = (table.detach().clone().to(where).requires_grad_() for where in (device, "cpu"))
+    ops.embedding(tokens.to(device), weight, padding_idx).sum().backward()
+    torch.nn.functional.embedding(tokens, expected, padding_idx).sum().backward()
+    assert torch.equal(weight.grad.cpu(), expected.grad)
+
+
+@pytest.mark.parametrize("padding_idx", [5, -6])
+def test_padding_outside_the_table(padding_idx, device):
+    with pytest.raises(ValueError, match=rf"'padding_idx' must be in \[-5, 5\) or None, got {padding_idx}"):
+        ops.embedding(torch.tensor([1], device=device), torch.ones(5, 2, device=device), padding_idx)
+
+
+def test_the_table_may_be_updated_before_backward(device):
     weight = torch.randn(5, 4, device=device, requires_grad=True)
-    ops.embedding(torch.tensor([1, 2, 2], device=device), weight, padding_idx=2).sum().backward()
-    assert weight.grad[1].sum() == 4
-    assert not weight.grad[2].any()
+    output = ops.embedding(torch.tensor([1, 2], device=device), weight)
+    with torch.no_grad():
+        weight.add_(1)
+    output.sum().backward()
+    assert weight.grad.sum() == 8
 
 
 def test_gradcheck_contract_compile_threads(threads):
@@ -99,6 +116,7 @@ def test_gradcheck_contract_compile_threads(threads):
     weight, position = tables(7, 4, 5)
     assert torch.autograd.gradcheck(lambda w, p: ops.embedding(tokens, w, position_weight=p), [weight, position])
     harness.assert_op_contract(torch.ops.fastllm.embedding.default, (tokens, weight, -1, position, 0))
+    harness.assert_op_contract(torch.ops.fastllm.embedding.default, (tokens, weight, None, None, 0))
     harness.assert_compiles(lambda w: ops.embedding(tokens, w), [weight])
     many = torch.randint(65, (12, 64))
     harness.assert_deterministic(lambda w: ops.embedding(many, w), [torch.randn(65, 128, requires_grad=True)], threads)

@@ -40,13 +40,15 @@ def test_few_rows_that_are_longer_still(size, dtype, device):
 def test_a_row_of_more_pieces_than_a_block_has_threads(device):
     x = torch.randn(1, 256 * 2048 + 1)
     x[0, -1] = 20.0  # the last piece is not lost in the sum
-    torch.testing.assert_close(ops.softmax(x.to(device)).cpu().double(), x.double().softmax(-1), rtol=2e-5, atol=1e-12)
+    torch.testing.assert_close(
+        ops.softmax(x.to(device), -1).cpu().double(), x.double().softmax(-1), rtol=2e-5, atol=1e-12
+    )
 
 
 def test_extremes_of_few_long_rows(device):
     x = torch.zeros(3, 40000)
     x[0, 17], x[1, 30000], x[2] = torch.nan, torch.inf, -torch.inf
-    assert ops.softmax(x.to(device)).isnan().all()
+    assert ops.softmax(x.to(device), -1).isnan().all()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -64,7 +66,7 @@ def test_extremes(device):
     x = torch.tensor([past_float32, *rows, *infinite])
     for dim, t in ((-1, x), (0, x.t().contiguous())):
         torch.testing.assert_close(ops.softmax(t.to(device), dim).cpu(), F.softmax(t, dim), equal_nan=True)
-    assert ops.softmax(torch.empty(3, 0, device=device)).shape == (3, 0)
+    assert ops.softmax(torch.empty(3, 0, device=device), -1).shape == (3, 0)
     assert ops.softmax(torch.tensor(2.0, device=device), 0).item() == 1.0
 
 
@@ -83,7 +85,7 @@ def test_memory_that_is_not_aligned(device):
     x, grad = torch.randn(2 * 64 + 1)[1:].view(2, 64), torch.randn(2 * 64 + 1)[1:].view(2, 64)
     ours = torch.cat([torch.zeros(1), x.flatten()]).to(device)[1:].view(2, 64).requires_grad_()
     exact = x.double().requires_grad_()
-    output, expected = ops.softmax(ours), reference.softmax(exact, -1)
+    output, expected = ops.softmax(ours, -1), reference.softmax(exact, -1)
     output.backward(torch.cat([torch.zeros(1), grad.flatten()]).to(device)[1:].view(2, 64))
     expected.backward(grad.double())
     harness.assert_close(output.detach().cpu(), expected.detach(), torch.float32)
@@ -100,8 +102,8 @@ def test_gradcheck_contract_compile_threads(threads):
     x = torch.randn(3, 5, dtype=torch.float64, requires_grad=True)
     assert torch.autograd.gradcheck(lambda x: ops.softmax(x, 0), [x])
     harness.assert_op_contract(torch.ops.fastllm.softmax.default, (x, 1))
-    harness.assert_compiles(ops.softmax, [x])
-    harness.assert_deterministic(ops.softmax, [torch.randn(200, 300, requires_grad=True)], threads)
+    harness.assert_compiles(lambda x: ops.softmax(x, -1), [x])
+    harness.assert_deterministic(lambda x: ops.softmax(x, -1), [torch.randn(200, 300, requires_grad=True)], threads)
 
 
 def test_wrong_input():

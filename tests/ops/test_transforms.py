@@ -7,7 +7,9 @@ from torch._dynamo.testing import CompileCounterWithBackend
 from fastllm import ops
 from tests.ops.test_devices import CALLS, OTHERS
 
-NOT_BATCHED = {"rng_state", "alibi_slopes", "bias", "input_bias", "position_weight", "weight"}
+NOT_BATCHED = {
+    "rng_state", "alibi_slopes", "bias", "input_bias", "linear_bias", "linear_weight", "position_weight", "weight",
+}  # fmt: skip
 
 
 def first(output):

@@ -53,7 +53,10 @@ def test_every_argument_of_every_op(function):
             lambda: ops.layer_norm(torch.zeros(2), 2),
             "layer_norm: 'normalized_shape' must be a sequence of ints, got int 2",
         ),
-        (lambda: ops.softmax(torch.zeros(2), dtype="x"), "softmax: 'dtype' must be a torch.dtype or None, got str 'x'"),
+        (
+            lambda: ops.softmax(torch.zeros(2), 0, dtype="x"),
+            "softmax: 'dtype' must be a torch.dtype or None, got str 'x'",
+        ),
     ],
 )
 def test_sentences(call, message):

@@ -18,18 +18,18 @@ cuda::Tokens tokens_of(const Tensor& contiguous) {
   return {contiguous.const_data_ptr(), contiguous.scalar_type() == at::kInt, contiguous.numel(), length_of(contiguous)};
 }
 
-void check(const char* op, const Tensor& input, const Tensor& weight, int64_t padding_idx,
-           const OptionalTensor& position_weight, int64_t position_offset) {
-  check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
+void check_table(const char* op, const char* argument, int64_t num_embeddings, int64_t channels) {
   constexpr int64_t kLimit = std::numeric_limits<int32_t>::max();
-  FASTLLM_CHECK(weight.size(0) < kLimit && weight.size(1) < kLimit, op, "weight",
-                c10::str("have fewer than ", kLimit, " rows and columns on CUDA"), weight.sizes());
+  FASTLLM_CHECK(num_embeddings < kLimit && channels < kLimit, op, argument,
+                c10::str("have fewer than ", kLimit, " rows and columns on CUDA"),
+                c10::str(num_embeddings, " x ", channels));
 }
 
-Tensor embedding_cuda(const Tensor& input, const Tensor& weight, int64_t padding_idx,
+Tensor embedding_cuda(const Tensor& input, const Tensor& weight, std::optional<int64_t> padding_idx,
                       const OptionalTensor& position_weight, int64_t position_offset) {
   const char* op = "embedding";
-  check(op, input, weight, padding_idx, position_weight, position_offset);
+  check_embedding(op, input, weight, padding_idx, position_weight, position_offset);
+  check_table(op, "weight", weight.size(0), weight.size(1));
   const CudaGuard guard(weight);
   const Tensor tokens = input.contiguous(), w = weight.contiguous();
   const Tensor position = position_weight ? position_weight->contiguous() : Tensor();
@@ -46,22 +46,27 @@ Tensor embedding_cuda(const Tensor& input, const Tensor& weight, int64_t padding
   return output;
 }
 
-// The table's gradient: tokens are sorted on the device, then runs of equal ones are summed.
-Tensor table_gradient(const char* op, const Tensor& grad, const Tensor& tokens, const Tensor& weight,
-                      int64_t padding_idx) {
-  const int32_t vocabulary = static_cast<int32_t>(weight.size(0));
-  const int64_t count = tokens.numel(), channels = weight.size(1);
-  Tensor grad_weight = at::zeros(weight.sizes(), weight.options());
+// Tokens are sorted on the device, then runs of equal ones are summed.
+Tensor embedding_backward_cuda(const Tensor& grad_output, const Tensor& input, int64_t num_embeddings,
+                               std::optional<int64_t> padding_idx) {
+  const char* op = "embedding_backward";
+  check_embedding_backward(op, grad_output, input, num_embeddings);
+  const int64_t count = input.numel(), channels = grad_output.size(-1);
+  check_table(op, "num_embeddings", num_embeddings, channels);
+  const CudaGuard guard(grad_output);
+  const Tensor grad = grad_output.contiguous(), tokens = input.contiguous();
+  const auto vocabulary = static_cast<int32_t>(num_embeddings);
+  Tensor grad_weight = at::zeros({num_embeddings, channels}, grad.options());
   const Tensor keys = at::empty({count}, tokens.options().dtype(at::kInt));
   const cuda::EmbeddingKeysParams key_params{.tokens = tokens_of(tokens),
                                              .vocabulary = vocabulary,
-                                             .padding = padding_idx,
+                                             .padding = padding_row(op, padding_idx, num_embeddings),
                                              .keys = keys.mutable_data_ptr<int32_t>()};
   check_launch(op, cuda::embedding_keys(key_params, current_stream()));
   const auto [sorted, order] = at::sort(keys, /*stable=*/true, /*dim=*/0, /*descending=*/false);
   const int64_t pieces = (count + cuda::kEmbeddingPiece - 1) / cuda::kEmbeddingPiece;
-  Tensor partial = at::empty({pieces, 2, channels}, weight.options().dtype(at::kFloat));
-  const cuda::EmbeddingBackwardParams params{.dtype = cuda_dtype(op, "weight", weight),
+  Tensor partial = at::empty({pieces, 2, channels}, grad.options().dtype(at::kFloat));
+  const cuda::EmbeddingBackwardParams params{.dtype = cuda_dtype(op, "grad_output", grad),
                                              .count = count,
                                              .vocabulary = vocabulary,
                                              .channels = channels,
@@ -74,14 +79,17 @@ Tensor table_gradient(const char* op, const Tensor& grad, const Tensor& tokens, 
   return grad_weight;
 }
 
-Tensor position_gradient(const char* op, const Tensor& grad, const Tensor& tokens, const Tensor& position_weight,
-                         int64_t position_offset) {
-  Tensor grad_position = at::empty(position_weight.sizes(), position_weight.options());
-  const cuda::PositionBackwardParams params{.dtype = cuda_dtype(op, "position_weight", position_weight),
-                                            .count = tokens.numel(),
-                                            .length = length_of(tokens),
-                                            .positions = position_weight.size(0),
-                                            .channels = position_weight.size(1),
+Tensor embedding_position_backward_cuda(const Tensor& grad_output, int64_t num_positions, int64_t position_offset) {
+  const char* op = "embedding_position_backward";
+  const PositionRows rows = check_position_backward(op, grad_output, num_positions, position_offset);
+  const CudaGuard guard(grad_output);
+  const Tensor grad = grad_output.contiguous();
+  Tensor grad_position = at::empty({num_positions, rows.channels}, grad.options());
+  const cuda::PositionBackwardParams params{.dtype = cuda_dtype(op, "grad_output", grad),
+                                            .count = rows.count,
+                                            .length = rows.length,
+                                            .positions = num_positions,
+                                            .channels = rows.channels,
                                             .offset = position_offset,
                                             .grad_output = grad.const_data_ptr(),
                                             .grad_position = grad_position.mutable_data_ptr()};
@@ -89,25 +97,12 @@ Tensor position_gradient(const char* op, const Tensor& grad, const Tensor& token
   return grad_position;
 }
 
-std::tuple<Tensor, Tensor> embedding_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
-                                                   int64_t padding_idx, const OptionalTensor& position_weight,
-                                                   int64_t position_offset) {
-  const char* op = "embedding_backward";
-  check(op, input, weight, padding_idx, position_weight, position_offset);
-  check_same_dtype(op, "grad_output", grad_output, "weight", weight);
-  check_same_device(op, "grad_output", grad_output, "weight", weight);
-  const CudaGuard guard(weight);
-  const Tensor grad = grad_output.contiguous(), tokens = input.contiguous();
-  const Tensor grad_weight = table_gradient(op, grad, tokens, weight, padding_idx);
-  if (!position_weight) return {grad_weight, Tensor()};
-  return {grad_weight, position_gradient(op, grad, tokens, *position_weight, position_offset)};
-}
-
 }  // namespace
 
 FASTLLM_CUDA_IMPL(m) {
   m.impl("embedding", embedding_cuda);
   m.impl("embedding_backward", embedding_backward_cuda);
+  m.impl("embedding_position_backward", embedding_position_backward_cuda);
 }
 
 }  // namespace fastllm

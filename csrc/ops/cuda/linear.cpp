@@ -15,13 +15,12 @@ Tensor linear_cuda(const Tensor& input, const Tensor& weight, const OptionalTens
   return at::linear(input, weight, bias);
 }
 
-std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& grad_output, const Tensor& input,
-                                                        const Tensor& weight, bool need_input, bool need_weight,
-                                                        bool need_bias) {
+std::tuple<Tensor, Tensor, Tensor> linear_backward_cuda(const Tensor& grad_output, const OptionalTensor& input,
+                                                        const OptionalTensor& weight, bool need_bias) {
   const char* op = "linear_backward";
   check_linear_backward(op, grad_output, input, weight);
-  cuda_dtype(op, "input", input);
-  return linear_backward_by_torch(grad_output, input, weight, need_input, need_weight, need_bias);
+  cuda_dtype(op, "grad_output", grad_output);
+  return linear_backward_by_torch(grad_output, input, weight, need_bias);
 }
 
 }  // namespace

@@ -46,24 +46,28 @@ struct Result {
   Tensor grad_input, grad_weight, grad_bias;  // of the input's dtype, float32, float32
 };
 
+// Those of the gradients that are defined.
 void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& weight, bool first, Tensor grad_x,
                    Result& result) {
-  at::mm_out(grad_x, grad_logits, weight);
-  add_product(result.grad_weight, grad_logits.t(), x, first ? 0 : 1);
+  if (grad_x.defined()) at::mm_out(grad_x, grad_logits, weight);
+  if (result.grad_weight.defined()) add_product(result.grad_weight, grad_logits.t(), x, first ? 0 : 1);
   if (!result.grad_bias.defined()) return;
   const Tensor sum = at::sum(grad_logits, {0}, /*keepdim=*/false, at::kFloat);
   first ? result.grad_bias.copy_(sum) : result.grad_bias.add_(sum);
 }
 
 // grad: the gradient of the rows' losses; null computes losses alone.
-Result run(const char* op, const Arguments& a, const LossOptions& options, const cuda::LossGradient* grad) {
+Result run(const char* op, const Arguments& a, const LossOptions& options, const cuda::LossGradient* grad,
+           const Wanted& wanted) {
   const int64_t rows = a.input.size(0), channels = a.input.size(1), classes = a.weight.size(0);
   const auto floats = a.input.options().dtype(at::kFloat);
   Result result{at::empty({rows}, floats), Tensor(), Tensor(), Tensor()};
   if (grad) {
-    result.grad_input = at::empty_like(a.input);
-    result.grad_weight = rows ? at::empty(a.weight.sizes(), floats) : at::zeros(a.weight.sizes(), floats);
-    if (a.bias.defined()) result.grad_bias = rows ? at::empty({classes}, floats) : at::zeros({classes}, floats);
+    if (wanted.input) result.grad_input = at::empty_like(a.input);
+    if (wanted.weight)
+      result.grad_weight = rows ? at::empty(a.weight.sizes(), floats) : at::zeros(a.weight.sizes(), floats);
+    if (wanted.bias && a.bias.defined())
+      result.grad_bias = rows ? at::empty({classes}, floats) : at::zeros({classes}, floats);
   }
   const int64_t chunk = chunk_of(rows, channels, classes);
   const Tensor buffer = empty_logits(a.input, chunk, classes);
@@ -84,7 +88,8 @@ Result run(const char* op, const Arguments& a, const LossOptions& options, const
       params.grad_logits = logits.mutable_data_ptr();
     }
     check_launch(op, cuda::cross_entropy_forward(params, current_stream()));
-    if (grad) add_gradients(logits, x, a.weight, begin == 0, result.grad_input.narrow(0, begin, count), result);
+    const Tensor grad_x = result.grad_input.defined() ? result.grad_input.narrow(0, begin, count) : Tensor();
+    if (grad) add_gradients(logits, x, a.weight, begin == 0, grad_x, result);
   }
   return result;
 }
@@ -110,13 +115,14 @@ Tensor linear_cross_entropy_cuda(const Tensor& input, const Tensor& weight, cons
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
   const CudaGuard guard(input);
-  return loss_of(op, run(op, a, options, nullptr).losses, a, options, wide_loss);
+  return loss_of(op, run(op, a, options, nullptr, {}).losses, a, options, wide_loss);
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cuda(const Tensor& input, const Tensor& weight,
                                                                const Tensor& target, const OptionalTensor& bias,
                                                                int64_t ignore_index, c10::string_view reduction,
-                                                               double label_smoothing, bool wide_loss) {
+                                                               double label_smoothing, bool wide_loss, bool need_input,
+                                                               bool need_weight, bool need_bias) {
   const char* op = "linear_cross_entropy_with_gradients";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
@@ -129,7 +135,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cuda(const Tensor& inp
   const bool scale_first = scale.defined() && !scale_last;
   const cuda::LossGradient grad{
       .loss = nullptr, .one = false, .scale = scale_first ? scale.const_data_ptr<float>() : nullptr};
-  const Result result = run(op, a, options, &grad);
+  const Result result = run(op, a, options, &grad, {need_input, need_weight, need_bias});
   const auto kept = [&](const Tensor& gradient) {
     if (!gradient.defined()) return Tensor();
     const Tensor as_kept = gradient.to(kept_type(input, wide_loss));
@@ -141,7 +147,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cuda(const Tensor& inp
 
 std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& weight,
                                                  const Tensor& target, const OptionalTensor& bias, int64_t ignore_index,
-                                                 double label_smoothing) {
+                                                 double label_smoothing, bool need_input, bool need_weight,
+                                                 bool need_bias) {
   const char* op = "linear_cross_entropy_backward";
   const LossOptions options{ignore_index, "none", label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
@@ -149,9 +156,9 @@ std::tuple<Tensor, Tensor, Tensor> backward_cuda(const Tensor& grad_output, cons
   const CudaGuard guard(input);
   const Tensor row_grads = grad_output.to(at::kFloat).contiguous();
   const cuda::LossGradient grad{.loss = row_grads.const_data_ptr<float>(), .one = false, .scale = nullptr};
-  const Result result = run(op, a, options, &grad);
-  const at::ScalarType dtype = input.scalar_type();
-  return {result.grad_input, result.grad_weight.to(dtype), a.bias.defined() ? result.grad_bias.to(dtype) : Tensor()};
+  const Result result = run(op, a, options, &grad, {need_input, need_weight, need_bias});
+  const auto cast = [&](const Tensor& sum) { return sum.defined() ? sum.to(input.scalar_type()) : sum; };
+  return {result.grad_input, cast(result.grad_weight), cast(result.grad_bias)};
 }
 
 }  // namespace
