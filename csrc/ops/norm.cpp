@@ -238,6 +238,7 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
     const variable_list s = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const Tensor& grad = grads[0].defined() ? grads[0] : grads[1];
+    if (!grad.defined()) return variable_list(8);  // nothing comes in, nothing goes out
     const Tensor weight = s[3].defined() ? s[3] : ParameterLike::make(data["weight"], grad, 1);
     const Tensor bias = ParameterLike::make(data["bias"], grad, 1);
     const Tensor input_bias = ParameterLike::make(data["input_bias"], grad, 1);
