@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastllm import ops
+from fastllm import nn, ops
 from tests import reference
 from tests.ops import harness
 
@@ -201,6 +201,25 @@ def test_large_mean_small_deviation(device):
     torch.testing.assert_close(ops.layer_norm(x.to(device), (1000,)).cpu().double(), expected, rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+def test_rms_norm_adds_the_epsilon_that_torch_adds(dtype, device):
+    """That of what it computes in: bfloat16's own would take a third off rows of this size."""
+    x = (torch.randn(4, 64) * 0.1).to(dtype)
+    for scale in (1.0, 1e-2):
+        output, peer = ops.rms_norm((x * scale).to(device), (64,)).cpu(), F.rms_norm(x * scale, (64,))
+        tolerance = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(output, peer, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(nn.RMSNorm(64, dtype=dtype)(x * scale), peer, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_modules_are_traced_by_fx(eps):
+    """A traced input has no dtype yet: nothing in Python may ask for it."""
+    module = torch.nn.Sequential(nn.LayerNorm(8), nn.RMSNorm(8, eps=eps))
+    x = torch.randn(3, 8)
+    assert torch.equal(torch.fx.symbolic_trace(module)(x), module(x))
+
+
 def test_several_dimensions_strides_and_empty(device):
     x = torch.randn(6, 5, 4, device=device).permute(2, 0, 1)
     torch.testing.assert_close(ops.layer_norm(x, (6, 5)), F.layer_norm(x, (6, 5)))
@@ -256,7 +275,8 @@ def test_op_contract():
     residual = torch.randn(3, 5, requires_grad=True)
     state = torch.tensor([1, 2])
     harness.assert_op_contract(torch.ops.fastllm.layer_norm.default, (x, (5,), weight, bias, 1e-5))
-    harness.assert_op_contract(torch.ops.fastllm.rms_norm.default, (x, (5,), weight, 1e-5))
+    for eps in (1e-5, None):
+        harness.assert_op_contract(torch.ops.fastllm.rms_norm.default, (x, (5,), weight, eps))
     args = (x, residual, weight, bias, 0.3, 1e-5, None, state)
     harness.assert_op_contract(torch.ops.fastllm.dropout_add_layer_norm.default, args)
 
