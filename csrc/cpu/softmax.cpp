@@ -10,7 +10,7 @@ template <typename T>
 void forward_row(int64_t size, const T* in, T* out) {
   using C = Compute<T>;
   constexpr C kLowest = -std::numeric_limits<C>::infinity();
-  Vec<T> lanes(kLowest), sums(C(0));
+  Vec<T> lanes(kLowest);
   for_each_vec<T>(size, [&](int64_t c, auto load, auto) { lanes = at::vec::maximum(lanes, load(in + c)); }, kLowest);
   const Vec<T> maximum(max_lanes(lanes));
   // The exponentials wait where they lose nothing: in `out`, or beside it if that is of a narrower dtype.
@@ -19,42 +19,58 @@ void forward_row(int64_t size, const T* in, T* out) {
     exponentials = out;
   else
     exponentials = scratch<C>(size);
-  for_each_vec<T>(
+  const auto [total] = sum_row<T, 1>(
       size,
-      [&](int64_t c, auto load, auto store) {
+      [&](int64_t c, auto load, auto store, auto& sums) {
         const Vec<T> e = vexp_nonpositive(load(in + c) - maximum);
         store(exponentials + c, e);
-        sums = sums + e;
+        sums[0] = sums[0] + e;
       },
       kLowest);
-  const Vec<T> scale(C(1) / sum_lanes(sums));
+  const Vec<T> scale(static_cast<C>(1.0 / total));
   for_each_vec<T>(size, [&](int64_t c, auto load, auto store) { store(out + c, load(exponentials + c) * scale); });
 }
 
 template <typename T>
 void backward_row(int64_t size, const T* grad, const T* out, T* dx) {
-  Vec<T> dot(Compute<T>(0));
-  for_each_vec<T>(size, [&](int64_t c, auto load, auto) { dot = at::vec::fmadd(load(grad + c), load(out + c), dot); });
-  const Vec<T> mean(sum_lanes(dot));
+  const auto [dot] = sum_row<T, 1>(size, [&](int64_t c, auto load, auto, auto& sums) {
+    sums[0] = at::vec::fmadd(load(grad + c), load(out + c), sums[0]);
+  });
+  const Vec<T> mean(static_cast<Compute<T>>(dot));
   for_each_vec<T>(size,
                   [&](int64_t c, auto load, auto store) { store(dx + c, load(out + c) * (load(grad + c) - mean)); });
 }
 
 // Where the dimension is not the last, lanes are neighbours in memory and each has a softmax of its own.
+// Here add(i, sum) returns `sum` with element i of the columns added. As in sum_row, blocks are summed by themselves.
+template <typename T, typename Add>
+Vec<T> sum_columns(int64_t size, Add&& add) {
+  constexpr int64_t kBlock = 2048;
+  Vec<T> total(Compute<T>(0));
+  for (int64_t begin = 0; begin < size; begin += kBlock) {
+    Vec<T> sum(Compute<T>(0));
+    for (int64_t i = begin; i < std::min(size, begin + kBlock); ++i) sum = add(i, sum);
+    total = total + sum;
+  }
+  return total;
+}
+
 template <typename T, typename Load, typename Store>
 void forward_column(int64_t size, int64_t inner, const T* in, T* out, Load load, Store store) {
   using C = Compute<T>;
-  Vec<T> maximum(-std::numeric_limits<C>::infinity()), sum(C(0));
+  Vec<T> maximum(-std::numeric_limits<C>::infinity());
   for (int64_t i = 0; i < size; ++i) maximum = at::vec::maximum(maximum, load(in + i * inner));
-  for (int64_t i = 0; i < size; ++i) sum = sum + vexp_nonpositive(load(in + i * inner) - maximum);
-  const Vec<T> scale = Vec<T>(C(1)) / sum;
+  const Vec<T> total = sum_columns<T>(
+      size, [&](int64_t i, const Vec<T>& sum) { return sum + vexp_nonpositive(load(in + i * inner) - maximum); });
+  const Vec<T> scale = Vec<T>(C(1)) / total;
   for (int64_t i = 0; i < size; ++i) store(out + i * inner, vexp_nonpositive(load(in + i * inner) - maximum) * scale);
 }
 
 template <typename T, typename Load, typename Store>
 void backward_column(int64_t size, int64_t inner, const T* grad, const T* out, T* dx, Load load, Store store) {
-  Vec<T> dot(Compute<T>(0));
-  for (int64_t i = 0; i < size; ++i) dot = at::vec::fmadd(load(grad + i * inner), load(out + i * inner), dot);
+  const Vec<T> dot = sum_columns<T>(size, [&](int64_t i, const Vec<T>& sum) {
+    return at::vec::fmadd(load(grad + i * inner), load(out + i * inner), sum);
+  });
   for (int64_t i = 0; i < size; ++i) store(dx + i * inner, load(out + i * inner) * (load(grad + i * inner) - dot));
 }
 

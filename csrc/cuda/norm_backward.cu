@@ -77,7 +77,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
         more[i] = Vector::load_once(static_cast<const T*>(p.grad_residual) + start + v * kWidth);
       });
     }
-    Statistics statistics{now.mean, now.rstd, 0.0f, 0.0f};
+    Statistics statistics{now.mean, now.rstd};
     if (p.grad_output != nullptr) {
       group.for_each<kHeld>(chunk, [&](int i, int64_t v) {
         Elements<T, kWidth> e(p, v * kWidth, now.normalized[i], now.grad_output[i], now.mean, now.rstd);
@@ -126,6 +126,13 @@ constexpr int64_t kMostGroups = 2 * 132;
 // Long rows: one block each, and partial sums of 64 MiB a parameter.
 constexpr int64_t kMostLongGroups = 132, kMostLongSums = int64_t{1} << 24;
 
+// `most` groups, or as many times that as leave a group 256 sets of rows: a sum of many more would be off, as what is
+// added is small beside it.
+int64_t most_groups(int64_t sets, int64_t most) {
+  constexpr int64_t kSets = 256;
+  return most * std::max<int64_t>(1, (sets + most * kSets - 1) / (most * kSets));
+}
+
 // Where sums over rows are made. How they are is the same for the last two.
 enum class Sums { kRegisters, kShared, kColumns };
 
@@ -146,7 +153,9 @@ int64_t most_shared_bytes() {
 Plan plan_long(const NormBackwardParams& p, bool wide, int64_t width) {
   const bool sums = p.grad_weight.output || p.grad_bias.output || p.grad_input_bias.output;
   const int64_t per_lane = wide ? kLongVectors<kWidest<float>> : kLongVectors<1>;
-  const int64_t most = sums ? std::max<int64_t>(1, std::min(kMostLongGroups, kMostLongSums / p.cols)) : kMostLongGroups;
+  const int64_t most =
+      sums ? std::max<int64_t>(1, std::min(most_groups(p.rows, kMostLongGroups), kMostLongSums / p.cols))
+           : kMostLongGroups;
   return {wide, norm_backward_long_bytes(p) <= most_shared_bytes() ? Sums::kShared : Sums::kColumns,
           RowGroup::of(p.cols / width, 16, per_lane, kLongThreads), std::min(p.rows, most)};
 }
@@ -163,7 +172,7 @@ Plan plan(const NormBackwardParams& p) {
   const bool sums = p.grad_weight.output || p.grad_bias.output || p.grad_input_bias.output;
   const RowGroup group = RowGroup::of(p.cols / width, width * bytes, per_lane, kMostThreads);
   const int64_t sets = (p.rows + group.rows_per_block() - 1) / group.rows_per_block();
-  return {wide, Sums::kRegisters, group, sums ? std::min(kMostGroups, (sets + 1) / 2) : sets};
+  return {wide, Sums::kRegisters, group, sums ? std::min(most_groups(sets, kMostGroups), (sets + 1) / 2) : sets};
 }
 
 template <typename T, int kWidth, int kHeld, bool kResidual>

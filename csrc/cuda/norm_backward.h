@@ -49,7 +49,7 @@ struct Elements {
 
 // What a row's elements have in common: its statistics, and the means of g and of g xhat.
 struct Statistics {
-  float mean, rstd, mean_g, mean_gx;
+  float mean, rstd, mean_g = 0.0f, mean_gx = 0.0f;
 };
 
 // The sums become the means, over a group's row.
@@ -70,6 +70,13 @@ __device__ __forceinline__ void add_up(Elements<T, kWidth>& e, Statistics& s) {
     s.mean_gx = fmaf(e.g[j], e.xhat[j], s.mean_gx);
     e.xhat[j] *= e.grad_output[j];
   }
+}
+
+// Adds what a chunk came to, which is summed by itself: a sum of all of a long row would be off, as what is added is
+// small beside it.
+__device__ __forceinline__ void add_up(const Statistics& chunk, Statistics& s) {
+  s.mean_g += chunk.mean_g;
+  s.mean_gx += chunk.mean_gx;
 }
 
 // Writes grad_normalized, and with dropout grad_input, of kWidth elements; `gradient` becomes what the input bias gets.

@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(kLongThreads, 2)
   const int64_t row = blockIdx.x, start = row * p.cols;
   const T* normalized = static_cast<const T*>(p.normalized) + start;
   const T* grad_output = static_cast<const T*>(p.grad_output) + start;
-  Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row], 0.0f, 0.0f};
+  Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row]};
 #pragma unroll 1
   for (int c = 0; c < group.chunks; ++c) {
     const Chunk chunk = group.chunk<kVectors>(p.cols / kWidth, c);
@@ -38,10 +38,12 @@ __global__ void __launch_bounds__(kLongThreads, 2)
       x[i] = Vector::load(normalized + v * kWidth);
       grad[i] = Vector::load(grad_output + v * kWidth);
     });
+    Statistics part{statistics.mean, statistics.rstd};
     group.for_each<kVectors>(chunk, [&](int i, int64_t v) {
       Elements<T, kWidth> e(p, v * kWidth, x[i], grad[i], statistics.mean, statistics.rstd);
-      add_up(e, statistics);
+      add_up(e, part);
     });
+    add_up(part, statistics);
   }
   finish(p, group, one_over_cols, statistics, shared->partial[0]);
   if (group.lane() != 0) return;
@@ -81,7 +83,7 @@ __global__ void __launch_bounds__(kColumnThreads, 4)
       }
     });
     for_each_row([&](int i, int64_t row, int64_t start) {
-      Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row], 0.0f, 0.0f};
+      Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row]};
       if (p.grad_output != nullptr) {
         Statistics unused{};
         Elements<T, kWidth> e(p, column, x[i], grad[i], statistics.mean, statistics.rstd);

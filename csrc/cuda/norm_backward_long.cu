@@ -113,16 +113,18 @@ __global__ void __launch_bounds__(kLongThreads, 1)
       for (int i = 0; i < kVectors; ++i) x[i] = reader.x[i], grad[i] = reader.grad[i];
       reader.fetch(p, group);
     };
-    Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row], 0.0f, 0.0f};
+    Statistics statistics{p.mean != nullptr ? p.mean[row] : 0.0f, p.rstd[row]};
 #pragma unroll 1
     for (int c = 0; p.grad_output != nullptr && c < group.chunks; ++c) {
       next();
+      Statistics part{statistics.mean, statistics.rstd};
       group.for_each<kVectors>(group.chunk<kVectors>(vectors, c), [&](int i, int64_t v) {
         Elements<T, kWidth> e(p, v * kWidth, x[i], grad[i], statistics.mean, statistics.rstd);
-        add_up(e, statistics);
+        add_up(e, part);
         weight_sums.add(vectors, v, e.xhat);
         bias_sums.add(vectors, v, e.grad_output);
       });
+      add_up(part, statistics);
     }
     finish(p, group, one_over_cols, statistics, shared->partial[row / gridDim.x % 2]);
 #pragma unroll 1

@@ -9,7 +9,9 @@
 // once; longer ones are read twice more, from L2. Of a 16-bit dtype, an element takes some 22 instructions, and memory
 // leaves time for 39: hence conversions of whole words (packed.h), and no work for what is not asked for.
 // The variance is the mean square of deviations, over the registers: E[x^2] - E[x]^2 would lose everything where the
-// mean is large.
+// mean is large. Their own mean is what the mean was rounded off by: of a mean of a million, 0.03 and more.
+// What a chunk comes to is summed by itself: a sum of all of a long row would be off, as what is added is small beside
+// it.
 #include "cuda/dispatch.h"
 #include "cuda/launch.h"
 #include "cuda/norm.h"
@@ -29,7 +31,7 @@ constexpr int kMostThreads = 1024;
 
 struct Shared {
   float sum[kMostThreads / kWarp];
-  float squares[kMostThreads / kWarp];
+  float deviations[2 * kMostThreads / kWarp];  // and their squares
 };
 
 // residual + dropout(input + input_bias), rounded as it is stored: what is normalised is what backward will read.
@@ -54,13 +56,18 @@ __device__ __forceinline__ Packed<T, kWidth> add(const NormForwardParams& p, con
   return Packed<T, kWidth>::pack(sum);
 }
 
+// What a row is normalised by: (x - mean) rstd + shift, where mean is rounded and shift is what that makes up for.
+struct Normal {
+  float mean, rstd, shift;
+};
+
 template <typename T, int kWidth>
-__device__ __forceinline__ Packed<T, kWidth> normalize(const NormForwardParams& p, int64_t column, float mean,
-                                                       float rstd, const Packed<T, kWidth>& row) {
+__device__ __forceinline__ Packed<T, kWidth> normalize(const NormForwardParams& p, int64_t column, const Normal& normal,
+                                                       const Packed<T, kWidth>& row) {
   float x[kWidth], parameter[kWidth];
   row.unpack(x);
 #pragma unroll
-  for (int j = 0; j < kWidth; ++j) x[j] = (x[j] - mean) * rstd;
+  for (int j = 0; j < kWidth; ++j) x[j] = fmaf(x[j] - normal.mean, normal.rstd, normal.shift);
   if (p.weight.data != nullptr) {
     load_parameter<T>(p.weight, column, parameter);
 #pragma unroll
@@ -75,7 +82,8 @@ __device__ __forceinline__ Packed<T, kWidth> normalize(const NormForwardParams& 
 }
 
 template <typename T, int kWidth, int kVectors, bool kResidual>
-__global__ void __launch_bounds__(kMostThreads, 1) norm_forward_kernel(NormForwardParams p, RowGroup group) {
+__global__ void __launch_bounds__(kMostThreads, 1)
+    norm_forward_kernel(NormForwardParams p, RowGroup group, float one_over_cols) {
   using Vector = Packed<T, kWidth>;
   Shared* shared = shared_memory<Shared>();
   const int64_t row = static_cast<int64_t>(blockIdx.x) * group.count() + group.index(), start = row * p.cols;
@@ -90,7 +98,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward_kernel(NormForwa
     group.for_each<kVectors>(chunk, [&](int i, int64_t v) { x[i] = Vector::load(from + v * kWidth); });
   };
 
-  float sum = 0.0f, squares = 0.0f;
+  float sum = 0.0f;
   for (int c = 0; c < group.chunks; ++c) {
     const Chunk chunk = group.chunk<kVectors>(vectors, c);
     if constexpr (kResidual) {
@@ -108,37 +116,54 @@ __global__ void __launch_bounds__(kMostThreads, 1) norm_forward_kernel(NormForwa
       group.for_each<kVectors>(chunk, [&](int i, int64_t v) { x[i] = Vector::load(input + v * kWidth); });
     }
     if (p.rms) continue;
+    float part = 0.0f;
     group.for_each<kVectors>(chunk, [&](int i, int64_t) {
       float value[kWidth];
       x[i].unpack(value);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) sum += value[j];
+      for (int j = 0; j < kWidth; ++j) part += value[j];
     });
+    sum += part;
   }
-  const float mean = p.rms ? 0.0f : group.reduce<Sum>(sum, shared->sum) / static_cast<float>(p.cols);
+  const float about = p.rms ? 0.0f : group.reduce<Sum>(sum, shared->sum) * one_over_cols;
 
+  float sums[2] = {};  // of the deviations from `about`, and of their squares
   for (int c = 0; c < group.chunks; ++c) {
     const Chunk chunk = group.chunk<kVectors>(vectors, c);
     if (group.chunks > 1) read_again(chunk);
+    float part[2] = {};
     group.for_each<kVectors>(chunk, [&](int i, int64_t) {
       float value[kWidth];
       x[i].unpack(value);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) squares = fmaf(value[j] - mean, value[j] - mean, squares);
+      for (int j = 0; j < kWidth; ++j) {
+        const float deviation = value[j] - about;
+        part[0] += deviation;
+        part[1] = fmaf(deviation, deviation, part[1]);
+      }
     });
+    sums[0] += part[0];
+    sums[1] += part[1];
   }
-  squares = group.reduce<Sum>(squares, shared->squares);
-  const float rstd = rsqrtf(squares / static_cast<float>(p.cols) + p.eps);
+  group.reduce<Sum>(sums, shared->deviations);
+  const float off = p.rms ? 0.0f : sums[0] * one_over_cols, variance = sums[1] * one_over_cols - off * off;
+  Normal normal;
+  normal.mean = about + off;
+  normal.rstd = rsqrtf((variance < 0.0f ? 0.0f : variance) + p.eps);  // not fmaxf, which would lose a NaN
+  normal.shift = (normal.mean - about - off) * normal.rstd;
 
   for (int c = 0; c < group.chunks; ++c) {
     const Chunk chunk = group.chunk<kVectors>(vectors, c);
     if (group.chunks > 1) read_again(chunk);
-    group.for_each<kVectors>(
-        chunk, [&](int i, int64_t v) { normalize(p, v * kWidth, mean, rstd, x[i]).store(output + v * kWidth); });
+    group.for_each<kVectors>(chunk, [&](int i, int64_t v) {
+      // Not the parameters of eight single elements at once: with their addresses they do not fit into registers.
+      if (kWidth == 1 && i % 4 == 0) asm volatile("" ::: "memory");
+      normalize(p, v * kWidth, normal, x[i]).store(output + v * kWidth);
+    });
   }
   if (group.lane() == 0 && row < p.rows) {
-    if (!p.rms) p.mean[row] = mean;
-    p.rstd[row] = rstd;
+    if (!p.rms) p.mean[row] = normal.mean;
+    p.rstd[row] = normal.rstd;
   }
 }
 
@@ -152,8 +177,8 @@ cudaError_t launch_residual(const NormForwardParams& p, cudaStream_t stream) {
   constexpr int kVectors = (kWidth == 1 ? 8 : 4) / (kResidual ? 2 : 1);
   const RowGroup group = RowGroup::of(p.cols / kWidth, kWidth * sizeof(T), kVectors, kMostThreads);
   const dim3 grid(static_cast<unsigned>((p.rows + group.rows_per_block() - 1) / group.rows_per_block()));
-  return launch<norm_forward_kernel<T, kWidth, kVectors, kResidual>>({grid, dim3(group.threads()), sizeof(Shared)},
-                                                                     stream, p, group);
+  return launch<norm_forward_kernel<T, kWidth, kVectors, kResidual>>(
+      {grid, dim3(group.threads()), sizeof(Shared)}, stream, p, group, 1.0f / static_cast<float>(p.cols));
 }
 
 template <typename T, int kWidth>

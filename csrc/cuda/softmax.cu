@@ -62,7 +62,7 @@ __global__ void __launch_bounds__(kMostThreads, 1) softmax_forward_kernel(Softma
   }
   const float maximum = group.reduce<Max>(own.maximum, shared->maximum);
   const float correction = expf(own.maximum - maximum);
-  const float total = group.reduce<Sum>(own.sum * correction, shared->sum);
+  const float total = group.reduce<Sum>(own.sum() * correction, shared->sum);
   const float factor = group.chunks > 1 ? 1.0f / total : correction / total;
 
   for (int c = 0; c < group.chunks; ++c) {
@@ -103,13 +103,15 @@ __global__ void __launch_bounds__(kMostThreads, 1) softmax_backward_kernel(Softm
   for (int c = 0; c < group.chunks; ++c) {
     const Chunk chunk = group.chunk<kVectors>(vectors, c);
     read(chunk);
+    float part = 0.0f;  // as in OnlineSoftmax
     group.for_each<kVectors>(chunk, [&](int i, int64_t) {
       float probability[kWidth], gradient[kWidth];
       y[i].unpack(probability);
       dy[i].unpack(gradient);
 #pragma unroll
-      for (int j = 0; j < kWidth; ++j) dot = fmaf(probability[j], gradient[j], dot);
+      for (int j = 0; j < kWidth; ++j) part = fmaf(probability[j], gradient[j], part);
     });
+    dot += part;
   }
   dot = group.reduce<Sum>(dot, shared->sum);
 

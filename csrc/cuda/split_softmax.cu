@@ -72,8 +72,8 @@ __global__ void __launch_bounds__(kThreads, 4) pieces_kernel(SoftmaxParams p, in
 #pragma unroll
     for (int j = 0; j < kWidth; ++j) own.add(piece.x[i][j]);
   });
-  own.sum = block_reduce<Sum, kThreads>(own.sum, shared);
-  if (threadIdx.x == 0) p.pieces[blockIdx.x] = {own.maximum, own.sum};
+  const float sum = block_reduce<Sum, kThreads>(own.sum(), shared);
+  if (threadIdx.x == 0) p.pieces[blockIdx.x] = {own.maximum, sum};
 }
 
 template <typename T, int kWidth>

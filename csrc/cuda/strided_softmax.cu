@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   }
   const float maximum = group.reduce<Max>(own.maximum, shared->maximum);
   const float correction = expf(own.maximum - maximum);
-  const float total = group.reduce<Sum>(own.sum * correction, shared->sum);
+  const float total = group.reduce<Sum>(own.sum() * correction, shared->sum);
   const float factor = group.chunks > 1 ? 1.0f / total : correction / total;
 
   for (int c = 0; c < group.chunks; ++c) {
@@ -135,7 +135,10 @@ __global__ void __launch_bounds__(kMostWarps* kWarp, 1)
   float dot = 0.0f;
   for (int c = 0; c < group.chunks; ++c) {
     read(c);
-    group.for_each<kHeld>(size, p.inner, c, [&](int i, int64_t) { dot = fmaf(to_float(y[i]), to_float(dy[i]), dot); });
+    float part = 0.0f;  // as in OnlineSoftmax
+    group.for_each<kHeld>(size, p.inner, c,
+                          [&](int i, int64_t) { part = fmaf(to_float(y[i]), to_float(dy[i]), part); });
+    dot += part;
   }
   dot = group.reduce<Sum>(dot, shared->sum);
 

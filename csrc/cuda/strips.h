@@ -40,15 +40,16 @@ struct Strips {
   }
 
   // Without sums a group is what a block's threads have in flight at once: 16 rows or more. With
-  // sums the same, or longer where that would make more groups than keep a GPU busy: their sums must be added up.
+  // sums the same, or longer where that would make more groups than keep a GPU busy: their sums must be added up. But a
+  // thread sums 256 rows at most: of many more, the sum would be off, as what is added is small beside it.
   static Strips matrix(int64_t rows, int64_t cols, int width, bool with_sums) {
-    constexpr int64_t kBlocks = 1024;
+    constexpr int64_t kBlocks = 1024, kSumRows = 256;
     int lanes = 1;
     while (lanes < 32 && lanes * width < cols) lanes *= 2;
     const int64_t strips = divide_up(cols, static_cast<int64_t>(lanes) * width);
-    const int64_t step = static_cast<int64_t>(kStripThreads / lanes) * strip_rows(width);
+    const int64_t side_by_side = kStripThreads / lanes, step = side_by_side * strip_rows(width);
     const int64_t most = with_sums ? std::max<int64_t>(1, kBlocks / strips) : rows;
-    const int64_t group = divide_up(divide_up(rows, most), step) * step;
+    const int64_t group = divide_up(std::min(divide_up(rows, most), side_by_side * kSumRows), step) * step;
     return {rows * cols,
             rows,
             cols,

@@ -49,8 +49,9 @@ Statistics layer_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
 }
 
 std::tuple<Tensor, Tensor> rms_norm_cpu(const Tensor& input, at::IntArrayRef normalized_shape,
-                                        const OptionalTensor& weight, double eps) {
-  const auto [output, mean, rstd] = norm_cpu("rms_norm", true, input, normalized_shape, weight, std::nullopt, eps);
+                                        const OptionalTensor& weight, std::optional<double> eps) {
+  const auto [output, mean, rstd] =
+      norm_cpu("rms_norm", true, input, normalized_shape, weight, std::nullopt, rms_norm_eps(eps, input));
   return {output, rstd};
 }
 
@@ -188,11 +189,11 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
 
 struct RMSNorm : torch::autograd::Function<RMSNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                               const OptionalTensor& weight, double eps) {
-    static auto op =
-        c10::Dispatcher::singleton()
-            .findSchemaOrThrow("fastllm::rms_norm", "")
-            .typed<std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, double)>();
+                               const OptionalTensor& weight, std::optional<double> eps) {
+    static auto op = c10::Dispatcher::singleton()
+                         .findSchemaOrThrow("fastllm::rms_norm", "")
+                         .typed<std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&,
+                                                           std::optional<double>)>();
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [output, rstd] = op.call(input, normalized_shape, weight, eps);
     ctx->save_for_backward({input, rstd, kept_if(wants_gradient(input), weight)});
@@ -261,7 +262,7 @@ Statistics layer_norm_autograd(const Tensor& input, c10::SymIntArrayRef normaliz
 }
 
 std::tuple<Tensor, Tensor> rms_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                                             const OptionalTensor& weight, double eps) {
+                                             const OptionalTensor& weight, std::optional<double> eps) {
   const variable_list out = RMSNorm::apply(input, normalized_shape, weight, eps);
   return {out[0], out[1]};
 }
@@ -281,7 +282,7 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
       "layer_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, Tensor? bias, float eps) "
       "-> (Tensor, Tensor, Tensor)");
-  m.def("rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float eps) -> (Tensor, Tensor)");
+  m.def("rms_norm(Tensor input, SymInt[] normalized_shape, Tensor? weight, float? eps) -> (Tensor, Tensor)");
   m.def(
       "dropout_add_layer_norm(Tensor input, Tensor residual, Tensor? weight, Tensor? bias, float p, float eps, "
       "Tensor? input_bias, Tensor? rng_state) -> (Tensor, Tensor, Tensor, Tensor)");

@@ -1,6 +1,8 @@
 // The checks of layer_norm, rms_norm, dropout_add_layer_norm and of their backward, the same for every device.
 #pragma once
 
+#include <limits>
+
 #include "ops/op.h"
 
 namespace fastllm {
@@ -13,6 +15,13 @@ struct NormShape {
 // What statistics and the sums over rows are computed in.
 inline at::ScalarType norm_compute_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// What rms_norm adds to the mean square unless told: the machine epsilon of what that is computed in, as torch does.
+inline double rms_norm_eps(std::optional<double> eps, const Tensor& input) {
+  if (eps) return *eps;
+  return norm_compute_type(input) == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                                 : std::numeric_limits<float>::epsilon();
 }
 
 // Parameters may be of any floating dtype beside the input's: float32 ones with bfloat16 activations are common.

@@ -48,7 +48,7 @@ def rms_norm(
         input: (*, *normalized_shape); float32, float64, bfloat16 or float16.
         normalized_shape: the last dimensions of input.
         weight: normalized_shape, of any floating dtype, or None.
-        eps: added to the mean square; None takes the machine epsilon of input's dtype.
+        eps: added to the mean square; None takes float32's machine epsilon, of float64 input float64's.
 
     Returns:
         A contiguous tensor of input's shape and dtype.
@@ -61,7 +61,6 @@ def rms_norm(
         >>> rms_norm(torch.tensor([1.0, 1.0]), (2,))
         tensor([1., 1.])
     """
-    eps = torch.finfo(input.dtype).eps if eps is None else eps
     return torch.ops.fastllm.rms_norm.default(input, normalized_shape, weight, eps)[0]
 
 

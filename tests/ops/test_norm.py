@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from fastllm import ops
+from fastllm import nn, ops
 from tests import reference
 from tests.ops import harness
 
@@ -194,11 +194,93 @@ def test_either_output_alone_has_its_gradients(which, device):
         torch.testing.assert_close(a, b)
 
 
-def test_large_mean_small_deviation(device):
-    x = torch.randn(8, 1000) + 1e4
-    expected = F.layer_norm(x.double(), (1000,))
-    # The input itself is rounded to 1e4 * 6e-8; the mean too.
-    torch.testing.assert_close(ops.layer_norm(x.to(device), (1000,)).cpu().double(), expected, rtol=0, atol=2e-3)
+def about(mean, cols, dtype):
+    """Return rows with a mean far from 0: of normal deviation, of a few units in the last place, of one, and of none.
+
+    In some the first element is far from the others.
+    """
+    rows = mean * torch.ones(12, cols, dtype=torch.float64)
+    rows[:4] += torch.randn(4, cols)
+    rows[4:8] *= 1 + 4 * torch.finfo(dtype).eps * torch.randn(4, cols)
+    rows[8:10, cols // 3] *= 1 + torch.finfo(dtype).eps
+    rows[3::4, 0] = 0
+    return rows.to(dtype)
+
+
+def layer_norm_about(center):
+    """Return the reference for rows that are near `center`, in whose difference from it float64 is exact."""
+    return lambda x, *params: reference.layer_norm(x - center, (x.shape[-1],), *params)
+
+
+@pytest.mark.parametrize(
+    ("mean", "dtype"), [(m, d) for d in harness.DTYPES for m in (1000.1, -6e4, 1e6) if abs(m) < torch.finfo(d).max]
+)
+@pytest.mark.parametrize("cols", [768, 20001])  # on CUDA, a row that registers hold and one that they do not
+@pytest.mark.parametrize("op", ["layer_norm", "dropout_add_layer_norm"])
+def test_large_means(op, mean, cols, dtype, device):
+    x, weight, bias = about(mean, cols, dtype), *torch.randn(2, cols).to(dtype)
+    grad = torch.randn(x.shape).to(dtype)
+
+    def ours(x, w, b):
+        if op == "layer_norm":
+            return ops.layer_norm(x, (cols,), w, b)
+        return ops.dropout_add_layer_norm(torch.zeros_like(x), x, w, b, p=0.0)[0]
+
+    def theirs(x, w, b):
+        return F.layer_norm(x, (cols,), w, b)
+
+    given = [t.requires_grad_() for t in (x, weight, bias)]
+    output, grads = harness.run(ours, harness.on(device, given), grad.to(device))
+    exact, exact_grads = harness.run(
+        layer_norm_about(x[:, -1:].detach().double()), harness.to(given, torch.float64), grad
+    )
+    peer, peer_grads = harness.run(theirs, given, grad)
+    for what, a, e, p in zip(
+        ("output", "x", "weight", "bias"), [output, *grads], [exact, *exact_grads], [peer, *peer_grads], strict=True
+    ):
+        # Row by row: those of little deviation have larger outputs and errors.
+        a, e, p = (t.double().cpu().reshape(-1, cols) for t in (a, e, p))
+        error, bar = (a - e).abs().amax(1), 2 * (p - e).abs().amax(1) + 32 * torch.finfo(dtype).eps * e.abs().amax(1)
+        assert (error <= bar).all(), f"{what}: errors {error.tolist()} over {bar.tolist()}, twice torch's own"
+
+
+@pytest.mark.parametrize("cols", [768, 20001])
+@pytest.mark.parametrize("mean", [0.0, 1000.1, 1e6])
+def test_means_are_rounded_once_and_what_that_loses_is_made_up_for(mean, cols, device):
+    """x - mean is exact then, to what float32 holds, in backward too; forward takes in what float32 does not hold."""
+    x = torch.randn(4, cols) + mean
+    first = x[:, :1].double()
+    exact = (first + (x.double() - first).mean(1, keepdim=True)).flatten()
+    output, means, _ = torch.ops.fastllm.layer_norm(x.to(device), (cols,), None, None, 1e-5)
+    unit = torch.nextafter(exact.abs().float(), torch.tensor(torch.inf)).double() - exact.abs().float().double()
+    assert ((means.cpu().double() - exact).abs() <= 0.51 * unit + 1e-6 * (mean == 0)).all()
+    torch.testing.assert_close(output.cpu().double(), layer_norm_about(first)(x.double()), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("value", [0.0, 1000.1, 1e6])
+def test_a_constant_row_is_normalised_to_zero(value, device):
+    x = torch.full((3, 768), value).to(device)
+    for output in (ops.layer_norm(x, (768,)), ops.dropout_add_layer_norm(0 * x, x, None, None, p=0.0)[0]):
+        torch.testing.assert_close(output, torch.zeros_like(x), rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+def test_rms_norm_adds_the_epsilon_that_torch_adds(dtype, device):
+    """That of what it computes in: bfloat16's own would take a third off rows of this size."""
+    x = (torch.randn(4, 64) * 0.1).to(dtype)
+    for scale in (1.0, 1e-2):
+        output, peer = ops.rms_norm((x * scale).to(device), (64,)).cpu(), F.rms_norm(x * scale, (64,))
+        tolerance = 2 * torch.finfo(dtype).eps
+        torch.testing.assert_close(output, peer, rtol=tolerance, atol=tolerance)
+        torch.testing.assert_close(nn.RMSNorm(64, dtype=dtype)(x * scale), peer, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize("eps", [None, 1e-5])
+def test_modules_are_traced_by_fx(eps):
+    """A traced input has no dtype yet: nothing in Python may ask for it."""
+    module = torch.nn.Sequential(nn.LayerNorm(8), nn.RMSNorm(8, eps=eps))
+    x = torch.randn(3, 8)
+    assert torch.equal(torch.fx.symbolic_trace(module)(x), module(x))
 
 
 def test_several_dimensions_strides_and_empty(device):
@@ -256,7 +338,8 @@ def test_op_contract():
     residual = torch.randn(3, 5, requires_grad=True)
     state = torch.tensor([1, 2])
     harness.assert_op_contract(torch.ops.fastllm.layer_norm.default, (x, (5,), weight, bias, 1e-5))
-    harness.assert_op_contract(torch.ops.fastllm.rms_norm.default, (x, (5,), weight, 1e-5))
+    for eps in (1e-5, None):
+        harness.assert_op_contract(torch.ops.fastllm.rms_norm.default, (x, (5,), weight, eps))
     args = (x, residual, weight, bias, 0.3, 1e-5, None, state)
     harness.assert_op_contract(torch.ops.fastllm.dropout_add_layer_norm.default, args)
 
@@ -274,9 +357,10 @@ def test_is_deterministic_on_every_device(device, parallelism):
 def test_compiles_and_is_deterministic(threads):
     x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(300, 65))
     harness.assert_compiles(lambda x, w, b: ops.layer_norm(x, (65,), w, b), [x, weight, bias])
-    # More elements than 64 tasks of 16 Ki hold: rows are cut by their number, which must not be that of threads.
-    x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(20000, 65))
-    harness.assert_deterministic(lambda x, w, b: ops.layer_norm(x, (65,), w, b), [x, weight, bias], threads)
+    # More elements than 64 tasks of 16 Ki hold, and no more rows than 64 blocks of 128: rows are cut by their number,
+    # which must not be that of threads.
+    x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(3000, 1000))
+    harness.assert_deterministic(lambda x, w, b: ops.layer_norm(x, (1000,), w, b), [x, weight, bias], threads)
 
 
 X = torch.randn(2, 3)

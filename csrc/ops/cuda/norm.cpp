@@ -69,8 +69,9 @@ std::tuple<Tensor, Tensor, Tensor> layer_norm_cuda(const Tensor& input, at::IntA
 }
 
 std::tuple<Tensor, Tensor> rms_norm_cuda(const Tensor& input, at::IntArrayRef normalized_shape,
-                                         const OptionalTensor& weight, double eps) {
-  const NormForward norm = norm_cuda("rms_norm", true, input, normalized_shape, weight, std::nullopt, eps);
+                                         const OptionalTensor& weight, std::optional<double> eps) {
+  const NormForward norm =
+      norm_cuda("rms_norm", true, input, normalized_shape, weight, std::nullopt, rms_norm_eps(eps, input));
   return {norm.output, norm.rstd};
 }
 
