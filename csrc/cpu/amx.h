@@ -27,22 +27,30 @@ constexpr int64_t kRowBytes = 64;
 constexpr int64_t kSide = 2 * kRows;  // rows, and columns, of the blocks that products are made of: two tiles each way
 static_assert(kRows == kPairs);
 
+// Instructions on tiles read memory behind the compiler's back (g++'s intrinsics are assembly that does not say so):
+// what was stored before must be in memory by now.
+inline void settle() {
+  __asm__ volatile("" ::: "memory");
+}
+
 // The tiles are this thread's, all of full size, as long as this object lives.
 class Tiles {
  public:
   Tiles() {
-    struct alignas(64) {
-      uint8_t palette = 1, start_row = 0, reserved[14] = {};
-      uint16_t row_bytes[16] = {};
-      uint8_t rows[16] = {};
-    } config;
-    static_assert(sizeof(config) == 64);
-    for (int i = 0; i < 8; ++i) config.row_bytes[i] = kRowBytes, config.rows[i] = kRows;
+    static constexpr Config config;
     _tile_loadconfig(&config);
   }
   ~Tiles() { _tile_release(); }
   Tiles(const Tiles&) = delete;
   Tiles& operator=(const Tiles&) = delete;
+
+ private:
+  struct alignas(64) Config {
+    uint8_t palette = 1, start_row = 0, reserved[14] = {};
+    uint16_t row_bytes[16] = {kRowBytes, kRowBytes, kRowBytes, kRowBytes, kRowBytes, kRowBytes, kRowBytes, kRowBytes};
+    uint8_t rows[16] = {kRows, kRows, kRows, kRows, kRows, kRows, kRows, kRows};
+  };
+  static_assert(sizeof(Config) == 64);
 };
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -160,6 +168,7 @@ constexpr int64_t kStep = 2 * kTileElements;
 // Tiles 0 .. 3 hold C, kA x kB of them: += A B over `steps` of two panels.
 template <int kA, int kB>
 C10_ALWAYS_INLINE void multiply(int64_t steps, const c10::BFloat16* a, const c10::BFloat16* b) {
+  settle();
   for (int64_t step = 0; step < steps; ++step, a += kStep, b += kStep) {
     _tile_loadd(4, a, kRowBytes);
     _tile_loadd(6, b, kRowBytes);
@@ -188,6 +197,7 @@ C10_ALWAYS_INLINE void zero_sums() {
 template <int kA, int kB>
 C10_ALWAYS_INLINE void load_sums(const float* c, int64_t stride) {
   const int64_t bytes = stride * sizeof(float);
+  settle();
   _tile_loadd(0, c, bytes);
   if constexpr (kB == 2) _tile_loadd(1, c + kPairs, bytes);
   if constexpr (kA == 2) _tile_loadd(2, c + kRows * stride, bytes);

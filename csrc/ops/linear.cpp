@@ -55,11 +55,6 @@ std::tuple<Tensor, Tensor, Tensor> multiply_backward(const Tensor& grad_output, 
   return {grad_input, grad_weight, grad_bias};
 }
 
-// Whether tensors of this type are multiplied as bfloat16 by this project.
-bool multiplies_bfloat16(const Tensor& t) {
-  return t.scalar_type() == at::kBFloat16 && has_bfloat16_gemm();
-}
-
 Tensor linear_cpu(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
   check_linear("linear", input, weight, bias);
   if (input.scalar_type() == at::kFloat) return multiply<float>(input, weight, bias);

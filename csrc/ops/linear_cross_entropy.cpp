@@ -25,35 +25,63 @@ namespace fastllm {
 namespace {
 
 // Logits at a time: 32 MiB, so that large vocabularies' weights are read few times and the logits stay near the cache.
-constexpr int64_t kChunkElements = 8 * 1024 * 1024;
+// With products of bfloat16 twice that: each chunk takes the whole gradient of the weight to memory and back.
+int64_t chunk_rows(const Tensor& input, int64_t classes) {
+  return std::max<int64_t>(48, (multiplies_bfloat16(input) ? 16 : 8) * 1024 * 1024 / classes);
+}
 
 struct Arguments {
-  Tensor input, weight, bias, target;  // float32 or float64, contiguous; bias may be undefined
+  Tensor input, weight, bias, target;  // contiguous; bias may be undefined. bfloat16 if products are, else the next
+  at::ScalarType computing;            // float32 or float64: of logits, losses and gradients
+
+  at::TensorOptions options() const { return input.options().dtype(computing); }
 };
 
 Arguments prepare(const char* op, const Tensor& input, const Tensor& weight, const Tensor& target,
                   const OptionalTensor& bias, const LossOptions& options) {
   check_linear_cross_entropy(op, input, weight, target, bias, options);
-  // bfloat16 and float16 are computed in float32 throughout: their logits are never rounded.
-  const auto computed = [&](const Tensor& t) { return t.to(compute_type(input)).contiguous(); };
-  Arguments arguments{computed(input), computed(weight), bias ? computed(*bias) : Tensor(), target.contiguous()};
+  // bfloat16 and float16 are computed in float32 throughout: their logits are never rounded. But where bfloat16 has
+  // products of its own, the gradient of the logits is, as it goes into two of them.
+  const at::ScalarType computing = compute_type(input);
+  const at::ScalarType multiplied = multiplies_bfloat16(input) ? at::kBFloat16 : computing;
+  const auto prepared = [&](const Tensor& t) { return t.to(multiplied).contiguous(); };
+  Arguments arguments{prepared(input), prepared(weight), bias ? prepared(*bias) : Tensor(), target.contiguous(),
+                      computing};
   check_targets(op, arguments.target, weight.size(0), options.ignore_index);
   return arguments;
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
-// The three products, in either precision
+// The three products, in each precision
 // ---------------------------------------------------------------------------------------------------------------------
 
+template <typename T>
+void multiply_logits(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& logits) {
+  gemm(x.size(0), weight.size(0), x.size(1), RowMajor(x).matrix<T>(), RowMajor(weight).transposed<T>(),
+       logits.mutable_data_ptr<float>(), weight.size(0), {.bias = bias.defined() ? bias.const_data_ptr<T>() : nullptr});
+}
+
 void make_logits(const Tensor& x, const Tensor& weight, const Tensor& bias, Tensor& logits) {
-  if (x.scalar_type() == at::kDouble) {
+  if (x.scalar_type() == at::kDouble)
     bias.defined() ? at::addmm_out(logits, bias, x, weight.t()) : at::mm_out(logits, x, weight.t());
-    return;
-  }
-  GemmOptions options;
-  options.bias = bias.defined() ? bias.const_data_ptr<float>() : nullptr;
-  gemm(x.size(0), weight.size(0), x.size(1), RowMajor(x).matrix(), RowMajor(weight).transposed(),
-       logits.mutable_data_ptr<float>(), weight.size(0), options);
+  else
+    (x.scalar_type() == at::kFloat ? multiply_logits<float> : multiply_logits<c10::BFloat16>)(x, weight, bias, logits);
+}
+
+template <typename T>
+void multiply_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& weight, bool first, Tensor& grad_x,
+                        Tensor& grad_weight, Tensor& grad_bias) {
+  const int64_t rows = x.size(0), classes = weight.size(0), channels = x.size(1);
+  if (!grad_weight.defined() && grad_bias.defined()) sum_columns(RowMajor(grad_logits), grad_bias, !first);
+  if (!grad_x.defined() && !grad_weight.defined()) return;
+  const RowMajor grad(grad_logits.to(x.scalar_type()));
+  if (grad_x.defined())
+    gemm(rows, channels, classes, grad.matrix<T>(), RowMajor(weight).matrix<T>(), grad_x.mutable_data_ptr<float>(),
+         channels);
+  if (grad_weight.defined())
+    gemm(classes, channels, rows, grad.transposed<T>(), RowMajor(x).matrix<T>(), grad_weight.mutable_data_ptr<float>(),
+         channels,
+         {.accumulate = !first, .row_sums = grad_bias.defined() ? grad_bias.mutable_data_ptr<float>() : nullptr});
 }
 
 // Those of the gradients that are defined.
@@ -63,22 +91,11 @@ void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& wei
     if (grad_x.defined()) at::mm_out(grad_x, grad_logits, weight);
     if (grad_weight.defined()) grad_weight.addmm_(grad_logits.t(), x, first ? 0 : 1);
     if (grad_bias.defined()) first ? grad_bias.copy_(grad_logits.sum(0)) : grad_bias.add_(grad_logits.sum(0));
-    return;
+  } else {
+    (x.scalar_type() == at::kFloat
+         ? multiply_gradients<float>
+         : multiply_gradients<c10::BFloat16>)(grad_logits, x, weight, first, grad_x, grad_weight, grad_bias);
   }
-  const int64_t rows = x.size(0), classes = weight.size(0), channels = x.size(1);
-  const RowMajor grad(grad_logits);
-  if (grad_x.defined()) {
-    gemm(rows, channels, classes, grad.matrix(), RowMajor(weight).matrix(), grad_x.mutable_data_ptr<float>(), channels);
-  }
-  if (!grad_weight.defined()) {
-    if (grad_bias.defined()) sum_columns(grad, grad_bias, !first);
-    return;
-  }
-  GemmOptions options;
-  options.accumulate = !first;
-  options.row_sums = grad_bias.defined() ? grad_bias.mutable_data_ptr<float>() : nullptr;
-  gemm(classes, channels, rows, grad.transposed(), RowMajor(x).matrix(), grad_weight.mutable_data_ptr<float>(),
-       channels, options);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -95,15 +112,18 @@ struct Result {
 Result run(const Arguments& a, const LossOptions& options, const Tensor& row_grads, const Wanted& wanted) {
   const int64_t rows = a.input.size(0), classes = a.weight.size(0);
   const bool gradients = row_grads.defined();
-  Result result{at::empty({rows}, a.input.options()), 0.0, Tensor(), Tensor(), Tensor()};
+  Result result{at::empty({rows}, a.options()), 0.0, Tensor(), Tensor(), Tensor()};
   if (gradients) {
-    if (wanted.input) result.grad_input = at::empty_like(a.input);
-    if (wanted.weight) result.grad_weight = rows ? at::empty_like(a.weight) : at::zeros_like(a.weight);
-    if (wanted.bias && a.bias.defined()) result.grad_bias = rows ? at::empty_like(a.bias) : at::zeros_like(a.bias);
+    const auto made = [&](const Tensor& t) {
+      return rows ? at::empty_like(t, a.options()) : at::zeros_like(t, a.options());
+    };
+    if (wanted.input) result.grad_input = at::empty_like(a.input, a.options());
+    if (wanted.weight) result.grad_weight = made(a.weight);
+    if (wanted.bias && a.bias.defined()) result.grad_bias = made(a.bias);
   }
-  const int64_t chunk = std::max<int64_t>(48, kChunkElements / classes);
-  Tensor buffer = at::empty({std::min(chunk, rows), classes}, a.input.options());
-  Tensor logsumexp = at::empty({std::min(chunk, rows)}, a.input.options());
+  const int64_t chunk = chunk_rows(a.input, classes);
+  Tensor buffer = at::empty({std::min(chunk, rows), classes}, a.options());
+  Tensor logsumexp = at::empty({std::min(chunk, rows)}, a.options());
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
     const Tensor x = a.input.narrow(0, begin, count);
@@ -124,7 +144,7 @@ Result run(const Arguments& a, const LossOptions& options, const Tensor& row_gra
         cross_entropy_backward<T>(in, sums, row_grads.const_data_ptr<T>() + begin, logits.mutable_data_ptr<T>());
       }
     };
-    a.input.scalar_type() == at::kDouble ? reduce.operator()<double>() : reduce.operator()<float>();
+    a.computing == at::kDouble ? reduce.operator()<double>() : reduce.operator()<float>();
     if (gradients) {
       const Tensor grad_x = wanted.input ? result.grad_input.narrow(0, begin, count) : Tensor();
       add_gradients(logits, x, a.weight, begin == 0, grad_x, result.grad_weight, result.grad_bias);
@@ -167,7 +187,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> with_gradients_cpu(const Tensor& inpu
   const Arguments a = prepare(op, input, weight, target, bias, options);
   FASTLLM_CHECK(reduction != "none", op, "reduction", "be 'mean' or 'sum'", "'none'");
   const double by = divisor(a, options);
-  const Tensor row_grads = at::empty({a.input.size(0)}, a.input.options()).fill_(1.0 / by);
+  const Tensor row_grads = at::empty({a.input.size(0)}, a.options()).fill_(1.0 / by);
   const Result result = run(a, options, row_grads, {need_input, need_weight, need_bias});
   const auto [grad_input, grad_weight, grad_bias] = gradients_as(kept_type(input, wide_loss), result);
   return {reduce_losses(result.losses, options, by, loss_type(input, wide_loss)), grad_input, grad_weight, grad_bias};
@@ -182,7 +202,7 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const
   const LossOptions options{ignore_index, "none", label_smoothing};
   const Arguments a = prepare(op, input, weight, target, bias, options);
   check_row_gradients(op, grad_output, target);
-  const Tensor row_grads = grad_output.to(a.input.scalar_type()).contiguous();
+  const Tensor row_grads = grad_output.to(a.computing).contiguous();
   return gradients_as(input.scalar_type(), run(a, options, row_grads, {need_input, need_weight, need_bias}));
 }
 

@@ -43,6 +43,11 @@ class RowMajor {
   bool columns_adjacent_;
 };
 
+// Whether tensors of this type are multiplied as bfloat16 by this project.
+inline bool multiplies_bfloat16(const Tensor& t) {
+  return t.scalar_type() == at::kBFloat16 && has_bfloat16_gemm();
+}
+
 // All dimensions but the last become rows: (*, C) -> (rows, C). Counts rows itself: from C = 0, -1 cannot be inferred.
 inline Tensor flatten_rows(const Tensor& tensor) {
   if (tensor.dim() == 2) return tensor;
