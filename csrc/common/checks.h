@@ -46,4 +46,13 @@ inline void check_same_shape(const char* op, const char* argument, const at::Ten
                 c10::str("have the shape of '", reference, "' (", other.sizes(), ")"), tensor.sizes());
 }
 
+// Every one of these int64, contiguous, is in [0, most], which is `what`. It reads them, so it is for the CPU.
+inline void check_lengths(const char* op, const char* argument, const at::Tensor& lengths, int64_t most,
+                          const char* what) {
+  const int64_t* values = lengths.const_data_ptr<int64_t>();
+  for (int64_t b = 0; b < lengths.numel(); ++b)
+    FASTLLM_CHECK(values[b] >= 0 && values[b] <= most, op, argument, c10::str("be in [0, ", most, "], ", what),
+                  values[b], " at position ", b);
+}
+
 }  // namespace fastllm

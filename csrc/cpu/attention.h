@@ -1,11 +1,12 @@
 // Scaled dot-product attention a tile at a time (Dao et al., "FlashAttention", 2022; Dao, "FlashAttention-2", 2023): an
-// online softmax over tiles of keys, so that scores never exist beyond one tile; backward makes them again from the
-// saved logsumexp.
+// online softmax over tiles of keys, so that scores never exist beyond one tile; backward makes them again, and their
+// weights from the saved statistics.
 #pragma once
 
 #include <cstdint>
 
 #include "common/philox.h"
+#include "common/softmax_statistics.h"
 #include "cpu/simd.h"
 
 namespace fastllm {
@@ -43,15 +44,18 @@ struct Attention {
   int64_t alibi_strides[2];    // of (B, H)
   C softcap;                   // scores become softcap * tanh(score / softcap); 0: they don't
   const DropoutParams* dropout;
+  Heads<const T*> minus;  // (B, Tq, H, Dv) that forward subtracts from its output before it is rounded; or null
 };
 
+// statistics: (B, H, Tq); of a row that sees nothing, both are 0.
 template <typename T>
-void attention_forward(const Attention<T>& a, const Heads<T*>& output, Compute<T>* logsumexp);
+void attention_forward(const Attention<T>& a, const Heads<T*>& output, SoftmaxStatistics<Compute<T>>* statistics);
 
 template <typename T>
 struct AttentionGradients {
   Heads<const T*> grad_output, output;
-  const Compute<T>* logsumexp;  // (B, H, Tq)
+  Heads<const T*> residual;                         // of the output, or null
+  const SoftmaxStatistics<Compute<T>>* statistics;  // (B, H, Tq)
   Heads<T*> grad_query, grad_key, grad_value;
   Compute<T>* grad_mask;  // by the mask's own strides, zeroed by the caller; null: not wanted
 };

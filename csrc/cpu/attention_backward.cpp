@@ -33,6 +33,11 @@ void row_deltas(const Attention<T>& a, const AttentionGradients<T>& g, int64_t b
     const T* out = g.output.at(b, t, h);
     Vec<T> sum(Compute<T>(0));
     for_each_vec<T>(a.dv, [&](int64_t c, auto load, auto) { sum = at::vec::fmadd(load(go + c), load(out + c), sum); });
+    if (g.residual.data) {
+      const T* more = g.residual.at(b, t, h);
+      for_each_vec<T>(a.dv,
+                      [&](int64_t c, auto load, auto) { sum = at::vec::fmadd(load(go + c), load(more + c), sum); });
+    }
     delta[t] = sum_lanes(sum);
   }
 }
@@ -45,12 +50,12 @@ void score_gradients(const Attention<T>& a, const AttentionGradients<T>& g, cons
   using V = Vec<T>;
   const auto [begin, end] = strip.columns;
   const int64_t query = at.query + strip.row;
-  const C* logsumexp = g.logsumexp + (at.b * a.h + at.h) * a.tq + query;
+  const SoftmaxStatistics<C>* statistics = g.statistics + (at.b * a.h + at.h) * a.tq + query;
   for (int64_t i = 0; i < strip.rows; ++i, p += w.sk, ds += w.sk) {
-    const V lse(logsumexp[i]), mean(delta[query + i]);
+    const V maximum(statistics[i].maximum), inverse_sum(statistics[i].inverse_sum), mean(delta[query + i]);
     const C* keep = a.dropout ? row_multipliers(a, at, strip, i, w.keep) - begin : nullptr;
     for (int64_t j = begin; j < end; j += V::size()) {
-      const V probability = vexp_nonpositive(V::loadu(p + j) - lse);
+      const V probability = vexp_nonpositive(V::loadu(p + j) - maximum) * inverse_sum;
       // Multipliers past the keys meet probabilities of 0.
       const V multiplier = keep ? V::loadu(keep + j) : V(C(1));
       (probability * multiplier).store(p + j);

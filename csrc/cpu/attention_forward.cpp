@@ -37,7 +37,7 @@ void online_softmax(const Strip& strip, Compute<T>* scores, int64_t stride, Comp
 
 template <typename T>
 void forward_tile(const Attention<T>& a, int64_t b, int64_t h, int64_t query, const Heads<T*>& output,
-                  Compute<T>* logsumexp) {
+                  SoftmaxStatistics<Compute<T>>* statistics) {
   using C = Compute<T>;
   const int64_t queries = std::min(kQueryTile, a.tq - query), kv_head = h / (a.h / a.hkv);
   const int64_t sd = padded<C>(a.d), sdv = padded<C>(a.dv), sk = kKeyTile;
@@ -73,27 +73,33 @@ void forward_tile(const Attention<T>& a, int64_t b, int64_t h, int64_t query, co
     });
   }
   for (int64_t i = 0; i < queries; ++i) {
-    // A row that sees nothing has the sum 0: its output is 0, and its logsumexp +inf makes its probabilities 0 again.
+    // A row that sees nothing has the sum 0: its output is 0, and its statistics make its probabilities 0 again.
     const bool empty = sums[i] == C(0);
-    store_rows(out + i * sdv, sdv, 1, a.dv, empty ? C(0) : C(1) / sums[i], output.at(b, query + i, h), output.token);
-    logsumexp[(b * a.h + h) * a.tq + query + i] =
-        empty ? std::numeric_limits<C>::infinity() : maxima[i] + std::log(sums[i]);
+    const C inverse_sum = empty ? C(0) : C(1) / sums[i];
+    C* row = out + i * sdv;
+    if (a.minus.data) {
+      const T* minus = a.minus.at(b, query + i, h);
+      for (int64_t c = 0; c < a.dv; ++c) row[c] = row[c] * inverse_sum - static_cast<C>(minus[c]);
+    }
+    store_rows(row, sdv, 1, a.dv, a.minus.data ? C(1) : inverse_sum, output.at(b, query + i, h), output.token);
+    statistics[(b * a.h + h) * a.tq + query + i] = {empty ? C(0) : maxima[i], inverse_sum};
   }
 }
 
 }  // namespace
 
 template <typename T>
-void attention_forward(const Attention<T>& a, const Heads<T*>& output, Compute<T>* logsumexp) {
+void attention_forward(const Attention<T>& a, const Heads<T*>& output, SoftmaxStatistics<Compute<T>>* statistics) {
   const int64_t tiles = ceil_div(a.tq, kQueryTile);
   parallel_for(a.b * a.h * tiles, [&](int64_t task) {
     const int64_t tile = tiles - 1 - task / (a.b * a.h);  // with causality the last tiles take longest: first
     const int64_t bh = task % (a.b * a.h);
-    forward_tile(a, bh / a.h, bh % a.h, tile * kQueryTile, output, logsumexp);
+    forward_tile(a, bh / a.h, bh % a.h, tile * kQueryTile, output, statistics);
   });
 }
 
-#define INSTANTIATE(T) template void attention_forward(const Attention<T>&, const Heads<T*>&, Compute<T>*);
+#define INSTANTIATE(T) \
+  template void attention_forward(const Attention<T>&, const Heads<T*>&, SoftmaxStatistics<Compute<T>>*);
 INSTANTIATE(float)
 INSTANTIATE(double)
 INSTANTIATE(BFloat16)

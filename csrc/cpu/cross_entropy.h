@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/softmax_statistics.h"
 #include "cpu/simd.h"
 
 namespace fastllm {
@@ -20,14 +21,15 @@ struct CrossEntropyRows {
   Compute<T> label_smoothing;  // spread over all classes, as torch does
 };
 
-// With l_c = logsumexp - logits_c, e = label_smoothing, V = classes and t the row's target:
+// With l_c = log(sum_k exp(logits_k)) - logits_c, e = label_smoothing, V = classes and t the row's target:
 //   loss = (1 - e) w_t l_t + e / V sum_c w_c l_c, and 0 where t is ignore_index.
 template <typename T>
-void cross_entropy_forward(const CrossEntropyRows<T>& input, Compute<T>* loss, Compute<T>* logsumexp);
+void cross_entropy_forward(const CrossEntropyRows<T>& input, Compute<T>* loss,
+                           SoftmaxStatistics<Compute<T>>* statistics);
 
 // grad_logits = grad_loss[row] * d loss[row] / d logits; 0 in ignored rows. grad_logits may be the logits themselves.
 template <typename T>
-void cross_entropy_backward(const CrossEntropyRows<T>& input, const Compute<T>* logsumexp, const Compute<T>* grad_loss,
-                            T* grad_logits);
+void cross_entropy_backward(const CrossEntropyRows<T>& input, const SoftmaxStatistics<Compute<T>>* statistics,
+                            const Compute<T>* grad_loss, T* grad_logits);
 
 }  // namespace fastllm

@@ -3,6 +3,7 @@
 
 #include <cstdint>
 
+#include "common/softmax_statistics.h"
 #include "cuda/dropout.h"
 #include "cuda/dtype.h"
 
@@ -47,16 +48,23 @@ struct AttentionParams {
   int64_t alibi_strides[2] = {};  // of (B, H)
   float softcap = 0.0f;           // 0: none
   Dropout dropout;
+  bool residual = false;  // forward's output is what its rounding to dtype takes away
 };
 
-// logsumexp: (B, H, Tq), +inf where a query sees nothing.
-cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output, float* logsumexp,
-                              cudaStream_t stream);
+// statistics: (B, H, Tq), zeros where a query sees nothing; their maximum is Scores::exponent's shift.
+cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output,
+                              SoftmaxStatistics<float>* statistics, cudaStream_t stream);
+
+// What backward's kernels need of a query: weights are exponentials times inverse_sum, and so is delta already.
+struct alignas(16) QueryRow {
+  float maximum, inverse_sum, delta, unused;
+};
 
 struct AttentionGradients {
   Heads grad_output, output;
-  const float* logsumexp;  // (B, H, Tq)
-  float* delta;            // (B, H, Tq): room for the rows' sums of output * grad_output
+  const SoftmaxStatistics<float>* statistics;  // (B, H, Tq)
+  QueryRow* rows;                              // (B, H, Tq): room; delta is the sum of output * grad_output
+  const float* residual_delta = nullptr;       // (B, H, Tq): added to these sums; or null
   MutableHeads grad_query, grad_key, grad_value;
   float* grad_mask = nullptr;         // contiguous in the mask's own shape; null: not wanted
   int64_t grad_mask_strides[4] = {};  // of (B, H, Tq, Tk); 0: broadcast

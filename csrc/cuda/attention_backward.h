@@ -1,8 +1,11 @@
 // Attention backward: a block keeps a tile of queries, or of keys, and those of the other side pass by; the scores are
-// made again from logsumexp. What shares scores is here; attention_backward_{queries,keys,mask}.cu hold the kernels.
+// made again from the statistics. What shares scores is here; attention_backward_{queries,keys,mask}.cu hold the
+// kernels.
 //
 // With weights P, dropout's factors F and scores' gradients dS:
 //   dV = (P F)^T dO,   dP = (dO V^T) F,   dS = P (dP - delta),   delta = rowsum(dO O),   dQ = dS K,   dK = dS^T Q
+// P is E / sum, with exponentials E. So that no more is computed a score than exponents relative to a logsumexp would
+// want, dS is E (dP / sum - delta / sum), and what is kept of delta has been divided already.
 // Gradients of queries and of keys come from kernels of their own, each of which makes S and dP: 7 products where one
 // kernel would do with 5, but nothing is added up in memory. So there are no partial sums to hold and add, no atomics,
 // every block is alone, and the order of sums is fixed by the shapes. Where keys are rows, scores come out transposed,
@@ -32,8 +35,11 @@ struct BackwardShared {
   alignas(16) T row_right[S::kRows * kD];
   alignas(16) T left[S::kStages][S::kColumns * kD];
   alignas(16) T right[S::kStages][S::kColumns * kD];
-  alignas(16) float logsumexp[S::kStages][S::kColumns];  // of columns that are queries
-  alignas(16) float delta[S::kStages][S::kColumns];
+  // Of the queries, which are rows, or columns in stages; there they take no registers from one tile to the next.
+  union {
+    QueryRow queries[S::kRows];
+    QueryRow staged_queries[S::kStages][S::kColumns];
+  };
 };
 
 // Of the fragment's element i of a tile: 0 or 1 by its row, or by its column.
@@ -55,13 +61,12 @@ __device__ __forceinline__ void scale_by_factors(const Scores<T, kOfKeys>& rules
 
 // From products to gradients, for 16 rows from `row` and kTiles of columns from `column`. `scores` holds products of
 // queries and keys and becomes P F; `grads` holds dO V^T and becomes dS, of the scores as they were with the mask
-// added (kOfMask) or of the scaled products. logsumexp and delta are functions of (tile, 0 or 1) of a lane's queries.
-template <bool kOfMask, typename T, bool kOfKeys, int kTiles, typename Logsumexp, typename Delta>
+// added (kOfMask) or of the scaled products. queries gives a QueryRow& of (tile, 0 or 1) of a lane's queries.
+template <bool kOfMask, typename T, bool kOfKeys, int kTiles, typename Queries>
 __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& rules, int row, int column,
                                                     Fragments<kTiles>& scores, Fragments<kTiles>& grads,
-                                                    const Logsumexp& logsumexp, const Delta& delta) {
+                                                    const Queries& queries) {
   const int lane = here(threadIdx.x % kWarp), g = lane / 4, t = lane % 4;
-  const float to_log2 = rules.to_log2();
   const bool whole = rules.is_whole(row, 16, column, kTiles * kOctet), plain = rules.are_products();
   Span spans[2] = {};
   if (!whole) spans[0] = rules.seen_by(row + g), spans[1] = rules.seen_by(row + g + 8);
@@ -77,8 +82,10 @@ __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& ru
 #pragma unroll
       for (int i = 0; i < 4; ++i) {
         const int query = query_of<kOfKeys>(i);
-        scores[j][i] = exp2_fast(fmaf(scores[j][i], to_log2, -kLog2e * logsumexp(j, query)));
-        grads[j][i] = scores[j][i] * (grads[j][i] - delta(j, query));
+        const QueryRow& of = queries(j, query);
+        const float exponential = exp2_fast(rules.template exponent<true>(scores[j][i], of.maximum));
+        grads[j][i] = exponential * fmaf(grads[j][i], of.inverse_sum, -of.delta);
+        scores[j][i] = exponential * of.inverse_sum;
       }
     }
     if (drops) scale_by_factors(rules, draw, scores);
@@ -106,11 +113,12 @@ __device__ __forceinline__ void gradients_of_scores(const Scores<T, kOfKeys>& ru
       if (whole || spans[i / 2].has(at_column)) {
         float slope;
         const float score = rules.score(scores[j][i], at_row, at_column, masked[i], slope);
-        weight = exp2_fast(fmaf(score, to_log2, -kLog2e * logsumexp(j, query)));
-        const float factor = drops ? rules.factor(draw[j], i) : 1.0f;
-        grad = weight * fmaf(grads[j][i], factor, -delta(j, query));
+        const QueryRow& of = queries(j, query);
+        const float exponential = exp2_fast(rules.template exponent<false>(score, of.maximum));
+        const float factor = of.inverse_sum * (drops ? rules.factor(draw[j], i) : 1.0f);
+        grad = exponential * fmaf(grads[j][i], factor, -of.delta);
         if (!kOfMask) grad *= slope;
-        weight *= factor;
+        weight = exponential * factor;
       }
       scores[j][i] = weight;
       grads[j][i] = grad;

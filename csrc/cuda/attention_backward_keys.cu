@@ -29,7 +29,7 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
   using S = Shape<T, kD>;
   using Area = BackwardShared<T, kD, S>;
   constexpr int kTiles = S::kColumns / kOctet, kOut = kD / S::kSplit / kOctet;
-  static_assert(2 * S::kColumns <= S::kThreads, "a thread copies a logsumexp or a delta");
+  static_assert(S::kColumns <= S::kThreads, "a thread copies the row of a query");
   Area* shared = shared_memory<Area>();
   const Tile<T, kD> key_tile{shared->row_left}, value_tile{shared->row_right};
   const int lane = threadIdx.x % kWarp, warp = threadIdx.x / kWarp, t = lane % 4;
@@ -53,12 +53,10 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
                                                Tile<T, kD>{shared->left[stage]});
     load_tile<T, kD, S::kColumns, S::kThreads>(
         slice_of<T>(grads.grad_output, b, head, query, p.queries, p.value_channels), Tile<T, kD>{shared->right[stage]});
-    if (threadIdx.x < 2 * S::kColumns) {
-      const int which = static_cast<int>(threadIdx.x) / S::kColumns, j = static_cast<int>(threadIdx.x) % S::kColumns;
-      const float* from = which == 0 ? grads.logsumexp : grads.delta;
-      float* to = which == 0 ? shared->logsumexp[stage] : shared->delta[stage];
-      const int64_t at = (static_cast<int64_t>(b) * p.heads + head) * p.queries + query + j;
-      cp_async<4>(to + j, from + at, query + j < p.queries);
+    if (threadIdx.x < S::kColumns) {
+      const int at = query + here(threadIdx.x);
+      const int64_t first_row = (static_cast<int64_t>(b) * p.heads + head) * p.queries;
+      cp_async<16>(&shared->staged_queries[stage][threadIdx.x], grads.rows + first_row + at, at < p.queries);
     }
   };
   if (count > 0) load(0);
@@ -74,15 +72,13 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
     cp_async_wait<S::kStages - 1>();
     __syncthreads();
     const Tile<T, kD> query_tile{shared->left[stage]}, grad_tile{shared->right[stage]};
-    const float *logsumexp = shared->logsumexp[stage] + 2 * t, *delta = shared->delta[stage] + 2 * t;
+    const QueryRow* queries = shared->staged_queries[stage] + 2 * t;
     rules.set_head(kv_head * group + i / tiles);
     Fragments<kTiles> scores[1] = {}, grad_scores[1] = {};
     add_rows_product<T, kD, 1>(key_tile, row, query_tile, scores);
     add_rows_product<T, kD, 1>(value_tile, row, grad_tile, grad_scores);
-    gradients_of_scores<false>(
-        rules, first + row, begin + i % tiles * S::kColumns, scores[0], grad_scores[0],
-        [&](int j, int query) { return logsumexp[kOctet * j + query]; },
-        [&](int j, int query) { return delta[kOctet * j + query]; });
+    gradients_of_scores<false>(rules, first + row, begin + i % tiles * S::kColumns, scores[0], grad_scores[0],
+                               [&](int j, int query) -> const QueryRow& { return queries[kOctet * j + query]; });
     add_product<T, kD, 1>(scores, grad_tile, column, grad_value);
     add_product<T, kD, 1>(grad_scores, query_tile, column, grad_key);
     __syncthreads();  // nobody needs these queries any more

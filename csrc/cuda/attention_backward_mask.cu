@@ -54,12 +54,10 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, 1)
       for (int query = queries.first; query < queries.end; query += queries.step) {
         const Span seen = rules.seen_by(query, S::kRows);
         const int top = query + row + g;
-        float logsumexp[2] = {}, delta[2] = {};
+        QueryRow of_query[2] = {};
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
-          if (top + 8 * half >= p.queries) continue;
-          logsumexp[half] = grads.logsumexp[first_query + top + 8 * half];
-          delta[half] = grads.delta[first_query + top + 8 * half];
+          if (top + 8 * half < p.queries) of_query[half] = grads.rows[first_query + top + 8 * half];
         }
         for (int key = keys.first; key < keys.end; key += keys.step) {
           if (key >= seen.end || key + S::kColumns <= seen.begin) continue;
@@ -79,9 +77,8 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, 1)
           Fragments<kTiles> scores[1] = {}, grad_scores[1] = {};
           add_rows_product<T, kD, 1>(query_tile, row, key_tile, scores);
           add_rows_product<T, kD, 1>(grad_tile, row, value_tile, grad_scores);
-          gradients_of_scores<true>(
-              rules, query + row, key, scores[0], grad_scores[0], [&](int, int half) { return logsumexp[half]; },
-              [&](int, int half) { return delta[half]; });
+          gradients_of_scores<true>(rules, query + row, key, scores[0], grad_scores[0],
+                                    [&](int, int half) -> const QueryRow& { return of_query[half]; });
 #pragma unroll
           for (int j = 0; j < kTiles; ++j) {
 #pragma unroll

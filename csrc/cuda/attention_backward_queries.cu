@@ -81,17 +81,20 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
   cp_async_commit();
 
   const int64_t first_query = (static_cast<int64_t>(b) * p.heads + head) * p.queries;
-  float delta[2], logsumexp[2];
   {
     const Slice output = slice_of<T>(grads.output, b, head, first, p.queries, p.value_channels);
-    const float sum = sum_rows<T>(output, grad_output, row);
+    float delta = sum_rows<T>(output, grad_output, row);  // of row `lane`, in the first 16 lanes
     const int query = first + row + lane;
-    if (lane < 16 && column == 0 && query < p.queries) grads.delta[first_query + query] = sum;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      delta[half] = __shfl_sync(kAllLanes, sum, g + 8 * half);
-      const int at = first + row + g + 8 * half;
-      logsumexp[half] = at < p.queries ? grads.logsumexp[first_query + at] : 0.0f;
+    if (lane < 16 && column == 0) {
+      QueryRow own = {};
+      if (query < p.queries) {
+        const int64_t at = first_query + query;
+        const SoftmaxStatistics<float> of = grads.statistics[at];
+        if (grads.residual_delta) delta += grads.residual_delta[at];
+        own = {of.maximum, of.inverse_sum, delta * of.inverse_sum, 0.0f};
+        grads.rows[at] = own;
+      }
+      shared->queries[row + lane] = own;  // for all warps after the loop's first barrier
     }
   }
 
@@ -108,9 +111,8 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
     Fragments<kTiles> scores[1] = {}, grad_scores[1] = {};
     add_rows_product<T, kD, 1>(query_tile, row, key_tile, scores);
     add_rows_product<T, kD, 1>(grad_tile, row, value_tile, grad_scores);
-    gradients_of_scores<false>(
-        rules, first + row, key, scores[0], grad_scores[0], [&](int, int half) { return logsumexp[half]; },
-        [&](int, int half) { return delta[half]; });
+    gradients_of_scores<false>(rules, first + row, key, scores[0], grad_scores[0],
+                               [&](int, int half) -> const QueryRow& { return shared->queries[row + g + 8 * half]; });
     add_product<T, kD, 1>(grad_scores, key_tile, column, out);
     __syncthreads();  // nobody needs these keys and values any more
     if (S::kStages == 1) {

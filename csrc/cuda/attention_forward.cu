@@ -51,21 +51,22 @@ struct OnlineSoftmax {
 
   // Scores of a row, 2 of each tile, become weights relative to the greatest so far. Returns what the weights so far
   // are to be multiplied with.
-  template <int kTiles>
-  __device__ __forceinline__ float update(Fragments<kTiles>& scores, int half, float to_log2) {
+  template <bool kProducts, typename Rules, int kTiles>
+  __device__ __forceinline__ float update(const Rules& rules, Fragments<kTiles>& scores, int half) {
     float next = maximum;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) next = fmaxf(next, fmaxf(scores[j][2 * half], scores[j][2 * half + 1]));
     next = fmaxf(next, __shfl_xor_sync(kAllLanes, next, 1));
     next = fmaxf(next, __shfl_xor_sync(kAllLanes, next, 2));
-    const float shift = next == -INFINITY ? 0.0f : next * to_log2;  // nothing seen yet: 2^-inf is the 0 that is meant
-    const float correction = exp2_fast(fmaf(maximum, to_log2, -shift));
+    // Nothing seen yet: 2^-inf is the 0 that is meant.
+    const float shift = next == -INFINITY ? 0.0f : rules.template shift_of<kProducts>(next);
+    const float correction = exp2_fast(rules.template exponent<kProducts>(maximum, shift));
     float added = 0.0f;
 #pragma unroll
     for (int j = 0; j < kTiles; ++j) {
 #pragma unroll
       for (int i = 2 * half; i < 2 * half + 2; ++i) {
-        scores[j][i] = exp2_fast(fmaf(scores[j][i], to_log2, -shift));
+        scores[j][i] = exp2_fast(rules.template exponent<kProducts>(scores[j][i], shift));
         added += scores[j][i];
       }
     }
@@ -82,7 +83,7 @@ struct OnlineSoftmax {
 
 template <typename T, int kD>
 __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
-    attention_forward_kernel(AttentionParams p, MutableHeads output, float* logsumexp) {
+    attention_forward_kernel(AttentionParams p, MutableHeads output, SoftmaxStatistics<float>* statistics) {
   using S = Shape<T, kD>;
   constexpr int kM = S::kM, kTiles = S::kKeys / kOctet, kOut = kD / S::kSplit / kOctet;
   Shared<T, kD>* shared = shared_memory<Shared<T, kD>>();
@@ -96,7 +97,6 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
   const int warp = threadIdx.x / kWarp;
   const int row = warp / S::kSplit * kM * 16, column = warp % S::kSplit * (kD / S::kSplit);  // in the result's tile
   const Scores<T, false> rules(p, b, head);
-  const float to_log2 = rules.to_log2();
 
   const auto slice = [&](const Heads& of, int h, int token, int tokens, int width) {
     return Slice{static_cast<const T*>(of.data) + b * of.batch + h * of.head, of.token, token, tokens, width, of.wide};
@@ -146,7 +146,8 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
       }
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
-        const float correction = softmax[m][half].update(scores[m], half, to_log2);
+        const float correction = rules.are_products() ? softmax[m][half].template update<true>(rules, scores[m], half)
+                                                      : softmax[m][half].template update<false>(rules, scores[m], half);
 #pragma unroll
         for (int j = 0; j < kOut; ++j) {
           out[m][j][2 * half] *= correction;
@@ -177,7 +178,7 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
     for (int half = 0; half < 2; ++half) {
       OnlineSoftmax& row_softmax = softmax[m][half];
       row_softmax.finish();
-      // A row that sees nothing: its output is 0, and its logsumexp makes its weights 0 again.
+      // A row that sees nothing: its output is 0, and its statistics make its weights 0 again.
       const bool empty = row_softmax.sum == 0.0f;
       const float scale = empty ? 0.0f : 1.0f / row_softmax.sum;
 #pragma unroll
@@ -185,10 +186,18 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
         out[m][j][2 * half] *= scale;
         out[m][j][2 * half + 1] *= scale;
       }
+      if (p.residual) {
+#pragma unroll
+        for (int j = 0; j < kOut; ++j) {
+#pragma unroll
+          for (int i = 2 * half; i < 2 * half + 2; ++i) out[m][j][i] -= to_float(from_float<T>(out[m][j][i]));
+        }
+      }
       const int query = first + row + 16 * m + g + 8 * half;
       if (t == 0 && column == 0 && query < p.queries) {
-        logsumexp[(static_cast<int64_t>(b) * p.heads + head) * p.queries + query] =
-            empty ? INFINITY : fmaf(row_softmax.maximum, to_log2 * kLn2, logf(row_softmax.sum));
+        const float shift = rules.are_products() ? rules.template shift_of<true>(row_softmax.maximum)
+                                                 : rules.template shift_of<false>(row_softmax.maximum);
+        statistics[(static_cast<int64_t>(b) * p.heads + head) * p.queries + query] = {empty ? 0.0f : shift, scale};
       }
     }
     __syncwarp();
@@ -199,21 +208,22 @@ __global__ void __launch_bounds__(Shape<T, kD>::kThreads, Shape<T, kD>::kBlocks)
 }
 
 template <typename T, int kD>
-cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, float* logsumexp, cudaStream_t stream) {
+cudaError_t launch_shape(const AttentionParams& p, const MutableHeads& output, SoftmaxStatistics<float>* statistics,
+                         cudaStream_t stream) {
   using S = Shape<T, kD>;
   static_assert(sizeof(Shared<T, kD>) <= kMostShared);
   const dim3 grid(blocks_of(p.batch, p.heads, p.queries, S::kQueries));
   return launch<attention_forward_kernel<T, kD>>({grid, S::kThreads, sizeof(Shared<T, kD>)}, stream, p, output,
-                                                 logsumexp);
+                                                 statistics);
 }
 
 }  // namespace
 
-cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output, float* logsumexp,
-                              cudaStream_t stream) {
+cudaError_t attention_forward(const AttentionParams& p, const MutableHeads& output,
+                              SoftmaxStatistics<float>* statistics, cudaStream_t stream) {
   if (p.batch == 0 || p.heads == 0 || p.queries == 0) return cudaSuccess;
   return dispatch_channels(p, [&](auto type, auto channels) {
-    return launch_shape<typename decltype(type)::type, channels>(p, output, logsumexp, stream);
+    return launch_shape<typename decltype(type)::type, channels>(p, output, statistics, stream);
   });
 }
 

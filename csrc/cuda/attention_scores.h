@@ -11,7 +11,7 @@
 
 namespace fastllm::cuda {
 
-constexpr float kLog2e = 1.4426950408889634f, kLn2 = 0.6931471805599453f;
+constexpr float kLog2e = 1.4426950408889634f;
 
 // [begin, end)
 struct Span {
@@ -89,8 +89,18 @@ class Scores {
   __device__ __forceinline__ bool are_products() const {
     return p_.mask.kind == AttentionMask::Kind::kNone && !p_.alibi_slopes && p_.softcap == 0.0f && p_.scale > 0.0f;
   }
-  // Scores times this are exponents of 2.
-  __device__ __forceinline__ float to_log2() const { return are_products() ? p_.scale * kLog2e : kLog2e; }
+  // The weight of a score is 2^exponent(score, shift) relative to that of the row's greatest, whose shift_of is
+  // `shift`. Of plain products a fused multiply-add makes the exponent; shifts round alike for all of a row. A mask may
+  // hold -1e9 or the lowest float, beside which a rounded product would be off by any number: there the difference is
+  // first.
+  template <bool kProducts>
+  __device__ __forceinline__ float shift_of(float score) const {
+    return kProducts ? score * to_log2() : score;
+  }
+  template <bool kProducts>
+  __device__ __forceinline__ float exponent(float score, float shift) const {
+    return kProducts ? fmaf(score, to_log2(), -shift) : (score - shift) * kLog2e;
+  }
 
   // A score of a product of (row, column), and of what the mask adds; `slope` becomes its derivative by the scaled
   // product.
@@ -174,6 +184,8 @@ class Scores {
   }
 
  private:
+  __device__ __forceinline__ float to_log2() const { return p_.scale * kLog2e; }
+
   template <typename Int>
   __device__ __forceinline__ static Int clamp(Int x, Int low, Int high) {
     return x < low ? low : x > high ? high : x;

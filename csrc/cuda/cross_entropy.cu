@@ -1,6 +1,6 @@
-// Cross-entropy of rows of logits, its gradient from the row's logsumexp, and both in one launch.
+// Cross-entropy of rows of logits, its gradient from the row's statistics, and both in one launch.
 //
-// Bytes: forward reads a row once, 2 or 4 an element (an online logsumexp: Milakov & Gimelshein, "Online normalizer
+// Bytes: forward reads a row once, 2 or 4 an element (an online softmax: Milakov & Gimelshein, "Online normalizer
 // calculation for softmax", 2018); backward reads and writes it once. With both in one launch the row is read twice: a
 // float32 row of 50k classes is 200 KB, so the 264 rows that an H100 works on at a time fill its L2 of 50 MB, and most
 // of the second reading comes from there. All are memory-bound; in bfloat16 forward has about 17 instructions an
@@ -117,37 +117,44 @@ __device__ __forceinline__ void fill_row(T* to, int64_t classes, float value) {
 }
 
 struct RowSums {
-  float logsumexp;
-  float weighted;  // sum_c w_c logits_c; only with label smoothing
+  float maximum;   // 0 where all are -inf: subtracting -inf from -inf would make NaN of what is a sum of zeros
+  float sum;       // of exponentials against the maximum
+  float weighted;  // sum_c w_c (logits_c - maximum); only with label smoothing
 };
 
 template <int kRowThreads, typename T>
 __device__ __forceinline__ RowSums reduce_row(const CrossEntropyRows& in, const T* row) {
-  float maximum = -INFINITY, sum = 0.0f, weighted = 0.0f;
+  float maximum = -INFINITY, shift = 0.0f, sum = 0.0f;  // shift: the maximum, or 0 while that is -inf
+  float weighted = 0.0f, weights = 0.0f;
   const bool smooth = in.label_smoothing != 0.0f;
   for_each<kRowThreads, false>(row, Columns(row, row, in.classes), [&](const auto& x, int column) {
     constexpr int kCount = sizeof(x) / sizeof(float);
     float next = maximum;  // without NaNs, which reach the result through the sum
 #pragma unroll
     for (int k = 0; k < kCount; ++k) next = fmaxf(next, x[k]);
-    // All -inf so far: subtracting -inf from -inf would make NaN of what is a sum of zeros.
-    const float shift = next == -INFINITY ? 0.0f : next;
-    if (next != maximum) sum *= expf(maximum - shift);
-    maximum = next;
+    if (next != maximum) {
+      sum *= expf(maximum - next);
+      weighted = fmaf(weights, shift - next, weighted);
+      maximum = shift = next;
+    }
 #pragma unroll
     for (int k = 0; k < kCount; ++k) sum += expf(x[k] - shift);
     if (!smooth) return;
 #pragma unroll
-    for (int k = 0; k < kCount; ++k) weighted += in.weight ? x[k] * in.weight[column + k] : x[k];
+    for (int k = 0; k < kCount; ++k) {
+      const float weight = in.weight ? in.weight[column + k] : 1.0f;
+      weighted = fmaf(x[k] - shift, weight, weighted);
+      weights += weight;
+    }
   });
   const float row_maximum = row_reduce<Max, kRowThreads>(maximum);
-  const float shift = row_maximum == -INFINITY ? 0.0f : row_maximum;
-  const float row_sum = row_reduce<Sum, kRowThreads>(sum * expf(maximum - shift));
-  if (smooth) weighted = row_reduce<Sum, kRowThreads>(weighted);
-  return {shift + logf(row_sum), weighted};
+  const float row_shift = row_maximum == -INFINITY ? 0.0f : row_maximum;
+  const float row_sum = row_reduce<Sum, kRowThreads>(sum * expf(maximum - row_shift));
+  if (smooth) weighted = row_reduce<Sum, kRowThreads>(fmaf(weights, shift - row_shift, weighted));
+  return {row_shift, row_sum, weighted};
 }
 
-// With l_c = logsumexp - logits_c, e = label_smoothing, V = classes and t the row's target:
+// With l_c = maximum - logits_c + log(sum), e = label_smoothing, V = classes and t the row's target:
 //   loss = (1 - e) w_t l_t + e / V sum_c w_c l_c.
 struct RowTerms {
   float on_target;  // (1 - e) w_t
@@ -167,16 +174,16 @@ __device__ __forceinline__ float grad_of(const LossGradient& grad, int64_t row) 
 }
 
 template <int kRowThreads, typename T>
-__device__ __forceinline__ void write_gradient(const CrossEntropyRows& in, const T* row, int target, float logsumexp,
-                                               float grad, T* to) {
+__device__ __forceinline__ void write_gradient(const CrossEntropyRows& in, const T* row, int target,
+                                               const SoftmaxStatistics<float>& statistics, float grad, T* to) {
   const RowTerms terms(in, target);
-  const float scale = terms.on_target + terms.all;
+  const float scale = (terms.on_target + terms.all) * statistics.inverse_sum;
   for_each<kRowThreads, true>(row, Columns(row, to, in.classes), [&](const auto& x, int column) {
     constexpr int kCount = sizeof(x) / sizeof(float);
     float dx[kCount];
 #pragma unroll
     for (int k = 0; k < kCount; ++k) {
-      dx[k] = scale * expf(x[k] - logsumexp);
+      dx[k] = scale * expf(x[k] - statistics.maximum);
       if (terms.uniform != 0.0f) dx[k] -= in.weight ? terms.uniform * in.weight[column + k] : terms.uniform;
       if (column + k == target) dx[k] -= terms.on_target;
       dx[k] *= grad;
@@ -210,22 +217,24 @@ __global__ void __launch_bounds__(kThreads<kRowThreads>, kBlocksPerProcessor<kRo
   if (ignored || target < 0 || target >= in.classes) {
     const float value = ignored ? 0.0f : NAN;
     if (first) p.loss[row] = value;
-    if (first && p.logsumexp) p.logsumexp[row] = value;
+    if (first && p.statistics) p.statistics[row] = {value, value};
     if (to) fill_row<kRowThreads>(to, in.classes, value);
     return;
   }
   const float on_target = to_float(logits[target]);  // before `to`, which may be the same memory, is written
   const RowSums sums = reduce_row<kRowThreads>(in, logits);
+  const SoftmaxStatistics<float> statistics{sums.maximum, 1.0f / sums.sum};
   if (first) {
     const RowTerms terms(in, target);
-    float loss = terms.on_target * (sums.logsumexp - on_target);
-    if (in.label_smoothing != 0.0f) loss += terms.all * sums.logsumexp - terms.uniform * sums.weighted;
+    const float log_sum = logf(sums.sum);
+    float loss = terms.on_target * ((sums.maximum - on_target) + log_sum);
+    if (in.label_smoothing != 0.0f) loss += terms.all * log_sum - terms.uniform * sums.weighted;
     p.loss[row] = loss;
-    if (p.logsumexp) p.logsumexp[row] = sums.logsumexp;
+    if (p.statistics) p.statistics[row] = statistics;
   }
   if (!to) return;
   __syncwarp();  // a warp's row has no other barrier between its reading of logits[target] and its writing
-  write_gradient<kRowThreads>(in, logits, static_cast<int>(target), sums.logsumexp, grad_of(p.grad, row), to);
+  write_gradient<kRowThreads>(in, logits, static_cast<int>(target), statistics, grad_of(p.grad, row), to);
 }
 
 template <typename T, int kRowThreads>
@@ -242,7 +251,7 @@ __global__ void __launch_bounds__(kThreads<kRowThreads>, kBlocksPerProcessor<kRo
     fill_row<kRowThreads>(to, in.classes, ignored ? 0.0f : NAN);
     return;
   }
-  write_gradient<kRowThreads>(in, logits, static_cast<int>(target), p.logsumexp[row], grad_of(p.grad, row), to);
+  write_gradient<kRowThreads>(in, logits, static_cast<int>(target), p.statistics[row], grad_of(p.grad, row), to);
 }
 
 // ---------------------------------------------------------------------------------------------------------------------

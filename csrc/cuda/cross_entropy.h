@@ -4,6 +4,7 @@
 
 #include <cstdint>
 
+#include "common/softmax_statistics.h"
 #include "cuda/dtype.h"
 
 namespace fastllm::cuda {
@@ -30,21 +31,21 @@ struct LossGradient {
   const float* scale = nullptr;
 };
 
-// Loss and logsumexp of each row, both 0 where the target is ignored. With grad_logits, which may be the logits
+// Loss and statistics of each row, all 0 where the target is ignored. With grad_logits, which may be the logits
 // themselves, also the gradient in the same launch.
 struct CrossEntropyForwardParams {
   CrossEntropyRows in;
-  float* loss;        // rows
-  float* logsumexp;   // rows, or null
-  LossGradient grad;  // read only with grad_logits
-  void* grad_logits;  // or null
+  float* loss;                           // rows
+  SoftmaxStatistics<float>* statistics;  // rows, or null
+  LossGradient grad;                     // read only with grad_logits
+  void* grad_logits;                     // or null
 };
 cudaError_t cross_entropy_forward(const CrossEntropyForwardParams& params, cudaStream_t stream);
 
 // The gradient of the logits; 0 in ignored rows.
 struct CrossEntropyBackwardParams {
   CrossEntropyRows in;
-  const float* logsumexp;
+  const SoftmaxStatistics<float>* statistics;
   LossGradient grad;
   void* grad_logits;
 };

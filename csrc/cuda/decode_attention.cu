@@ -91,10 +91,8 @@ __device__ __forceinline__ Keys seen_from(int position, int64_t left) {
   return {position > left ? static_cast<int>(position - left) : 0, position + 1 > 0 ? position + 1 : 0};
 }
 
-// -1, and so its queries see nothing, where it is out of range.
 __device__ __forceinline__ int length_of(const Params& p, int64_t b) {
-  const int64_t length = p.lengths[b];
-  return length >= 0 && length <= p.capacity ? static_cast<int>(length) : -1;
+  return static_cast<int>(max(int64_t{0}, min(p.capacity, p.lengths[b])));
 }
 
 // ---------------------------------------------------------------------------------------------------------------------
@@ -275,10 +273,9 @@ __global__ void __launch_bounds__(kMergeThreads) merge_kernel(Params p, RowGroup
     store_columns<false>(shared->values[0], columns, total.value);
   }
   __syncthreads();  // then neighbours write neighbouring columns, of any number
-  const float unseen = length < 0 ? NAN : 0.0f;
   T* output = static_cast<T*>(p.output) + ((static_cast<int64_t>(b) * queries + i) * heads + h) * p.value_dim;
   for (int column = threadIdx.x; column < columns.count; column += kMergeThreads) {
-    output[column] = from_float<T>(seen.begin < seen.end ? shared->values[0][column] : unseen);
+    output[column] = from_float<T>(seen.begin < seen.end ? shared->values[0][column] : 0.0f);
   }
 }
 

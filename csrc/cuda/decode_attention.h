@@ -36,7 +36,7 @@ struct DecodeAttentionParams {
   DType dtype;
   int64_t batch, heads, kv_heads, queries, capacity, head_dim, value_dim;
   View query, key, value;
-  const int64_t* lengths;     // (B); one outside of [0, S] gives NaN
+  const int64_t* lengths;     // (B); one outside of [0, S] counts as the nearest end
   int64_t left;               // keys that a query sees before itself
   float scale;                // of the products of queries and keys
   float softcap;              // scores become softcap * tanh(score / softcap); 0: they don't

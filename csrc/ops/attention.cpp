@@ -70,7 +70,10 @@ struct Prepared {
     check_options(op, o, options);
     const at::ScalarType computing = compute_type(o.query);
     if (options.attn_mask) mask = prepare_mask(*options.attn_mask, computing);
-    if (options.key_lengths) lengths = options.key_lengths->to(at::kLong).contiguous();
+    if (options.key_lengths) {
+      lengths = options.key_lengths->to(at::kLong).contiguous();
+      check_lengths(op, "key_lengths", lengths, o.key.size(1), "the number of keys");
+    }
     if (options.alibi_slopes) slopes = options.alibi_slopes->to(computing).contiguous();
     if (options.segment_ids) runs = prepare_runs(op, *options.segment_ids);
   }
@@ -106,25 +109,34 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const Atte
   const Prepared prepared(op, o, options);
   const int64_t b = o.query.size(0), tq = o.query.size(1), h = o.query.size(2);
   Tensor output = at::empty({b, tq, h, o.value.size(3)}, o.query.options());
-  Tensor logsumexp = at::empty({b, h, tq}, o.query.options().dtype(compute_type(o.query)));
+  Tensor statistics = empty_statistics({b, h, tq}, o.query);
   dispatch_floating(o.query.scalar_type(), [&]<typename T>() {
     attention_forward<T>(prepared.describe<T>(o, options), heads<T, T*>(output),
-                         logsumexp.mutable_data_ptr<Compute<T>>());
+                         mutable_statistics<Compute<T>>(statistics));
   });
-  return {output, logsumexp};
+  return {output, statistics};
 }
 
 // Writes into `grads`, views like the operands; returns the mask's gradient, undefined if it is not wanted.
 Tensor backward(const char* op, const Tensor& grad_output, const Operands& o, const Tensor& output,
-                const Tensor& logsumexp, const AttentionOptions& options, bool need_mask, const Operands& grads) {
+                const Tensor& statistics, const AttentionOptions& options, bool need_mask, const Operands& grads) {
   const Prepared prepared(op, o, options);
-  const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), lse = logsumexp.contiguous();
+  const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), sums = statistics.contiguous();
   Tensor grad_mask = need_mask ? at::zeros_like(prepared.mask.values) : Tensor();
   dispatch_floating(o.query.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
+    Tensor residual;
+    if (needs_residual(o, need_mask)) {
+      residual = at::empty(out.sizes(), out.options());
+      Attention<T> again = prepared.describe<T>(o, options);
+      again.minus = heads<T, const T*>(out);
+      Tensor same = at::empty_like(sums);
+      attention_forward<T>(again, heads<T, T*>(residual), mutable_statistics<C>(same));
+    }
     const AttentionGradients<T> g{heads<T, const T*>(go),
                                   heads<T, const T*>(out),
-                                  lse.const_data_ptr<C>(),
+                                  residual.defined() ? heads<T, const T*>(residual) : Heads<const T*>{},
+                                  const_statistics<C>(sums),
                                   heads<T, T*>(grads.query),
                                   heads<T, T*>(grads.key),
                                   heads<T, T*>(grads.value),
@@ -179,10 +191,10 @@ struct Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTe
     ctx->saved_data["need_mask"] = differentiable(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, logsumexp] = op.call(query, key, value, attn_mask, rest...);
-    ctx->save_for_backward({query, key, value, output, logsumexp, or_undefined(attn_mask)});
-    ctx->mark_non_differentiable({logsumexp});
-    return {output, logsumexp};
+    const auto [output, statistics] = op.call(query, key, value, attn_mask, rest...);
+    ctx->save_for_backward({query, key, value, output, statistics, or_undefined(attn_mask)});
+    ctx->mark_non_differentiable({statistics});
+    return {output, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -207,10 +219,10 @@ struct Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>
     ctx->saved_data["need_mask"] = differentiable(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, logsumexp] = op.call(qkv, attn_mask, rest...);
-    ctx->save_for_backward({qkv, output, logsumexp, or_undefined(attn_mask)});
-    ctx->mark_non_differentiable({logsumexp});
-    return {output, logsumexp};
+    const auto [output, statistics] = op.call(qkv, attn_mask, rest...);
+    ctx->save_for_backward({qkv, output, statistics, or_undefined(attn_mask)});
+    ctx->mark_non_differentiable({statistics});
+    return {output, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
@@ -267,10 +279,10 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
       "int? window_left, int? window_right, Tensor? alibi_slopes, float? softcap, Tensor? rng_state";
   const std::string sdpa = "(Tensor query, Tensor key, Tensor value, " + sdpa_options + ") -> (Tensor, Tensor)";
   const std::string sdpa_backward =
-      "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor logsumexp, " + sdpa_options +
+      "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor statistics, " + sdpa_options +
       ", bool need_mask) -> (Tensor, Tensor, Tensor, Tensor)";
   const std::string packed = "(Tensor qkv, " + packed_options + ") -> (Tensor, Tensor)";
-  const std::string packed_backward = "(Tensor grad_output, Tensor qkv, Tensor output, Tensor logsumexp, " +
+  const std::string packed_backward = "(Tensor grad_output, Tensor qkv, Tensor output, Tensor statistics, " +
                                       packed_options + ", bool need_mask) -> (Tensor, Tensor)";
   m.def(("scaled_dot_product_attention" + sdpa).c_str());
   m.def(("scaled_dot_product_attention_backward" + sdpa_backward).c_str());

@@ -62,6 +62,12 @@ inline double attention_scale(const Operands& o, const AttentionOptions& options
   return options.scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, o.query.size(3)))));
 }
 
+// Whether backward makes the output's residual too: deltas of an output in 16 bits are off by its rounding, alike in
+// queries that are alike, and the gradient of a mask that many queries share adds that up.
+inline bool needs_residual(const Operands& o, bool need_mask) {
+  return need_mask && o.query.element_size() == 2;
+}
+
 // Strides in (B, H, Tq, Tk) of a tensor that broadcasts to it.
 inline std::array<int64_t, 4> broadcast_strides(const Tensor& mask) {
   std::array<int64_t, 4> strides{};
@@ -148,8 +154,8 @@ inline void check_options(const char* op, const Operands& o, const AttentionOpti
 
 // ---------------------------------------------------------------------------------------------------------------------
 // The ops on a device whose kernels are
-//   forward(op, operands, options) -> (output (B, Tq, H, Dv), logsumexp (B, H, Tq))
-//   backward(op, grad_output, operands, output, logsumexp, options, need_mask, grads) -> grad_mask
+//   forward(op, operands, options) -> (output (B, Tq, H, Dv), statistics (B, H, Tq, 2))
+//   backward(op, grad_output, operands, output, statistics, options, need_mask, grads) -> grad_mask
 // with (B, T, H, D) views; backward writes into `grads`, and grad_mask is undefined where it is not wanted.
 // ---------------------------------------------------------------------------------------------------------------------
 
@@ -164,16 +170,16 @@ struct AttentionOps {
                                          std::optional<double> softcap, const OptionalTensor& rng_state) {
     const char* op = "scaled_dot_product_attention";
     check_operands(op, query, key, value, enable_gqa);
-    const auto [output, logsumexp] =
+    const auto [output, statistics] =
         forward(op, tokens_first(query, key, value),
                 {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right, window_left,
                  window_right, alibi_slopes, softcap, rng_state});
-    return {output.transpose(1, 2), logsumexp};
+    return {output.transpose(1, 2), statistics};
   }
 
   static std::tuple<Tensor, Tensor, Tensor, Tensor> sdpa_backward(
       const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& output,
-      const Tensor& logsumexp, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
+      const Tensor& statistics, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
       std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
       const OptionalTensor& segment_ids, bool bottom_right, std::optional<int64_t> window_left,
       std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
@@ -181,10 +187,11 @@ struct AttentionOps {
     const char* op = "scaled_dot_product_attention_backward";
     check_operands(op, query, key, value, enable_gqa);
     check_same_shape(op, "grad_output", grad_output, "output", output);
+    check_shape(op, "statistics", statistics, {query.size(0), query.size(1), query.size(2), 2});
     const Operands o = tokens_first(query, key, value);
     const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
     const Operands grads{like(o.query), like(o.key), like(o.value)};
-    const Tensor grad_mask = backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), logsumexp,
+    const Tensor grad_mask = backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), statistics,
                                       {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right,
                                        window_left, window_right, alibi_slopes, softcap, rng_state},
                                       need_mask, grads);
@@ -204,7 +211,7 @@ struct AttentionOps {
   }
 
   static std::tuple<Tensor, Tensor> packed_backward(
-      const Tensor& grad_output, const Tensor& qkv, const Tensor& output, const Tensor& logsumexp,
+      const Tensor& grad_output, const Tensor& qkv, const Tensor& output, const Tensor& statistics,
       const OptionalTensor& attn_mask, double dropout_p, bool is_causal, std::optional<double> scale,
       const OptionalTensor& key_lengths, const OptionalTensor& segment_ids, std::optional<int64_t> window_left,
       std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
@@ -212,8 +219,9 @@ struct AttentionOps {
     const char* op = "attention_packed_backward";
     const Operands o = unpack(op, qkv);
     check_same_shape(op, "grad_output", grad_output, "output", output);
+    check_shape(op, "statistics", statistics, {qkv.size(0), qkv.size(3), qkv.size(1), 2});
     Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
-    const Tensor grad_mask = backward(op, grad_output, o, output, logsumexp,
+    const Tensor grad_mask = backward(op, grad_output, o, output, statistics,
                                       {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false,
                                        window_left, window_right, alibi_slopes, softcap, rng_state},
                                       need_mask, unpack(op, grad_qkv));

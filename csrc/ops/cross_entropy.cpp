@@ -41,29 +41,30 @@ std::tuple<Tensor, Tensor> cross_entropy_cpu(const Tensor& input, const Tensor& 
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check("cross_entropy", input, target, weight, options);
   const auto computing = input.options().dtype(compute_type(input));
-  Tensor rows = at::empty({target.numel()}, computing), logsumexp = at::empty({target.numel()}, computing);
+  Tensor rows = at::empty({target.numel()}, computing), statistics = empty_statistics({target.numel()}, input);
   Tensor loss = reduction == "none" ? rows.view(target.sizes()) : at::empty({}, computing);
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
     const CrossEntropyRows<T> in = rows_of<T>(logits, options);
     C* row_losses = rows.mutable_data_ptr<C>();
-    cross_entropy_forward<T>(in, row_losses, logsumexp.mutable_data_ptr<C>());
+    cross_entropy_forward<T>(in, row_losses, mutable_statistics<C>(statistics));
     if (reduction == "none") return;
     const double total = std::accumulate(row_losses, row_losses + in.rows, 0.0);
     *loss.mutable_data_ptr<C>() = static_cast<C>(total / denominator(options, in.target, in.rows, in.weight));
   });
-  return {loss.to(loss_type(input, wide_loss)), logsumexp};
+  return {loss.to(loss_type(input, wide_loss)), statistics};
 }
 
 Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                  const OptionalTensor& weight, const Tensor& logsumexp, int64_t ignore_index,
+                                  const OptionalTensor& weight, const Tensor& statistics, int64_t ignore_index,
                                   c10::string_view reduction, double label_smoothing) {
   const char* op = "cross_entropy_backward";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check(op, input, target, weight, options);
-  check_cross_entropy_gradient(op, grad_output, target, logsumexp, options);
+  check_cross_entropy_gradient(op, grad_output, target, statistics, options);
   const Tensor grads = grad_output.to(compute_type(input)).reshape({-1}).contiguous();
-  Tensor grad_matrix = at::empty_like(logits.matrix), grad_rows = at::empty_like(logsumexp);
+  const Tensor sums = statistics.contiguous();
+  Tensor grad_matrix = at::empty_like(logits.matrix), grad_rows = at::empty({target.numel()}, statistics.options());
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
     const CrossEntropyRows<T> in = rows_of<T>(logits, options);
@@ -73,7 +74,7 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input
     for (int64_t row = 0; row < in.rows; ++row) {
       per_row[row] = reduction == "none" ? grad[row] : static_cast<C>(static_cast<double>(grad[0]) / divisor);
     }
-    cross_entropy_backward<T>(in, logsumexp.const_data_ptr<C>(), per_row, grad_matrix.mutable_data_ptr<T>());
+    cross_entropy_backward<T>(in, const_statistics<C>(sums), per_row, grad_matrix.mutable_data_ptr<T>());
   });
   return as_input(grad_matrix, input, target);
 }
@@ -90,10 +91,10 @@ std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& targe
 }
 
 Tensor call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                     const Tensor& logsumexp, int64_t ignore_index, c10::string_view reduction,
+                     const Tensor& statistics, int64_t ignore_index, c10::string_view reduction,
                      double label_smoothing) {
   static auto op = find_op<decltype(cross_entropy_backward_cpu)>("fastllm::cross_entropy_backward");
-  return op.call(grad_output, input, target, weight, logsumexp, ignore_index, reduction, label_smoothing);
+  return op.call(grad_output, input, target, weight, statistics, ignore_index, reduction, label_smoothing);
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
@@ -101,14 +102,14 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
                                const OptionalTensor& weight, int64_t ignore_index, c10::string_view reduction,
                                double label_smoothing, bool wide_loss) {
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [loss, logsumexp] =
+    const auto [loss, statistics] =
         call_forward(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
-    ctx->save_for_backward({input, target, or_undefined(weight), logsumexp});
+    ctx->save_for_backward({input, target, or_undefined(weight), statistics});
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["reduction"] = std::string(reduction);
     ctx->saved_data["label_smoothing"] = label_smoothing;
-    ctx->mark_non_differentiable({logsumexp});
-    return {loss, logsumexp};
+    ctx->mark_non_differentiable({statistics});
+    return {loss, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
@@ -145,7 +146,7 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
       "cross_entropy(Tensor input, Tensor target, Tensor? weight=None, int ignore_index=-100, str reduction=\"mean\", "
       "float label_smoothing=0.0, bool wide_loss=False) -> (Tensor, Tensor)");
   m.def(
-      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor logsumexp, "
+      "cross_entropy_backward(Tensor grad_output, Tensor input, Tensor target, Tensor? weight, Tensor statistics, "
       "int ignore_index, str reduction, float label_smoothing) -> Tensor");
 }
 

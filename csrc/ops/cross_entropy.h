@@ -47,9 +47,9 @@ inline at::IntArrayRef loss_shape(const Tensor& target, const LossOptions& optio
 }
 
 inline void check_cross_entropy_gradient(const char* op, const Tensor& grad_output, const Tensor& target,
-                                         const Tensor& logsumexp, const LossOptions& options) {
+                                         const Tensor& statistics, const LossOptions& options) {
   check_shape(op, "grad_output", grad_output, loss_shape(target, options));
-  check_shape(op, "logsumexp", logsumexp, {target.numel()});
+  check_shape(op, "statistics", statistics, {target.numel(), 2});
 }
 
 // The gradient of Logits::matrix in the layout of the input.

@@ -8,13 +8,6 @@ namespace {
 
 constexpr const char* kOp = "decode_attention";
 
-void check_lengths(const Tensor& lengths, int64_t capacity) {
-  const int64_t* values = lengths.const_data_ptr<int64_t>();
-  for (int64_t b = 0; b < lengths.numel(); ++b)
-    FASTLLM_CHECK(values[b] >= 0 && values[b] <= capacity, kOp, "lengths",
-                  c10::str("be in [0, ", capacity, "], the capacity of the caches"), values[b], " at position ", b);
-}
-
 template <typename T, typename P>
 Heads<P> heads(P data, const Tensor& t) {
   return {data, t.stride(0), t.stride(2), t.stride(1)};
@@ -25,7 +18,7 @@ Tensor decode_attention_cpu(const Tensor& query, const Tensor& k_cache, const Te
                             const OptionalTensor& alibi_slopes, std::optional<double> softcap) {
   const DecodeArguments checked =
       check_decode_attention(kOp, query, k_cache, v_cache, lengths, {scale, window_left, alibi_slopes, softcap});
-  check_lengths(checked.lengths, k_cache.size(2));
+  check_lengths(kOp, "lengths", checked.lengths, k_cache.size(2), "the capacity of the caches");
   const Tensor &q = checked.query, &slopes = checked.slopes;
   const Tensor output = decode_output(q, v_cache);
   dispatch_floating(q.scalar_type(), [&]<typename T>() {

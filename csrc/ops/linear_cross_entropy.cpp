@@ -110,6 +110,7 @@ struct Result {
 
 // row_grads: the gradient of each row's loss; undefined computes losses alone.
 Result run(const Arguments& a, const LossOptions& options, const Tensor& row_grads, const Wanted& wanted) {
+  const at::NoGradGuard no_grad;  // with create_graph=True, backward comes here with tensors that require gradients
   const int64_t rows = a.input.size(0), classes = a.weight.size(0);
   const bool gradients = row_grads.defined();
   Result result{at::empty({rows}, a.options()), 0.0, Tensor(), Tensor(), Tensor()};
@@ -123,7 +124,7 @@ Result run(const Arguments& a, const LossOptions& options, const Tensor& row_gra
   }
   const int64_t chunk = chunk_rows(a.input, classes);
   Tensor buffer = at::empty({std::min(chunk, rows), classes}, a.options());
-  Tensor logsumexp = at::empty({std::min(chunk, rows)}, a.options());
+  Tensor statistics = empty_statistics({std::min(chunk, rows)}, a.input);
   for (int64_t begin = 0; begin < rows; begin += chunk) {
     const int64_t count = std::min(chunk, rows - begin);
     const Tensor x = a.input.narrow(0, begin, count);
@@ -138,7 +139,7 @@ Result run(const Arguments& a, const LossOptions& options, const Tensor& row_gra
                                    static_cast<T>(classes),
                                    options.ignore_index,
                                    static_cast<T>(options.label_smoothing)};
-      T* sums = logsumexp.mutable_data_ptr<T>();
+      SoftmaxStatistics<T>* sums = mutable_statistics<T>(statistics);
       cross_entropy_forward<T>(in, result.losses.mutable_data_ptr<T>() + begin, sums);
       if (gradients) {
         cross_entropy_backward<T>(in, sums, row_grads.const_data_ptr<T>() + begin, logits.mutable_data_ptr<T>());

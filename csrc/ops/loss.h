@@ -1,6 +1,9 @@
 // What the losses over class indices share: their options, checks and reduction.
 #pragma once
 
+#include <vector>
+
+#include "common/softmax_statistics.h"
 #include "ops/op.h"
 
 namespace fastllm {
@@ -21,6 +24,20 @@ struct LossOptions {
 // What losses are computed in.
 inline at::ScalarType compute_type(const Tensor& t) {
   return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
+}
+
+// A SoftmaxStatistics of each element of `shape`, whose last dimension holds the two.
+inline Tensor empty_statistics(std::vector<int64_t> shape, const Tensor& input) {
+  shape.push_back(2);
+  return at::empty(shape, input.options().dtype(compute_type(input)));
+}
+template <typename C>
+SoftmaxStatistics<C>* mutable_statistics(const Tensor& t) {
+  return reinterpret_cast<SoftmaxStatistics<C>*>(t.mutable_data_ptr<C>());
+}
+template <typename C>
+const SoftmaxStatistics<C>* const_statistics(const Tensor& t) {
+  return reinterpret_cast<const SoftmaxStatistics<C>*>(t.const_data_ptr<C>());
 }
 
 // The loss's own dtype. wide_loss is what autocast sets: in bfloat16 a loss would have 8 bits.

@@ -68,16 +68,24 @@ inline Tensor kept_if(bool needed, const OptionalTensor& tensor) {
 }
 
 // Gradients on their way out of a backward formula. Where the user asked for a graph of them (create_graph=True), that
-// graph ends in an error which names the op, raised only if somebody differentiates through it.
+// graph leads to the op's inputs through an error which names the op, raised only if somebody differentiates that far.
 inline variable_list first_order_only(const char* op, variable_list gradients) {
   if (!at::GradMode::is_enabled()) return gradients;
   const std::string message = std::string("fastllm.") + op +
                               ": double backward is not implemented; differentiate a torch.nn.functional version "
                               "of this op where second derivatives are needed";
-  auto error = std::make_shared<torch::autograd::DelayedError>(message, 1);
-  for (Tensor& gradient : gradients) {
-    if (gradient.defined()) gradient = (*error)(variable_list{gradient})[0];
+  const size_t count = gradients.size();
+  // Gradients need not depend on the inputs by themselves: some were made in forward, or by kernels without a formula.
+  if (const auto node = torch::autograd::get_current_node()) {
+    for (const torch::autograd::Edge& edge : node->next_edges()) {
+      if (!edge.is_valid()) continue;
+      gradients.push_back(at::empty({0}));
+      torch::autograd::impl::set_gradient_edge(gradients.back(), edge);
+    }
   }
+  torch::autograd::DelayedError error(message, static_cast<int64_t>(gradients.size()));
+  gradients = error.apply(std::move(gradients));
+  gradients.resize(count);
   return gradients;
 }
 

@@ -5,6 +5,7 @@ from torch import Tensor
 
 from fastllm import ops
 from fastllm.nn.linear import Linear
+from fastllm.ops._subclasses import is_plain
 
 
 class FeedForward(torch.nn.Module):
@@ -25,10 +26,10 @@ class FeedForward(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform each token: (*, C) -> (*, C)."""
-        hidden = ops.linear(input, self.expand.weight)
-        if self.expand.bias is None:
-            hidden = ops.gelu(hidden, self.approximate)
+        if self.expand.bias is None or not is_plain(self.expand.weight):
+            hidden = ops.gelu(self.expand(input), self.approximate)
         else:
+            hidden = ops.linear(input, self.expand.weight)
             # The bias rides on the activation's pass; under autocast it is not in the product's precision yet.
             hidden = ops.bias_gelu(hidden, self.expand.bias.to(hidden.dtype), self.approximate)
         return self.contract(hidden)

@@ -1,6 +1,7 @@
 """Arguments of a wrong type, named: torch's own messages name the schema's or none, and are of several exceptions.
 
-Types are looked at only when a call has failed, so one that works pays for a `try` alone: 0.1 us.
+Types are looked at only when a call has failed, so one that works pays for a `try` alone: 0.1 us. Only whether a tensor
+subclass is among them is asked before, by torch's own check in C.
 """
 
 import functools
@@ -12,6 +13,9 @@ from typing import Any, ParamSpec, TypeVar
 
 import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
+from torch.overrides import has_torch_function
+
+from fastllm.ops._subclasses import find_unserved, refuse_unseen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,10 +48,13 @@ def naming_wrong_types(function: Callable[P, R]) -> Callable[P, R]:
 
     @functools.wraps(function)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
+        if has_torch_function((*args, *kwargs.values())):
+            refuse_unseen(function, args, kwargs)
         try:
             return function(*args, **kwargs)
         except (AttributeError, RuntimeError, TypeError) as error:
-            if sentence := _find_wrong(function, args, kwargs):
+            sentence = _find_wrong(function, args, kwargs) or find_unserved(function, args, kwargs, error)
+            if sentence:
                 raise TypeError(sentence) from error
             raise
 

@@ -5,11 +5,14 @@ backward makes the scores again. Causal masks, windows, key lengths and segments
 nothing gives zeros and zero gradients.
 """
 
+from typing import Any
+
 import torch
 from torch import Tensor
 
 from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
+from fastllm.ops._subclasses import is_causal_bias, materialize
 
 _ALIGNMENTS = ("top-left", "bottom-right")
 
@@ -43,12 +46,14 @@ def scaled_dot_product_attention(
         key: (B, Hkv, Tk, D).
         value: (B, Hkv, Tk, Dv).
         attn_mask: broadcastable to (B, H, Tq, Tk); bool (True takes part) or floating (added to the scores, and
-            differentiable). It may be combined with is_causal, which torch does not allow.
+            differentiable), or one of torch.nn.attention.bias (causal_upper_left, causal_lower_right), which stands for
+            is_causal and causal_align. It may be combined with is_causal, which torch does not allow.
         dropout_p: probability of a weight to be zeroed, in [0, 1].
         is_causal: a query sees the keys up to its own position.
         scale: default 1 / sqrt(D).
         enable_gqa: Hkv may be a divisor of H.
-        key_lengths: (B,) int64 or int32, how many keys of each batch element count; what lies behind them is not read.
+        key_lengths: (B,) int64 or int32, in [0, Tk], how many keys of each batch element count; what lies behind is not
+            read. On CUDA, where looking at them would stall, one out of range counts as the nearest end.
         segment_ids: (B, T) int64 or int32, for self-attention (Tq = Tk = T): token i sees token j only if their ids are
             equal, as several documents packed into one row need. Ids may not fall along a row, so that a segment is a
             run of neighbours: what lies outside it is not computed. On CUDA this is not checked, for the host would
@@ -66,7 +71,7 @@ def scaled_dot_product_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, segment_ids fall (on a CPU), or an argument is out of range.
+        ValueError: shapes do not fit, an argument is out of range, or segment_ids fall (lengths and ids: on a CPU).
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -78,6 +83,14 @@ def scaled_dot_product_attention(
         raise ValueError(
             f"scaled_dot_product_attention: 'causal_align' must be one of {_ALIGNMENTS}, got '{causal_align}'"
         )
+    if is_causal_bias(attn_mask):
+        upper_left = _is_upper_left("scaled_dot_product_attention", attn_mask, query.shape[-2], key.shape[-2])
+        align = "top-left" if upper_left else "bottom-right"
+        others = is_causal or window is not None or alibi_slopes is not None  # they measure from causal_align
+        if align == causal_align or not others or query.shape[-2] == key.shape[-2]:
+            attn_mask, is_causal, causal_align = None, True, align
+        else:
+            attn_mask = materialize(attn_mask, query.device)
     state = rng_state_for(query, dropout_p, True, rng_state)
     left, right = split_window("scaled_dot_product_attention", window)
     return torch.ops.fastllm.scaled_dot_product_attention.default(
@@ -111,18 +124,29 @@ def attention_packed(
         (B, T, H, D), contiguous.
 
     Raises:
-        ValueError: shapes do not fit, segment_ids fall (on a CPU), or an argument is out of range.
+        ValueError: shapes do not fit, an argument is out of range, or segment_ids fall (lengths and ids: on a CPU).
         TypeError: dtypes or devices do not fit.
 
     Example:
         >>> attention_packed(torch.zeros(2, 5, 3, 4, 8)).shape
         torch.Size([2, 5, 4, 8])
     """
+    if is_causal_bias(attn_mask):
+        _is_upper_left("attention_packed", attn_mask, qkv.shape[1], qkv.shape[1])
+        attn_mask, is_causal = None, True
     state = rng_state_for(qkv, dropout_p, True, rng_state)
     left, right = split_window("attention_packed", window)
     return torch.ops.fastllm.attention_packed.default(
         qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, left, right, alibi_slopes, softcap, state
     )[0]
+
+
+def _is_upper_left(op: str, bias: Any, tq: int, tk: int) -> bool:
+    """Return which of torch.nn.attention.bias' two it is, after a look at its shape."""
+    if (bias.seq_len_q, bias.seq_len_kv) != (tq, tk):
+        got = f"({bias.seq_len_q}, {bias.seq_len_kv})"
+        raise ValueError(f"{op}: 'attn_mask' must be a CausalBias of (Tq, Tk) = ({tq}, {tk}), got one of {got}")
+    return bias.variant.name == "UPPER_LEFT"
 
 
 def split_window(op: str, window: tuple[int, int] | None) -> tuple[int | None, int | None]:
@@ -136,8 +160,8 @@ def split_window(op: str, window: tuple[int, int] | None) -> tuple[int | None, i
     return left, right
 
 
-def _logsumexp(like: Tensor, b: int, h: int, t: int) -> Tensor:
-    return like.new_empty((b, h, t), dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
+def _statistics(like: Tensor, b: int, h: int, t: int) -> Tensor:
+    return like.new_empty((b, h, t, 2), dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)
 
 
 def _tokens_first(tensor: Tensor, channels: int) -> Tensor:
@@ -152,11 +176,11 @@ def _grad_mask(attn_mask: Tensor | None, need_mask: bool) -> Tensor | None:
 @register_fake("scaled_dot_product_attention")
 def _(query, key, value, *options):
     b, h, t, _ = query.shape
-    return _tokens_first(query, value.shape[3]), _logsumexp(query, b, h, t)
+    return _tokens_first(query, value.shape[3]), _statistics(query, b, h, t)
 
 
 @register_fake("scaled_dot_product_attention_backward")
-def _(grad_output, query, key, value, output, logsumexp, attn_mask, *options):
+def _(grad_output, query, key, value, output, statistics, attn_mask, *options):
     grads = (_tokens_first(tensor, tensor.shape[3]) for tensor in (query, key, value))
     return (*grads, _grad_mask(attn_mask, need_mask=options[-1]))
 
@@ -164,9 +188,9 @@ def _(grad_output, query, key, value, output, logsumexp, attn_mask, *options):
 @register_fake("attention_packed")
 def _(qkv, *options):
     b, t, _, h, d = qkv.shape
-    return qkv.new_empty((b, t, h, d)), _logsumexp(qkv, b, h, t)
+    return qkv.new_empty((b, t, h, d)), _statistics(qkv, b, h, t)
 
 
 @register_fake("attention_packed_backward")
-def _(grad_output, qkv, output, logsumexp, attn_mask, *options):
+def _(grad_output, qkv, output, statistics, attn_mask, *options):
     return qkv.new_empty(qkv.shape), _grad_mask(attn_mask, need_mask=options[-1])

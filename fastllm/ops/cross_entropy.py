@@ -19,8 +19,8 @@ def cross_entropy(
 ) -> Tensor:
     """Compare logits with class indices, as torch.nn.functional.cross_entropy.
 
-    Logits are read once in forward (an online logsumexp) and once in backward, which writes their gradient; only one
-    number a row is kept in between.
+    Logits are read once in forward (an online softmax) and once in backward, which writes their gradient; two numbers a
+    row are kept in between.
 
     Args:
         input: logits (N, C), (C,) or (N, C, d1, ..); float32, float64, bfloat16 or float16.
@@ -64,10 +64,10 @@ def loss_like(input: Tensor, target: Tensor, reduction: str, wide_loss: bool) ->
 @register_fake("cross_entropy")
 def _(input, target, weight=None, ignore_index=-100, reduction="mean", label_smoothing=0.0, wide_loss=False):
     compute_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    logsumexp = input.new_empty((target.numel(),), dtype=compute_dtype)
-    return loss_like(input, target, reduction, wide_loss), logsumexp
+    statistics = input.new_empty((target.numel(), 2), dtype=compute_dtype)
+    return loss_like(input, target, reduction, wide_loss), statistics
 
 
 @register_fake("cross_entropy_backward")
-def _(grad_output, input, target, weight, logsumexp, ignore_index, reduction, label_smoothing):
+def _(grad_output, input, target, weight, statistics, ignore_index, reduction, label_smoothing):
     return input.new_empty(input.shape)

@@ -35,8 +35,9 @@ def decode_attention(
         k_cache: (B, Hkv, S, D), Hkv a divisor of H; the last dimension contiguous, other strides as they are. Fastest
             is a contiguous cache: a head's keys follow each other in memory.
         v_cache: (B, Hkv, S, Dv), as k_cache.
-        lengths: (B,) int64, how many entries of each sequence count, the Tq new ones included; each at most S. What the
-            caches hold past them is not read.
+        lengths: (B,) int64, in [0, S], how many entries of each sequence count, the Tq new ones included. What the
+            caches hold past them is not read. On CUDA, where looking at them would stall, one out of range counts as
+            the nearest end.
         scale: default 1 / sqrt(D).
         window: (left, right): a query sees no more than `left` keys before its own position, -1 is no bound; `right`
             changes nothing here, as no key after a query is seen.
@@ -47,8 +48,7 @@ def decode_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or a gradient is asked for. On CUDA, where looking
-            at lengths would stall, one out of range makes its sequence's results NaN instead.
+        ValueError: shapes do not fit, an argument is out of range, or a gradient is asked for.
         TypeError: dtypes or devices do not fit.
 
     Example:

@@ -142,11 +142,11 @@ class Memory:
 def block_activations(shape: Shape, half: bool) -> int:
     """Return the bytes that one block keeps a token for its backward, as these kernels keep them.
 
-    In float32: two residual sums, each norm's mean and 1/std, and attention's logsumexp a head. In the matrix
+    In float32: two residual sums, each norm's mean and 1/std, and attention's statistics, two a head. In the matrix
     products' precision: their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C and GELU's input 4 C.
     """
     c = shape.n_embd
-    return FLOAT32 * (2 * c + 4 + shape.n_head) + (2 if half else FLOAT32) * 14 * c
+    return FLOAT32 * (2 * c + 4 + 2 * shape.n_head) + (2 if half else FLOAT32) * 14 * c
 
 
 def activations(shape: Shape, sequences: int, half: bool, checkpointing: bool) -> int:

@@ -27,7 +27,7 @@ MORE_REGISTERS: dict[str, tuple[int, str]] = {
     "attention_forward_kernel": (255, "its rows' output and scores"),
     "attention_backward_queries_kernel": (255, "its rows' gradient, scores and their gradients"),
     "attention_backward_keys_kernel": (255, "two gradients, scores and their gradients"),
-    "attention_backward_mask_kernel": (192, "scores, their gradients and their sum"),
+    "attention_backward_mask_kernel": (200, "scores, their gradients and their sum"),
     "25norm_backward_long_kernel": (128, "the next row on its way beside the one at hand; it has 512 threads"),
     "12split_kernel": (128, "sums of 4 queries, 8 columns each, and 128 bytes of keys and values under way a thread"),
 }

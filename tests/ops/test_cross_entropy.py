@@ -250,6 +250,40 @@ def test_extremes(device):
     torch.testing.assert_close(loss.cpu(), F.cross_entropy(logits, target))
 
 
+# A logit's last place at 1e8 is 8: beside it nothing is left of the sum. 1030 classes are of several threads, blocks.
+@pytest.mark.parametrize("classes", [2, 7, 1030])
+@pytest.mark.parametrize("label_smoothing", [0.0, 0.1])
+@pytest.mark.parametrize("weighted", [False, True])
+@pytest.mark.parametrize("offset", [5000.0, -5000.0, 1e8, -1e30])
+def test_an_offset_that_all_logits_share(offset, weighted, label_smoothing, classes, device):
+    logits = (torch.randn(5, classes) + offset).requires_grad_()
+    target = torch.tensor([0, classes - 1, -100, 1, 0])
+    weight = torch.rand(classes) + 0.5 if weighted else None
+    options = {"label_smoothing": label_smoothing, "reduction": "none"}
+    exact = logits.detach().double().requires_grad_()
+    expected = F.cross_entropy(exact, target, None if weight is None else weight.double(), **options)
+    leaf = logits.detach().to(device).requires_grad_()
+    loss = ops.cross_entropy(leaf, target.to(device), None if weight is None else weight.to(device), **options)
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=1e-6)
+    (grad,), (exact_grad,) = torch.autograd.grad(loss.sum(), leaf), torch.autograd.grad(expected.sum(), exact)
+    torch.testing.assert_close(grad.cpu().double(), exact_grad, rtol=2e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+@pytest.mark.parametrize("offset", [5000.0, 1e8])
+def test_an_offset_that_all_logits_of_a_linear_layer_share(offset, reduction, device):
+    bias, target = torch.randn(7) + offset, torch.randint(7, (9,))
+    inputs = [torch.zeros(9, 3), torch.randn(7, 3), bias]  # the logits are the bias: no product rounds them
+    exact = [t.double().requires_grad_() for t in inputs]
+    leaves = [t.to(device).requires_grad_() for t in inputs]
+    expected = F.cross_entropy(F.linear(*exact), target, reduction=reduction)
+    loss = ops.linear_cross_entropy(leaves[0], leaves[1], target.to(device), leaves[2], reduction=reduction)
+    torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=1e-6)
+    grads = torch.autograd.grad(loss.sum(), leaves)
+    for grad, wanted in zip(grads, torch.autograd.grad(expected.sum(), exact), strict=True):
+        torch.testing.assert_close(grad.cpu().double(), wanted, rtol=2e-6, atol=1e-6)
+
+
 @pytest.mark.parametrize("classes", [6, 1030])
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan, 1e30, -1e30, 1e-40])
 def test_one_extreme_logit(value, classes, device):

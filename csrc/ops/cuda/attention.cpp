@@ -105,27 +105,39 @@ std::tuple<Tensor, Tensor> forward(const char* op, const Operands& o, const Atte
   const Prepared prepared(op, o, options);
   const int64_t b = o.query.size(0), tq = o.query.size(1), h = o.query.size(2);
   Tensor output = at::empty({b, tq, h, o.value.size(3)}, o.query.options());
-  Tensor logsumexp = at::empty({b, h, tq}, o.query.options().dtype(at::kFloat));
-  check_launch(op, cuda::attention_forward(prepared.params, mutable_heads(output), logsumexp.mutable_data_ptr<float>(),
-                                           current_stream()));
-  return {output, logsumexp};
+  Tensor statistics = empty_statistics({b, h, tq}, o.query);
+  check_launch(op, cuda::attention_forward(prepared.params, mutable_heads(output),
+                                           mutable_statistics<float>(statistics), current_stream()));
+  return {output, statistics};
 }
 
 Tensor backward(const char* op, const Tensor& grad_output, const Operands& o, const Tensor& output,
-                const Tensor& logsumexp, const AttentionOptions& options, bool need_mask, const Operands& grads) {
+                const Tensor& statistics, const AttentionOptions& options, bool need_mask, const Operands& grads) {
   const CudaGuard guard(o.query);
   const Prepared prepared(op, o, options);
-  const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), lse = logsumexp.contiguous();
-  Tensor delta = at::empty_like(lse), grad_mask;
+  const Tensor go = unit_last_stride(grad_output), out = unit_last_stride(output), sums = statistics.contiguous();
+  static_assert(sizeof(cuda::QueryRow) == 4 * sizeof(float));
+  Tensor rows = at::empty({sums.size(0), sums.size(1), sums.size(2), 4}, sums.options()), grad_mask;
   cuda::AttentionGradients g{.grad_output = heads(go),
                              .output = heads(out),
-                             .logsumexp = lse.const_data_ptr<float>(),
-                             .delta = delta.mutable_data_ptr<float>(),
+                             .statistics = const_statistics<float>(sums),
+                             .rows = static_cast<cuda::QueryRow*>(rows.mutable_data_ptr()),
                              .grad_query = mutable_heads(grads.query),
                              .grad_key = mutable_heads(grads.key),
                              .grad_value = mutable_heads(grads.value)};
+  Tensor residual_delta;
+  if (needs_residual(o, need_mask)) {
+    const Tensor residual = at::empty(out.sizes(), out.options());
+    cuda::AttentionParams again = prepared.params;
+    again.residual = true;
+    Tensor same = at::empty_like(sums);
+    check_launch(
+        op, cuda::attention_forward(again, mutable_heads(residual), mutable_statistics<float>(same), current_stream()));
+    residual_delta = go.to(at::kFloat).mul(residual).sum(-1).transpose(1, 2).contiguous();
+    g.residual_delta = residual_delta.const_data_ptr<float>();
+  }
   if (need_mask) {
-    grad_mask = at::zeros(prepared.mask.sizes(), lse.options());  // kernels write none where there is no score
+    grad_mask = at::zeros(prepared.mask.sizes(), sums.options());  // kernels write none where there is no score
     g.grad_mask = grad_mask.mutable_data_ptr<float>();
     const auto strides = broadcast_strides(grad_mask);
     std::copy(strides.begin(), strides.end(), g.grad_mask_strides);

@@ -22,11 +22,11 @@ std::tuple<Tensor, Tensor> cross_entropy_cuda(const Tensor& input, const Tensor&
   const CudaGuard guard(input);
   const Tensor weight_sum = sum_of(logits.weight);
   const auto floats = input.options().dtype(at::kFloat);
-  Tensor losses = at::empty({target.numel()}, floats), logsumexp = at::empty({target.numel()}, floats);
+  Tensor losses = at::empty({target.numel()}, floats), statistics = empty_statistics({target.numel()}, input);
   const cuda::CrossEntropyForwardParams params{
       .in = cuda_rows(op, logits.matrix, logits.target, logits.weight, weight_sum, options),
       .loss = losses.mutable_data_ptr<float>(),
-      .logsumexp = logsumexp.mutable_data_ptr<float>(),
+      .statistics = mutable_statistics<float>(statistics),
       .grad = {},
       .grad_logits = nullptr};
   check_launch(op, cuda::cross_entropy_forward(params, current_stream()));
@@ -34,20 +34,20 @@ std::tuple<Tensor, Tensor> cross_entropy_cuda(const Tensor& input, const Tensor&
       reduction == "none"
           ? losses.view(target.sizes())
           : reduce_losses(op, losses, logits.target, logits.matrix.size(1), logits.weight, options).loss;
-  return {loss.to(loss_type(input, wide_loss)), logsumexp};
+  return {loss.to(loss_type(input, wide_loss)), statistics};
 }
 
 Tensor cross_entropy_backward_cuda(const Tensor& grad_output, const Tensor& input, const Tensor& target,
-                                   const OptionalTensor& weight, const Tensor& logsumexp, int64_t ignore_index,
+                                   const OptionalTensor& weight, const Tensor& statistics, int64_t ignore_index,
                                    c10::string_view reduction, double label_smoothing) {
   const char* op = "cross_entropy_backward";
   const LossOptions options{ignore_index, reduction, label_smoothing};
   const Logits logits = check_cross_entropy(op, input, target, weight, options);
-  check_cross_entropy_gradient(op, grad_output, target, logsumexp, options);
+  check_cross_entropy_gradient(op, grad_output, target, statistics, options);
   check_same_device(op, "grad_output", grad_output, "input", input);
-  check_same_device(op, "logsumexp", logsumexp, "input", input);
+  check_same_device(op, "statistics", statistics, "input", input);
   const CudaGuard guard(input);
-  const Tensor grads = grad_output.to(at::kFloat).contiguous(), sums = logsumexp.contiguous();
+  const Tensor grads = grad_output.to(at::kFloat).contiguous(), sums = statistics.contiguous();
   const Tensor weight_sum = sum_of(logits.weight);
   const Tensor scale =
       reduction == "mean"
@@ -56,7 +56,7 @@ Tensor cross_entropy_backward_cuda(const Tensor& grad_output, const Tensor& inpu
   Tensor grad_matrix = at::empty_like(logits.matrix);
   const cuda::CrossEntropyBackwardParams params{
       .in = cuda_rows(op, logits.matrix, logits.target, logits.weight, weight_sum, options),
-      .logsumexp = sums.const_data_ptr<float>(),
+      .statistics = const_statistics<float>(sums),
       .grad = {.loss = grads.const_data_ptr<float>(),
                .one = reduction != "none",
                .scale = scale.defined() ? scale.const_data_ptr<float>() : nullptr},

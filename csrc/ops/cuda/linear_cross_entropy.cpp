@@ -59,6 +59,7 @@ void add_gradients(const Tensor& grad_logits, const Tensor& x, const Tensor& wei
 // grad: the gradient of the rows' losses; null computes losses alone.
 Result run(const char* op, const Arguments& a, const LossOptions& options, const cuda::LossGradient* grad,
            const Wanted& wanted) {
+  const at::NoGradGuard no_grad;  // with create_graph=True, backward comes here with tensors that require gradients
   const int64_t rows = a.input.size(0), channels = a.input.size(1), classes = a.weight.size(0);
   const auto floats = a.input.options().dtype(at::kFloat);
   Result result{at::empty({rows}, floats), Tensor(), Tensor(), Tensor()};
@@ -79,7 +80,7 @@ Result run(const char* op, const Arguments& a, const LossOptions& options, const
     cuda::CrossEntropyForwardParams params{
         .in = cuda_rows(op, logits, a.target.narrow(0, begin, count), Tensor(), Tensor(), options),
         .loss = result.losses.mutable_data_ptr<float>() + begin,
-        .logsumexp = nullptr,
+        .statistics = nullptr,
         .grad = {},
         .grad_logits = nullptr};
     if (grad) {
