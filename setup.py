@@ -35,7 +35,7 @@ CAPABILITIES = {
 }
 # Only these sources differ from another capability's, whose objects serve for the rest.
 CAPABILITIES["amx"] = f"{CAPABILITIES['avx512']} -mavx512bf16 -mamx-tile -mamx-bf16 -DFASTLLM_AMX"
-EXTENDS = {"amx": ("avx512", "*gemm.cpp")}
+EXTENDS = {"amx": ("avx512", ("bfloat16_*.cpp", "gemm.cpp"))}
 
 
 def fail(sentence):
@@ -227,9 +227,10 @@ class NinjaPlan:
     @functools.cache  # noqa: B019, a plan lives as long as the build
     def kernels(self, capability):
         """Plan the CPU kernels of a capability, once; return the objects."""
-        base, pattern = EXTENDS.get(capability, (None, "*.cpp"))
-        flags = CAPABILITIES[capability]
-        objects = self.compile_all("cpu", "kernel", f".{capability}", pattern, capability=flags)
+        base, patterns = EXTENDS.get(capability, (None, ("*.cpp",)))
+        objects = []
+        for pattern in patterns:
+            objects += self.compile_all("cpu", "kernel", f".{capability}", pattern, capability=CAPABILITIES[capability])
         if base:
             own = {Path(item).name.removesuffix(f".{capability}.o") for item in objects}
             objects += [item for item in self.kernels(base) if Path(item).name.removesuffix(f".{base}.o") not in own]
