@@ -57,8 +57,12 @@ def tensors(output) -> list[torch.Tensor]:
     return [output] if isinstance(output, torch.Tensor) else list(output)
 
 
-def leaf(*shape: int) -> torch.Tensor:
-    return torch.randn(*shape, requires_grad=True)
+def leaf(*shape: int, dtype: torch.dtype | None = None) -> torch.Tensor:
+    return torch.randn(*shape, dtype=dtype, requires_grad=True)
+
+
+# A coarser dtype beside the setting's own: what its cases' names end in, and how far two results may be apart.
+COARSER = {None: ("", 1e-4), torch.bfloat16: (" bfloat16", 0.03)}
 
 
 def elementwise_and_norms(setting: Setting, compiled: bool) -> Iterator[Case]:
@@ -135,18 +139,22 @@ def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Cas
 
 
 def attention() -> Iterator[Case]:
-    for b, h, t, d, p in ((12, 4, 64, 32, 0.0), (12, 6, 256, 64, 0.0), (12, 6, 256, 64, 0.2), (4, 12, 1024, 64, 0.0)):
+    for b, h, t, d, p, dtype in (
+        (12, 4, 64, 32, 0.0, None), (12, 6, 256, 64, 0.0, None), (12, 6, 256, 64, 0.2, None),
+        (4, 12, 1024, 64, 0.0, None), (12, 6, 256, 64, 0.0, torch.bfloat16), (4, 12, 1024, 64, 0.0, torch.bfloat16),
+    ):  # fmt: skip
         flops = 2 * b * h * t * t * d  # two products of 2 T T D each, half of them masked
+        suffix, tolerance = COARSER[dtype]
 
-        def make(b=b, h=h, t=t, d=d):
-            return tuple(leaf(b, t, h, d).transpose(1, 2).detach().requires_grad_() for _ in range(3))
+        def make(b=b, h=h, t=t, d=d, dtype=dtype):
+            return tuple(leaf(b, t, h, d, dtype=dtype).transpose(1, 2).detach().requires_grad_() for _ in range(3))
 
         yield from both_ways(
-            "scaled_dot_product_attention causal", f"B{b} H{h} T{t} D{d}" + (f" dropout {p}" if p else ""), make,
+            f"scaled_dot_product_attention causal{suffix}", f"B{b} H{h} T{t} D{d}{f' dropout {p}' if p else ''}", make,
             lambda q, k, v, p=p: ops.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True),
             lambda q, k, v, p=p: F.scaled_dot_product_attention(q, k, v, dropout_p=p, is_causal=True),
             compiled=False, forward={"flops": flops}, backward={"flops": flops * 7 // 2},
-            tolerance=None if p else 1e-4,
+            tolerance=None if p else tolerance,
         )  # fmt: skip
 
 
@@ -232,12 +240,22 @@ def optimizer(setting: Setting) -> Iterator[Case]:
 
 
 def products() -> Iterator[Case]:
-    for n, k, m in ((768, 128, 512), (2048, 384, 1536), (1024, 768, 3072)):
-        yield from both_ways(
-            "linear", f"{n}x{k} to {m}", lambda n=n, k=k, m=m: (leaf(n, k), leaf(m, k), leaf(m)),
-            ops.linear, F.linear,
-            compiled=False, forward={"flops": 2 * n * k * m}, backward={"flops": 6 * n * k * m},
-        )  # fmt: skip
+    for dtype, (suffix, tolerance) in COARSER.items():
+        for n, k, m in ((768, 128, 512), (2048, 384, 1536), (1024, 768, 3072)):
+            yield from both_ways(
+                f"linear{suffix}", f"{n}x{k} to {m}",
+                lambda n=n, k=k, m=m, dtype=dtype: tuple(leaf(*shape, dtype=dtype) for shape in ((n, k), (m, k), (m,))),
+                ops.linear, F.linear, tolerance=tolerance,
+                compiled=False, forward={"flops": 2 * n * k * m}, backward={"flops": 6 * n * k * m},
+            )  # fmt: skip
+    n, k, m = 256, 768, 50304
+    suffix, tolerance = COARSER[torch.bfloat16]
+    yield from both_ways(
+        f"linear_cross_entropy{suffix}", f"{n}x{k}x{m}",
+        lambda: (leaf(n, k, dtype=torch.bfloat16), leaf(m, k, dtype=torch.bfloat16), torch.randint(m, (n,))),
+        ops.linear_cross_entropy, lambda x, w, t: F.cross_entropy(F.linear(x, w), t), tolerance=tolerance,
+        compiled=False, forward={"flops": 2 * n * k * m}, backward={"flops": 6 * n * k * m},
+    )  # fmt: skip
 
 
 def cases(full: bool, setting: Setting = CPU) -> Iterator[Case]:

@@ -25,6 +25,7 @@ def run(arguments: Namespace) -> int:
         "fastllm": facts["version"],
         "torch": f"{facts['torch']} (built against {facts['torch_at_build']})",
         "CPU capability": f"{facts['cpu_capability']}: {facts['cpu_capability_reason']}",
+        "CPU bfloat16": facts["bfloat16"],
         "threads": str(torch.get_num_threads()),
         "CUDA kernels": f"{facts['cuda']}: {facts['cuda_reason']}",
         "compiler": facts["compiler"],

@@ -5,13 +5,19 @@ import torch
 from fastllm._extension import capability_reason, extension
 from fastllm.ops._unserved import UNSERVED_ON_CUDA
 
+_BFLOAT16 = {
+    "amx": "linear, linear_cross_entropy and attention multiply it on AMX's tiles; the rest widens it to float32",
+}
+_WIDENED = "linear uses torch's product, the rest widens it to float32: kernels of its own need a CPU with AMX"
+
 
 def build_info() -> dict[str, str]:
-    """Return the facts of the compiled extension: version, CPU capability and why, torch, CUDA and why, compiler."""
+    """Return the extension's facts: version, CPU capability and why, bfloat16 there, torch, CUDA and why, compiler."""
     return {
         "version": extension.version,
         "cpu_capability": extension.cpu_capability,
         "cpu_capability_reason": capability_reason,
+        "bfloat16": _BFLOAT16.get(extension.cpu_capability, _WIDENED),
         "torch_at_build": extension.torch_version,
         "torch": torch.__version__,
         "cuda": "yes" if extension.with_cuda else "no",

@@ -10,8 +10,8 @@ def linear(input: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """Return input @ weight.T + bias, as torch.nn.functional.linear.
 
     On the CPU, float32 runs on fastllm's own matrix product (the blocking of Goto & van de Geijn, 2008); every output
-    is summed in one fixed order, so results do not depend on the number of threads. Other dtypes use torch's product,
-    and CUDA tensors cuBLAS.
+    is summed in one fixed order, so results do not depend on the number of threads. bfloat16 does too where the CPU has
+    AMX, summed in float32. Other dtypes use torch's product, and CUDA tensors cuBLAS.
 
     Args:
         input: (*, K); float32, float64, bfloat16 or float16.

@@ -21,7 +21,8 @@ SHAPES = [
     (97, 257, 257),  # one more each way
     (13, 600, 20),  # three slices of the depth
     (300, 20, 70),  # more rows than a slice of the depth: the gradients of weight and bias are sums of several
-    (3, 1100, 1300),  # more packed columns than one slab holds
+    (3, 1100, 1300),  # more packed columns than one slab holds; two blocks of bfloat16's depth
+    (1030, 40, 33),  # more rows than a block of bfloat16's, and one row and one column more than whole tiles
     (0, 4, 5),  # no rows
     (4, 0, 5),  # no depth: the bias alone
     (4, 5, 0),  # no columns
@@ -122,6 +123,38 @@ def test_a_row_has_the_same_bits_alone_and_in_a_batch(rows):
     together = ops.linear(x, weight, bias)
     for row in (0, rows - 1):
         assert torch.equal(ops.linear(x[row], weight, bias), together[row])
+
+
+ON_TILES = pytest.mark.skipif(
+    ops.build_info()["cpu_capability"] != "amx", reason="products of bfloat16 are torch's: this CPU has no AMX"
+)
+
+
+@ON_TILES
+@pytest.mark.parametrize("rows", [2, 17, 33, 1100])  # around a tile of 16 rows and a pair of them; several blocks
+def test_a_row_of_bfloat16_has_the_same_bits_alone_and_in_a_batch(rows, threads):
+    args = [t.detach().bfloat16().requires_grad_() for t in inputs(rows, 2100, 70)]
+    harness.assert_deterministic(ops.linear, args, threads)
+    x, weight, bias = (t.detach() for t in args)
+    together = ops.linear(x, weight, bias)
+    for row in (0, rows - 1):
+        assert torch.equal(ops.linear(x[row], weight, bias), together[row])
+
+
+@ON_TILES
+@pytest.mark.parametrize("transposed", [False, True])
+def test_products_of_bfloat16_read_nothing_beside_their_rows(transposed):
+    """oneDNN's, on CPUs with AMX, take what stands behind a strided row for a part of it (torch 2.13)."""
+
+    def slice_of(rows, cols):
+        base = torch.full((cols, rows + 40) if transposed else (rows, cols + 40), float("nan"), dtype=torch.bfloat16)
+        view = base.t()[:rows] if transposed else base[:, :cols]
+        return view.copy_(torch.randn(rows, cols)).requires_grad_()
+
+    x, weight = slice_of(21, 17), slice_of(19, 17)
+    output = ops.linear(x, weight)
+    output.backward(slice_of(21, 19).detach())
+    assert all(t.isfinite().all() for t in (output, x.grad, weight.grad))
 
 
 def test_autocast_uses_the_lower_precision():

@@ -143,4 +143,5 @@ def test_info(capsys):
     assert cli.main(["info"]) == 0
     output = capsys.readouterr().out
     assert "CPU capability" in output
+    assert "CPU bfloat16" in output
     assert "scaled_dot_product" in output.replace("\n", "")
