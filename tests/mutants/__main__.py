@@ -12,12 +12,15 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.mutants import cpu, cuda
+from fastllm import ops
+from tests.mutants import amx, cpu, cuda
 from tests.mutants.mutant import Mutant
 
 ROOT = Path(__file__).parents[2]
 COPIED = ("setup.py", "pyproject.toml", "README.md", "LICENSE", "csrc", "fastllm", "tests")
 MUTANTS = cpu.MUTANTS + cuda.MUTANTS
+if ops.build_info()["cpu_capability"] == "amx":
+    MUTANTS += amx.MUTANTS  # elsewhere nothing runs what they break
 
 
 def main(names: list[str]) -> int:
