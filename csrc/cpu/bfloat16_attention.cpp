@@ -206,7 +206,8 @@ struct Workspace {
   }
 };
 
-// A tile of queries against the keys in w: adds to dK^T and dV^T, and to dq, its rows of dQ.
+// A tile of queries against the keys in w: adds to dK^T and dV^T, and to dq, its rows of dQ. Rows past the last query,
+// which are packed as zeros, count as zeros in all five products.
 void backward_tile(const Attention<BFloat16>& a, const AttentionGradients<BFloat16>& g, const TileAt& at,
                    int64_t member, const Workspace& w, float* dq) {
   const int64_t packed_row = member * w.queries.rows + at.query, steps = ceil_div(at.queries, amx::kDepth);
@@ -226,9 +227,6 @@ void backward_tile(const Attention<BFloat16>& a, const AttentionGradients<BFloat
       amx::product(kSide, end - begin, w.sdv / amx::kDepth, {w.queries.go + (packed_row + row) * w.sdv, 0},
                    {w.v + begin * w.sdv, kSide * w.sdv}, w.gradients + begin, kKeyTile, false);
       score_gradients(a, g, at, strip, w.delta + member * a.tq, w.scores, w.gradients, kKeyTile, w.keep, w.slopes);
-      // What lies past the last query would count: it is a part of the depth, or of dQ.
-      std::fill(w.scores + strip.rows * kKeyTile, w.scores + kSide * kKeyTile, 0.0f);
-      std::fill(w.gradients + strip.rows * kKeyTile, w.gradients + kSide * kKeyTile, 0.0f);
       pack_strip_a(strip, w.gradients, w.dsa);
       const Panels keys{w.kx + begin / amx::kDepth * amx::kStep, whole(at.keys) * kSide};
       const int64_t key_steps = (end - begin) / amx::kDepth;

@@ -97,7 +97,7 @@ def _load(path: Path, stored: dict) -> Tokenizer:
     try:
         tokenizer = KINDS[kind].from_json(stored, path.parent)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise UserError(f"{path} is damaged: a {kind} tokenizer needs more than is there ({error})") from error
+        raise UserError(f"{path} is damaged: a part of the {kind} tokenizer is missing or wrong ({error})") from error
     if path.name != base.FILE:
         _check_unchanged(tokenizer, path.parent / base.FILE)
     return tokenizer

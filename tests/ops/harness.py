@@ -79,7 +79,8 @@ def assert_matches_reference(ours, reference, inputs, dtype, torch_op=None, devi
     for (what, a, e), p in zip(pairs, [peer, *peer_grads], strict=True):
         factor = LOW_PRECISION_FORWARD if what == "output" else LOW_PRECISION_GRADIENT
         # The peer may be lucky on small tensors: half a unit in the last place of the largest value is always granted.
-        floor = torch.finfo(dtype).eps * (e.abs().max().item() if e.numel() else 0.0)
+        kind = torch.finfo(dtype)
+        floor = kind.eps * max(e.abs().max().item() if e.numel() else 0.0, kind.smallest_normal)
         error = (a.double() - e).abs().max().item() if e.numel() else 0.0
         bar = factor * max((p.double() - e).abs().max().item() if e.numel() else 0.0, floor / 2)
         assert error <= bar, f"{what}: error {error:.3g} over {bar:.3g}, {factor} x torch's own in {dtype}"

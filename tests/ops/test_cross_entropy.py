@@ -277,7 +277,7 @@ def test_an_offset_that_all_logits_of_a_linear_layer_share(offset, reduction, de
     exact = [t.double().requires_grad_() for t in inputs]
     leaves = [t.to(device).requires_grad_() for t in inputs]
     expected = F.cross_entropy(F.linear(*exact), target, reduction=reduction)
-    loss = ops.linear_cross_entropy(leaves[0], leaves[1], target.to(device), leaves[2], reduction=reduction)
+    loss = ops.linear_cross_entropy(*leaves[:2], target.to(device), linear_bias=leaves[2], reduction=reduction)
     torch.testing.assert_close(loss.cpu().double(), expected, rtol=2e-6, atol=1e-6)
     grads = torch.autograd.grad(loss.sum(), leaves)
     for grad, wanted in zip(grads, torch.autograd.grad(expected.sum(), exact), strict=True):

@@ -13,8 +13,8 @@ Q, K, V = (torch.randn(2, 4, t, 8) for t in (3, 5, 5))
 LOSS = {"input": torch.randn(6, 3), "linear_weight": torch.randn(5, 3), "target": torch.tensor([0, 1, 2, 3, 4, -100])}
 LOSS["linear_bias"] = torch.randn(5)
 LOGITS = set(LOSS)  # a gradient of theirs needs all that they are made of
-ATTENTION = {"query", "key", "value", "attn_mask", "output", "(2, 4, 3)"}
-PACKED = {"qkv", "attn_mask", "output", "(2, 4, 3)"}
+ATTENTION = {"query", "key", "value", "attn_mask", "output", "(2, 4, 3, 2)"}
+PACKED = {"qkv", "attn_mask", "output", "(2, 4, 3, 2)"}
 SUMMED = {"output 1", "(2,)", "weight"}  # of dropout_add_layer_norm: what the gradient of the sum needs
 
 # What each argument's gradient needs: arguments by their names, outputs, and the shapes of what forward made besides.
@@ -23,7 +23,7 @@ NEEDS = {
     # One pass makes all gradients of attention.
     "attention_packed": (ops.attention_packed, {"qkv": PACKED, "attn_mask": PACKED}),
     "bias_gelu": (ops.bias_gelu, {"input": {"input", "bias"}, "bias": {"input", "bias"}}),
-    "cross_entropy": (ops.cross_entropy, {"input": {"input", "target", "weight", "(2,)"}}),
+    "cross_entropy": (ops.cross_entropy, {"input": {"input", "target", "weight", "(2, 2)"}}),
     "dropout": (ops.dropout, {"input": {"rng_state"}}),
     "dropout_add": (ops.dropout_add, {"input": {"rng_state"}, "residual": set(), "bias": {"rng_state"}}),
     "dropout_add_layer_norm": (ops.dropout_add_layer_norm, {

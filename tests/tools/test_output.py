@@ -59,7 +59,7 @@ def test_a_capability_that_is_none_is_told_without_a_traceback():
         [sys.executable, "-m", "fastllm", "info"], env=environment, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2
-    assert done.stderr == "fastllm: FASTLLM_CPU_CAPABILITY: expected one of avx512, avx2, default, got 'foo'\n"
+    assert done.stderr == "fastllm: FASTLLM_CPU_CAPABILITY: expected one of amx, avx512, avx2, default, got 'foo'\n"
 
 
 def test_version_and_help(capsys):

@@ -106,7 +106,7 @@ def test_the_advice_fits(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "1000")
     assert cli.main(["estimate", "--batch_size=100000"]) == 0
     told = capsys.readouterr().out
-    assert "217 GB of 1 GB: DOES NOT FIT; take --micro_batch_size" in told
+    assert "218 GB of 1 GB: DOES NOT FIT; take --micro_batch_size" in told
     size = told.split("--micro_batch_size ")[1].split(",")[0]
     assert cli.main(["estimate", "--batch_size=100000", f"--micro_batch_size={size}"]) == 0
     assert "DOES NOT FIT" not in capsys.readouterr().out
