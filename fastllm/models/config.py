@@ -1,0 +1,334 @@
+"""What a model is made of: a dataclass an architecture, and what such a model costs. Knows nothing of torch.
+
+A setting of a model is written down here and nowhere else: the options of `fastllm train`, a run's config.yaml, a
+model's config.json, estimates and initialisation all read these fields.
+"""
+
+from dataclasses import asdict, dataclass, fields
+from numbers import Integral, Real
+from typing import Any, ClassVar, TypeVar
+
+from fastllm.errors import check_type, did_you_mean
+
+# T tokens of context, C = n_embd channels, H heads, K heads of keys and values, D head_dim, F hidden, V vocabulary
+
+Config = TypeVar("Config", bound="ModelConfig")
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a model costs, counted by block and by token; train/estimate.py makes FLOPs, bytes and seconds of it.
+
+    Args:
+        context_length: T.
+        n_layer: how many blocks.
+        channels: C, of the residual stream.
+        block_parameters: numbers in a block.
+        block_matrices: those of them that tokens are multiplied with.
+        other_parameters: numbers outside of blocks.
+        output_matrix: numbers that a token is multiplied with for its logits.
+        attention_width: H D, the channels that attention multiplies scores with.
+        visible: tokens that a token sees, on average over a context.
+        kept_float32: numbers that a block keeps of a token for its backward in float32.
+        kept: those that it keeps in the precision of matrix products.
+    """
+
+    context_length: int
+    n_layer: int
+    channels: int
+    block_parameters: int
+    block_matrices: int
+    other_parameters: int
+    output_matrix: int
+    attention_width: int
+    visible: float
+    kept_float32: int
+    kept: int
+
+    @property
+    def parameters(self) -> int:
+        """Return how many numbers are trained."""
+        return self.n_layer * self.block_parameters + self.other_parameters
+
+
+@dataclass
+class ModelConfig:
+    """What every architecture's settings have; subclasses add theirs and give `kind`, `presets` and `cost`.
+
+    Attributes:
+        kind: the architecture's name, by which files and options call it.
+        presets: named settings; "shakespeare" is what `fastllm train` starts from.
+    """
+
+    kind: ClassVar[str]
+    presets: ClassVar[dict[str, dict[str, Any]]]
+
+    vocab_size: int
+    context_length: int
+
+    @classmethod
+    def preset(cls: type[Config], name: str, **overrides: Any) -> Config:
+        """Return the settings of that name, with changes.
+
+        Raises:
+            ValueError: there is no such preset.
+        """
+        if name not in cls.presets:
+            hint = did_you_mean(name, cls.presets)
+            raise ValueError(f"{cls.__name__}: 'preset' must be one of {', '.join(cls.presets)}, got '{name}'{hint}")
+        return cls(**{**cls.presets[name], **overrides})
+
+    @classmethod
+    def from_dict(cls: type[Config], settings: dict[str, Any]) -> Config:
+        """Return the configuration that asdict made settings of.
+
+        Raises:
+            ValueError: a setting is unknown, or has a value that it cannot have.
+            TypeError: a value is of a wrong type.
+        """
+        known = [field.name for field in fields(cls)]
+        if unknown := [name for name in settings if name not in known]:
+            hint = did_you_mean(unknown[0], known)
+            raise ValueError(f"{cls.__name__}: '{unknown[0]}' is not a setting{hint}; there are {', '.join(known)}")
+        return cls(**settings)
+
+    def cost(self) -> Cost:
+        """Return what the model costs."""
+        raise NotImplementedError
+
+    def _check_sizes(self, *names: str) -> None:
+        """Raise unless these are whole numbers of at least 1."""
+        for name in names:
+            check_type(type(self).__name__, name, getattr(self, name), Integral)
+            self._require(name, getattr(self, name) >= 1, "be at least 1")
+
+    def _check_types(self, **kinds: type) -> None:
+        for name, kind in kinds.items():
+            check_type(type(self).__name__, name, getattr(self, name), kind)
+
+    def _require(self, name: str, condition: bool, expectation: str) -> None:
+        if not condition:
+            value = getattr(self, name)
+            shown = f"'{value}'" if isinstance(value, str) else value
+            raise ValueError(f"{type(self).__name__}: '{name}' must {expectation}, got {shown}")
+
+
+@dataclass
+class GPTConfig(ModelConfig):
+    """The architecture of a GPT; the defaults are GPT-2's smallest, without its dropout.
+
+    Args:
+        vocab_size: V, token ids.
+        context_length: T, tokens the model sees at once.
+        n_layer: blocks.
+        n_head: H, attention heads a block; must divide n_embd.
+        n_embd: C, channels.
+        dropout: probability of a value to be zeroed while training, in [0, 1).
+        bias: whether linear and norm layers have biases.
+        activation: gelu_tanh (GPT-2's form of GELU) or gelu (the exact one, nanoGPT's).
+
+    Raises:
+        ValueError: a size is not positive, n_head does not divide n_embd, dropout is not in [0, 1), or activation is
+            unknown.
+        TypeError: a value is of a wrong type.
+    """
+
+    kind: ClassVar[str] = "gpt"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
+        "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
+        "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
+        "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
+        "shakespeare": {
+            "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "bias": False,
+        },
+    }  # fmt: skip
+
+    vocab_size: int = 50257
+    context_length: int = 1024
+    n_layer: int = 12
+    n_head: int = 12
+    n_embd: int = 768
+    dropout: float = 0.0
+    bias: bool = True
+    activation: str = "gelu_tanh"
+
+    def __post_init__(self) -> None:
+        self._check_sizes("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
+        self._check_types(dropout=Real, bias=bool, activation=str)
+        self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
+        self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+        self._require("activation", self.activation in ("gelu_tanh", "gelu"), "be gelu_tanh or gelu")
+
+    def cost(self) -> Cost:
+        """Return what the model costs: 12 C^2 in a block's matrices, 4 C wide in the middle.
+
+        A block keeps in float32 two residual sums, each norm's mean and 1/std, and attention's statistics, two a head;
+        in the products' precision their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C, GELU's input 4 C.
+        """
+        c = self.n_embd
+        vectors = 2 * c + (11 * c if self.bias else 0)
+        return Cost(
+            context_length=self.context_length, n_layer=self.n_layer, channels=c,
+            block_parameters=12 * c * c + vectors, block_matrices=12 * c * c,
+            other_parameters=(self.vocab_size + self.context_length) * c + c * (2 if self.bias else 1),
+            output_matrix=self.vocab_size * c,
+            attention_width=c, visible=(self.context_length + 1) / 2,
+            kept_float32=2 * c + 4 + 2 * self.n_head, kept=14 * c,
+        )  # fmt: skip
+
+
+ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
+
+
+@dataclass
+class LlamaConfig(ModelConfig):
+    """The architecture of Llama and its kin: Mistral (window), Qwen2 (qkv_bias), Qwen3 (qk_norm, head_dim).
+
+    The defaults are those of Llama 2 7B.
+
+    Args:
+        vocab_size: V, token ids.
+        context_length: T, tokens the model was trained to see at once.
+        n_layer: blocks.
+        n_head: H, attention heads a block.
+        n_kv_head: K, heads of keys and values, each shared by H / K queries; the default is n_head.
+        n_embd: C, channels.
+        head_dim: D, channels of a head, even; the default is n_embd / n_head.
+        n_hidden: F, channels in the middle of the feed-forward network; the default is 8/3 n_embd, rounded up to a
+            multiple of 64.
+        dropout: probability of a value to be zeroed while training, in [0, 1).
+        norm_eps: added to a mean square before its root.
+        qkv_bias: whether queries, keys and values have biases.
+        qk_norm: whether queries and keys are normalised, each head by itself.
+        window: how many tokens back a token sees, itself included; the default is all.
+        tie_embeddings: whether the output layer shares the token embedding's weights.
+        rope_base: of rotary positions: the slowest pair takes nearly 2 pi rope_base positions a turn.
+        rope_scaling: for contexts longer than the model was first trained with: none, linear, llama3 or yarn.
+        rope_factor: how many times longer.
+        rope_context: the context length of the first training; the default is context_length.
+        rope_low_frequency: llama3: pairs that turn less often than this in rope_context are slowed down by the factor.
+        rope_high_frequency: llama3: those that turn more often are left alone.
+        rope_beta_fast: yarn: pairs that turn more often than this in rope_context are left alone.
+        rope_beta_slow: yarn: those that turn less often are slowed down by the factor.
+        rope_attention: yarn: what queries and keys are multiplied with; the default is 0.1 ln(rope_factor) + 1.
+
+    Raises:
+        ValueError: a size is not positive or does not divide another, or a value is out of its range.
+        TypeError: a value is of a wrong type.
+    """
+
+    kind: ClassVar[str] = "llama"
+    presets: ClassVar[dict[str, dict[str, Any]]] = {
+        "llama2-7b": {"context_length": 4096},
+        "llama3.2-1b": {
+            "vocab_size": 128256, "context_length": 131072, "n_layer": 16, "n_head": 32, "n_kv_head": 8, "n_embd": 2048,
+            "head_dim": 64, "n_hidden": 8192, "tie_embeddings": True, "rope_base": 500000.0, "rope_scaling": "llama3",
+            "rope_factor": 32.0, "rope_context": 8192,
+        },
+        "smollm2-135m": {
+            "vocab_size": 49152, "context_length": 8192, "n_layer": 30, "n_head": 9, "n_kv_head": 3, "n_embd": 576,
+            "n_hidden": 1536, "tie_embeddings": True, "rope_base": 100000.0,
+        },
+        "shakespeare": {
+            "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_kv_head": 2, "n_embd": 128,
+            "n_hidden": 384, "tie_embeddings": True,
+        },
+    }  # fmt: skip
+
+    vocab_size: int = 32000
+    context_length: int = 4096
+    n_layer: int = 32
+    n_head: int = 32
+    n_kv_head: int | None = None
+    n_embd: int = 4096
+    head_dim: int | None = None
+    n_hidden: int | None = None
+    dropout: float = 0.0
+    norm_eps: float = 1e-5
+    qkv_bias: bool = False
+    qk_norm: bool = False
+    window: int | None = None
+    tie_embeddings: bool = False
+    rope_base: float = 10000.0
+    rope_scaling: str = "none"
+    rope_factor: float = 1.0
+    rope_context: int | None = None
+    rope_low_frequency: float = 1.0
+    rope_high_frequency: float = 4.0
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
+    rope_attention: float | None = None
+
+    def __post_init__(self) -> None:
+        self._check_sizes("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
+        self._check_sizes(
+            *(name for name in ("n_kv_head", "head_dim", "n_hidden", "window", "rope_context")
+              if getattr(self, name) is not None)
+        )  # fmt: skip
+        self._check_types(
+            dropout=Real, norm_eps=Real, qkv_bias=bool, qk_norm=bool, tie_embeddings=bool, rope_base=Real,
+            rope_scaling=str, rope_factor=Real, rope_low_frequency=Real, rope_high_frequency=Real, rope_beta_fast=Real,
+            rope_beta_slow=Real,
+        )  # fmt: skip
+        self._require("n_head", self.n_head % self.kv_heads == 0, f"be a multiple of n_kv_head ({self.kv_heads})")
+        if self.head_dim is None:
+            self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
+        self._require("head_dim", self.head_size % 2 == 0, "be even, as pairs of channels turn")
+        self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
+        self._require("norm_eps", self.norm_eps >= 0, "be at least 0")
+        self._require("rope_base", self.rope_base > 0, "be positive")
+        self._require("rope_scaling", self.rope_scaling in ROPE_SCALINGS, f"be one of {', '.join(ROPE_SCALINGS)}")
+        self._require("rope_factor", self.rope_factor >= 1, "be at least 1")
+        self._require(
+            "rope_high_frequency", self.rope_high_frequency > self.rope_low_frequency,
+            f"be over rope_low_frequency ({self.rope_low_frequency})",
+        )  # fmt: skip
+        self._require(
+            "rope_beta_fast", self.rope_beta_fast > self.rope_beta_slow > 0,
+            f"be over rope_beta_slow ({self.rope_beta_slow}), which must be positive",
+        )  # fmt: skip
+
+    @property
+    def kv_heads(self) -> int:
+        """K, with the default filled in."""
+        return self.n_head if self.n_kv_head is None else self.n_kv_head
+
+    @property
+    def head_size(self) -> int:
+        """D, with the default filled in."""
+        return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
+
+    @property
+    def hidden_size(self) -> int:
+        """F, with the default filled in."""
+        return -(-8 * self.n_embd // (3 * 64)) * 64 if self.n_hidden is None else self.n_hidden
+
+    def cost(self) -> Cost:
+        """Return what the model costs.
+
+        A block keeps in float32 two residual sums, each norm's 1/rms, and attention's statistics, two a head; in the
+        products' precision their inputs (two norms' outputs, attention's, SwiGLU's), rotated qkv, and gate and up.
+        """
+        c, f, t = self.n_embd, self.hidden_size, self.context_length
+        queries, heads = self.n_head * self.head_size, (self.n_head + 2 * self.kv_heads) * self.head_size
+        normed = (self.n_head + self.kv_heads) * self.head_size if self.qk_norm else 0
+        matrices = c * heads + queries * c + 3 * c * f
+        vectors = 2 * c + (heads if self.qkv_bias else 0) + (2 * self.head_size if self.qk_norm else 0)
+        seen = min(self.window or t, t)
+        return Cost(
+            context_length=t, n_layer=self.n_layer, channels=c,
+            block_parameters=matrices + vectors, block_matrices=matrices,
+            other_parameters=self.vocab_size * c * (1 if self.tie_embeddings else 2) + c,
+            output_matrix=self.vocab_size * c,
+            attention_width=queries, visible=seen * (t - (seen - 1) / 2) / t,
+            kept_float32=2 * c + 2 + 2 * self.n_head, kept=2 * c + heads + normed + queries + 3 * f,
+        )  # fmt: skip
+
+
+CONFIGS: dict[str, type[ModelConfig]] = {config.kind: config for config in (GPTConfig, LlamaConfig)}
+
+
+def to_dict(config: ModelConfig) -> dict[str, Any]:
+    """Return a model's settings with its architecture's name, as files hold them."""
+    return {"model": config.kind, **asdict(config)}
