@@ -10,6 +10,7 @@ from fastllm.cli.options import add_train_config, config_of
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.memory import total_memory
+from fastllm.models.config import Cost, ModelConfig
 from fastllm.train import estimate
 from fastllm.train.config import TrainConfig
 
@@ -55,9 +56,9 @@ def run(arguments: Namespace) -> int:
     if "parallel" in arguments.typed and arguments.gpus == 1:
         raise UserError("estimate: 'parallel' says how several devices share the work: add --gpus N, or leave it out")
     gpu, peak, mfu = _device(arguments, config)
-    shape = _shape(config, arguments.given)
+    cost = _model(config, arguments.given).cost()
     table = Table(title=f"{arguments.gpus} x {gpu.name if gpu else 'this CPU'}, {config.precision}", show_header=False)
-    for name, value in rows(config, shape, arguments.gpus, gpu, peak, mfu):
+    for name, value in rows(config, cost, arguments.gpus, gpu, peak, mfu):
         table.add_row(name, value) if name else table.add_section()
     Console().print(table)
     return 0
@@ -81,8 +82,8 @@ def _device(arguments: Namespace, config: TrainConfig):
     return None, peak_flops(torch.device("cpu"), config.precision), arguments.mfu or _MFU["cpu"]
 
 
-def _shape(config: TrainConfig, given: Collection[str]) -> estimate.Shape:
-    """Return the model's sizes: of --init, or of the settings with the vocabulary of --data."""
+def _model(config: TrainConfig, given: Collection[str]) -> ModelConfig:
+    """Return the model's settings: of --init, or those given, with the vocabulary of --data."""
     from fastllm.data import TokenData
     from fastllm.train import checkpoint, initial
 
@@ -91,30 +92,30 @@ def _shape(config: TrainConfig, given: Collection[str]) -> estimate.Shape:
     vocabulary = config.vocab_size or _DEFAULT_VOCABULARY
     if config.data is not None and config.vocab_size is None:
         vocabulary = TokenData(config.data).tokenizer.vocab_size
-    return initial.model_config(config, vocabulary)
+    return config.model_for(vocabulary)
 
 
 def rows(
-    config: TrainConfig, shape: estimate.Shape, devices: int, gpu: estimate.Gpu | None, peak: float, mfu: float
+    config: TrainConfig, cost: Cost, devices: int, gpu: estimate.Gpu | None, peak: float, mfu: float
 ) -> list[tuple[str, str]]:
     """Return the estimate as (what, how much); ("", "") parts the sections."""
     half, fsdp, again = config.precision != "float32", config.parallel == "fsdp", config.activation_checkpointing
     own, sequences = config.batch_size // devices, config.sequences_at_once(devices)
-    tokens = config.batch_size * shape.context_length
-    flops = estimate.flops_per_token(shape)
-    memory = estimate.of_run(config, shape, devices)
-    other = estimate.activations(shape, sequences, half, not again)
-    traffic = estimate.traffic(shape, devices, fsdp, micro_batches=-(-own // sequences))
+    tokens = config.batch_size * cost.context_length
+    flops = estimate.flops_per_token(cost)
+    memory = estimate.of_run(config, cost, devices)
+    other = estimate.activations(cost, sequences, half, not again)
+    traffic = estimate.traffic(cost, devices, fsdp, micro_batches=-(-own // sequences))
     sending = traffic / estimate.link_speed(gpu, devices) if gpu else 0.0
     seconds = estimate.step_seconds(
-        shape, config.batch_size, peak, mfu, devices=devices, checkpointing=again, communication=sending
+        cost, config.batch_size, peak, mfu, devices=devices, checkpointing=again, communication=sending
     )
     room = gpu.memory if gpu else total_memory()
     of_room = "" if room is None else f" of {estimate.size(room)}"
     if room is not None and memory.total > room:
         of_room += f": DOES NOT FIT; {estimate.advice(memory, room, sequences, again)}"
     return [
-        ("parameters", f"{estimate.parameters(shape):,}"),
+        ("parameters", f"{cost.parameters:,}"),
         ("tokens per step, per run", f"{tokens:,}, {tokens * config.max_steps:,}"),
         ("FLOPs per token", f"{flops:.3g}"),
         ("FLOPs per step, per run", f"{flops * tokens:.3g}, {flops * tokens * config.max_steps:.3g}"),

@@ -1,19 +1,21 @@
-"""fastllm eval: a run's loss over a whole split."""
+"""fastllm eval: a model's loss over a whole split."""
 
 import json
 from pathlib import Path
 
 from jsonargparse import Namespace
 
+from fastllm.cli.options import check_checkpoint
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
-from fastllm.files import new_folder, replace_folder
+from fastllm.files import is_run, new_folder, replace_folder
+from fastllm.train.config import TrainConfig
 
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="A run's loss in nats per token, perplexity and bits per byte over a whole split.")
-    parser.add_argument("run", type=Path, help="the run's folder")
+    parser = Parser(description="A model's loss in nats per token, perplexity and bits per byte over a whole split.")
+    parser.add_argument("run", type=Path, help="the run's folder; or a model, with --data")
     parser.add_argument("--split", default="val", help="val or train")
     parser.add_argument(
         "--data", type=Path | None, default=None, help="a data folder other than the run's, of the same vocabulary"
@@ -26,7 +28,7 @@ def add_to(commands) -> None:
     parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; changes the speed alone")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")
-    commands.add_subcommand("eval", parser, help="a run's loss over a whole split")
+    commands.add_subcommand("eval", parser, help="a model's loss over a whole split")
 
 
 def run(arguments: Namespace) -> int:
@@ -41,6 +43,9 @@ def run(arguments: Namespace) -> int:
         raise UserError(
             "eval: --average takes the checkpoints that were kept last: leave out 'checkpoint', or --average"
         )
+    check_checkpoint("eval", arguments, arguments.run)
+    if not is_run(arguments.run) and (arguments.run.exists() and arguments.data is None):
+        raise UserError(f"eval: 'data' must be given, for {arguments.run} is not a run, which knows its own")
     if arguments.out is not None and not arguments.average:
         raise UserError("eval: 'out' is where --average writes its model; give --average too")
     if arguments.out is not None:
@@ -48,38 +53,44 @@ def run(arguments: Namespace) -> int:
 
     import torch
 
-    from fastllm.data import TokenData, windows
     from fastllm.train import evaluation
-    from fastllm.train.config import TrainConfig
     from fastllm.train.parallel import LossModule, Parallel
+    from fastllm.train.task import task_of
 
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     model, tokenizer, which = _model(arguments)
-    config = TrainConfig.load(arguments.run / "config.yaml")
+    config = _config(arguments.run)
+    config.model, config.batch_size = model.config, arguments.batch_size
     folder = arguments.data or config.data or arguments.run
     try:
-        data = TokenData(folder)
+        task = task_of(config, folder)
     except UserError as error:
         raise UserError(f"eval: {error}; if the data of {arguments.run} is elsewhere now, name it: --data") from error
-    data.verify()
-    if data.tokenizer.to_json() != tokenizer.to_json():
+    task.verify()
+    if task.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
-    parallel, device = Parallel(), torch.device("cpu")
-    length = model.config.context_length
-    split = data.split(arguments.split, length)
-    batches = windows(split, length, arguments.batch_size, document_mask=config.document_mask)
-    loss = evaluation.mean_loss(LossModule(model), batches, parallel, device, torch.autocast("cpu", enabled=False))
-    perplexity, bits = evaluation.perplexity_and_bits(loss, split, config.document_mask)
+    task.begin(config)
+    batches = task.all(arguments.split, arguments.batch_size)
+    precision = torch.autocast("cpu", enabled=False)
+    loss = evaluation.mean_loss(LossModule(model), batches, Parallel(), torch.device("cpu"), precision)
+    measures = task.measures(arguments.split, loss)
     if arguments.json:
         told = {"run": str(arguments.run), "checkpoint": which, "data": str(folder), "split": arguments.split}
-        print(json.dumps({**told, "loss": loss, "perplexity": perplexity, "bits_per_byte": bits}))
+        print(json.dumps({**told, "loss": loss, **measures}))
         return 0
-    print(
-        f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats per token, perplexity {perplexity:.3f}, "
-        f"bits per byte {'n/a, as document_mask leaves tokens out' if bits is None else f'{bits:.4f}'}"
-    )
+    others = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in measures.items())
+    print(f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats per token, {others}")
     return 0
+
+
+def _shown(value: float | None) -> str:
+    return "n/a, as document_mask leaves tokens out" if value is None else f"{value:.4f}"
+
+
+def _config(source: Path) -> TrainConfig:
+    """Return a run's settings; a model that is no run's has none but its own."""
+    return TrainConfig.load(source / "config.yaml") if is_run(source) else TrainConfig()
 
 
 def _model(arguments: Namespace):
@@ -88,7 +99,10 @@ def _model(arguments: Namespace):
     from fastllm.train.average import average_weights
 
     if not arguments.average:
-        return *checkpoint.load_model(arguments.run, arguments.checkpoint), arguments.checkpoint
+        model, tokenizer = checkpoint.load_source(arguments.run, arguments.checkpoint)
+        if tokenizer is None:
+            raise UserError(f"eval: {arguments.run} has no tokenizer")
+        return model, tokenizer, arguments.checkpoint if is_run(arguments.run) else arguments.run.name
     folders = checkpoint.kept(arguments.run)[-arguments.average :]
     if len(folders) < arguments.average:
         raise UserError(

@@ -2,34 +2,64 @@
 
 import inspect
 import re
-from collections.abc import Collection
-from dataclasses import fields
+from collections.abc import Collection, Iterator
+from dataclasses import Field, fields
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import ActionYesNo, Namespace
 
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.files import is_run
-from fastllm.train.config import TrainConfig
+from fastllm.models.config import CONFIGS, GPTConfig
+from fastllm.train.config import OWN, START, TrainConfig, model_settings
 
 
 def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
-    """Add --config and an option for each setting; a switch may stand alone, as in --compile."""
+    """Add --config and an option for each setting, the models' too; a switch may stand alone, as in --compile."""
     parser.add_argument("--config", action="config", help="a YAML file with any of the settings below")
     settings = parser.add_argument_group("settings")
     for field in fields(TrainConfig):
-        if field.name in skip:
-            continue
-        switch: dict = {"action": ActionYesNo(no_prefix="no_"), "nargs": "?"} if field.type is bool else {}
-        kind: dict = {} if field.type is bool else {"type": field.type}
-        settings.add_argument(f"--{field.name}", default=field.default, help=_description(field.name), **switch, **kind)
+        if field.name == "model":
+            default = GPTConfig.kind
+            settings.add_argument("--model", default=default, help=f"the architecture: {' or '.join(CONFIGS)}")
+        elif field.name not in skip:
+            _add_setting(settings, field, field.default, TrainConfig)
+    for title, kinds, names in _groups_of_models():
+        group = parser.add_argument_group(title)
+        config = CONFIGS[kinds[0]]
+        own = {field.name: field for field in fields(config)}
+        for name in names:
+            _add_setting(group, own[name], getattr(config.preset(START), name), config)
+
+
+def _groups_of_models() -> Iterator[tuple[str, list[str], list[str]]]:
+    """Yield the models' settings, those of several architectures first: a title, the architectures, the names."""
+    names = {name: [kind for kind in CONFIGS if name in model_settings(kind)]
+             for kind in CONFIGS for name in model_settings(kind)}  # fmt: skip
+    for kinds in sorted(names.values(), key=len, reverse=True):
+        together = [name for name, of in names.items() if of == kinds]
+        if together:
+            yield f"settings of --model {' and '.join(kinds)}", kinds, together
+            for name in together:
+                del names[name]
+
+
+def _add_setting(group: Any, field: Field, default: Any, config: type) -> None:
+    switch: dict = {"action": ActionYesNo(no_prefix="no_"), "nargs": "?"} if field.type is bool else {}
+    kind: dict = {} if field.type is bool else {"type": field.type}
+    group.add_argument(f"--{field.name}", default=default, help=_description(config, field.name), **switch, **kind)
 
 
 def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
-    """Return the settings that were given, defaults elsewhere; skip as for add_train_config."""
-    names = [field.name for field in fields(TrainConfig) if field.name not in skip]
-    return TrainConfig(**{name: arguments[name] for name in names})
+    """Return the settings that were given, defaults elsewhere; skip as for add_train_config.
+
+    Raises:
+        UserError: a value cannot be, or a setting is of another architecture than --model.
+    """
+    known = {"model", *OWN, *(name for kind in CONFIGS for name in model_settings(kind))} - set(skip)
+    return TrainConfig.of({name: arguments[name] for name in arguments.given if name in known})
 
 
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
@@ -38,8 +68,8 @@ def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
         raise UserError(f"{command}: 'checkpoint' is of a run, and {folder} is not a run; leave it out")
 
 
-def _description(name: str) -> str:
+def _description(config: type, name: str) -> str:
     match = re.search(
-        rf"^ {{4}}{name}: (.*?)(?=^ {{4}}\w+: |\Z)", inspect.getdoc(TrainConfig) or "", re.DOTALL | re.MULTILINE
+        rf"^ {{4}}{name}: (.*?)(?=^ {{4}}\w+: |\n\n|\Z)", inspect.getdoc(config) or "", re.DOTALL | re.MULTILINE
     )
     return " ".join(match[1].split()).removesuffix(".") if match else ""

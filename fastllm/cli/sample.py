@@ -156,8 +156,8 @@ def _load(folder: Path, name: str, device: str):
     from fastllm.train import checkpoint
     from fastllm.train.device import for_generation
 
-    place = for_generation(device)
     model, tokenizer = checkpoint.load_source(folder, name)
+    place = for_generation(device, model)
     if tokenizer is None:
         raise UserError(
             f"sample: {folder} has no tokenizer; make a folder with one: fastllm export "
@@ -240,7 +240,7 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     """Print num_samples texts for each prompt: one alone as it comes, several batch by batch."""
     from fastllm.generation import iterate_texts, stream_text
 
-    longest = model.config.context_length
+    longest = model.context_length
     long = [count for count in map(len, tokenizer.encode_batch(prompts)) if count > longest]
     if long and len(prompts) == 1:
         print(f"fastllm: the prompt has {long[0]} tokens; the model sees the last {longest}", file=sys.stderr)
@@ -283,15 +283,15 @@ def _beams(model, tokenizer, prompts: list[str], arguments: Namespace) -> Iterat
         raise UserError(f"sample: 'num_samples' must be at most num_beams ({arguments.num_beams})")
     if tokenizer.end_of_text is not None:
         stops.append([tokenizer.end_of_text])
-    for part in batches(model, len(prompts), arguments.batch_size, arguments.num_beams):
-        some = prompts[part]
-        encoded = [tokenizer.encode(prompt).tolist() for prompt in some]
+    everything = [tokenizer.encode(prompt).tolist() for prompt in prompts]
+    for part in batches(model, everything, arguments.max_new_tokens, arguments.batch_size, arguments.num_beams):
+        encoded = everything[part]
         found = beam_search_batch(
             model, encoded, arguments.max_new_tokens, num_beams=arguments.num_beams,
             stop=stops, length_penalty=arguments.length_penalty, alpha=arguments.alpha,
             vocabulary=tokenizer.vocab_size,
         )  # fmt: skip
-        for prompt, ids, beams in zip(some, encoded, found, strict=True):
+        for prompt, ids, beams in zip(prompts[part], encoded, found, strict=True):
             # Decoded with the prompt: a first word's space belongs to it, but not to a text's beginning.
             start = len(tokenizer.decode(ids))
             for beam in beams[: arguments.num_samples]:

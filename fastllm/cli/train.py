@@ -1,8 +1,6 @@
 """fastllm train: a new run, or one that goes on."""
 
-import shlex
 import signal
-from dataclasses import fields
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -18,13 +16,13 @@ from fastllm.train.schedule import ENDING
 def add_to(commands) -> None:
     """Add the command's parser."""
     parser = Parser(
-        description="Train a GPT. Settings come from --config FILE.yaml and from options, which win. The same command "
-        "under torchrun trains with several processes."
+        description="Train a model. Settings come from --config FILE.yaml and from options, which win. The same "
+        "command under torchrun trains with several processes."
     )
     add_train_config(parser)
     parser.add_argument("--resume", type=Path, metavar="RUN", help="continue this run, with its own settings")
     parser.add_argument("--checkpoint", default="last", help="the checkpoint to resume from: last or best")
-    commands.add_subcommand("train", parser, help="train a GPT on a data folder")
+    commands.add_subcommand("train", parser, help="train a model on a data folder")
 
 
 def run(arguments: Namespace) -> int:
@@ -41,7 +39,7 @@ def run(arguments: Namespace) -> int:
     keep_freed_memory()
     trainer = Trainer(config, resume, arguments.given)
     spare_long_lived_objects()
-    name = shlex.quote(str(trainer.run))
+    name = trainer.run.quoted
     reporter = Reporter(config.max_steps, trainer.step, quiet=not trainer.parallel.is_main)
     received = _stop_on_signals(trainer, reporter)
     try:
@@ -69,7 +67,7 @@ def _say_beginning(trainer, resume: str | None, reporter) -> None:
     reporter.say(f"{_size(trainer)}, run folder {trainer.run}")
     if resume is not None and not trainer.resumed:
         reporter.say("the run had not saved anything yet: it starts from the beginning")
-    if trainer.step == config.max_steps and not trainer.evaluation_due:
+    if trainer.step == config.max_steps and not trainer.progress.evaluation_due:
         rises = config.schedule in ENDING
         reporter.say(
             f"it is at step {trainer.step} already, its last; to go on give more: --max_steps N"
@@ -137,7 +135,7 @@ def _check_processes(arguments: Namespace) -> None:
 def _size(trainer) -> str:
     count = trainer.parallel.world_size
     processes = f" in {count} processes ({trainer.config.parallel})" if count > 1 else ""
-    tokens, ids = trainer.data.tokenizer.vocab_size, trainer.model.config.vocab_size
+    tokens, ids = trainer.task.tokenizer.vocab_size, trainer.model.config.vocab_size
     padding = f" ({ids - tokens:,} of its {ids:,} token ids are padding)" if ids > tokens else ""
     return f"{trainer.model.num_parameters():,} parameters{padding} on {trainer.device.type}{processes}"
 
@@ -149,7 +147,7 @@ def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
         return config, None
     if arguments.checkpoint not in ("last", "best"):
         raise UserError(f"train: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
-    given = [field.name for field in fields(config) if field.name in arguments.given]
+    given = [name for name in config.flat() if name in arguments.given]
     extra = [name for name in given if name not in RESUMABLE]
     if extra:
         options = ", --".join(extra)

@@ -1,6 +1,7 @@
 """Batches of a split: random windows to train on, and every token once to evaluate on."""
 
 from collections.abc import Callable, Iterator
+from operator import itemgetter
 from typing import NamedTuple
 
 import numpy as np
@@ -16,16 +17,38 @@ IGNORED = -100  # a target that counts for nothing
 
 
 class Batch(NamedTuple):
-    """Input and what to predict from it; each (B, T) int64."""
+    """Input and what to predict from it, for a decoder; each (B, T) int64."""
 
     tokens: Tensor
     targets: Tensor  # one token ahead, -100 where nothing is to be predicted
     segment_ids: Tensor | None  # which document of its row a token belongs to, or None
 
+    @property
+    def size(self) -> int:
+        """The number of rows."""
+        return len(self.tokens)
+
+    def num_targets(self) -> int:
+        """Return how many targets count."""
+        return int((self.targets != IGNORED).sum())
+
     def map(self, function: Callable[[Tensor], Tensor]) -> "Batch":
         """Return what a function makes of each tensor."""
         segment_ids = None if self.segment_ids is None else function(self.segment_ids)
         return Batch(function(self.tokens), function(self.targets), segment_ids)
+
+    def split(self, rows: int) -> list["Batch"]:
+        """Cut into batches of so many rows, the last of what is left."""
+        return [self.map(itemgetter(slice(first, first + rows))) for first in range(0, self.size, rows)]
+
+    def arguments(self, device: torch.device) -> tuple[Tensor, ...]:
+        """Return what a decoder's loss takes, on a device; where no target counts, any do: their mean would be NaN.
+
+        From pinned memory this only queues the copy, behind the step that a GPU is still at. A stream of its own would
+        gain nothing: 12 x 1024 tokens and targets are 200 kB, 10 us at 20 GB/s.
+        """
+        given = (self.tokens, self.targets if self.num_targets() else self.tokens, self.segment_ids)
+        return tuple(part.to(device, non_blocking=True) for part in given if part is not None)
 
 
 class Batches:

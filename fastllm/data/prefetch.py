@@ -5,18 +5,18 @@ import threading
 
 from torch import Tensor
 
-from fastllm.data.batches import Batch, Batches
+from fastllm.data.source import Batch, Source
 
 
 class Prefetcher:
-    """Gives what Batches.next gives, in the same order, and has some of it ready.
+    """Gives what a source's next gives, in the same order, and has some of it ready.
 
     Batches that were made but not handed out do not count: `position` is that of the batches, and can be saved and
     set. The thread starts with the first batch and ends with close().
 
     Args:
         batches: what to read; while this is in use, nobody else may step through them.
-        rows: of each batch, as for Batches.next.
+        rows: of each batch, as for its next.
         depth: batches that are kept ready.
         pin: put them into page-locked memory, out of which a GPU fetches them by itself.
 
@@ -25,7 +25,7 @@ class Prefetcher:
         ...     tokens, targets, segment_ids = ahead.next()
     """
 
-    def __init__(self, batches: Batches, rows: slice | None = None, depth: int = 2, *, pin: bool = False) -> None:
+    def __init__(self, batches: Source, rows: slice | None = None, depth: int = 2, *, pin: bool = False) -> None:
         if depth < 1:
             raise ValueError(f"Prefetcher: 'depth' must be at least 1, got {depth}")
         self.batches, self.rows, self.depth, self.pin = batches, rows, depth, pin
@@ -42,11 +42,6 @@ class Prefetcher:
     def position(self, position: int) -> None:
         self.close()
         self.batches.position = position
-
-    @property
-    def epoch(self) -> int:
-        """How often every window has been handed out."""
-        return self.batches.epoch
 
     def next(self) -> Batch:
         """Return the next batch; an error that making it raised is raised here."""

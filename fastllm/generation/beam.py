@@ -9,9 +9,15 @@ import torch
 from torch import Tensor
 
 from fastllm.errors import UserError, UserValueError
-from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
+from fastllm.generation.context import (
+    DecoderState,
+    Generator,
+    check_count,
+    check_vocabulary,
+    checked_prompt,
+    in_eval_mode,
+)
 from fastllm.generation.decoding import stop_ids
-from fastllm.models import GPT
 
 # P prompts, K beams, V vocabulary, l new tokens of a sequence
 
@@ -39,7 +45,7 @@ class Beam:
 
 
 def beam_search(
-    model: GPT,
+    model: Generator,
     prompt: Sequence[int] | Tensor,
     max_new_tokens: int,
     *,
@@ -73,7 +79,7 @@ def beam_search(
 
 
 def beam_search_batch(
-    model: GPT,
+    model: Generator,
     prompts: Iterable[Sequence[int] | Tensor],
     max_new_tokens: int,
     *,
@@ -117,11 +123,11 @@ def beam_search_batch(
     ]
     if searches:
         with in_eval_mode(model):
-            _run(Context(model, checked, room=num_beams * len(checked)), searches, vocabulary)
+            _run(model.start(checked, max_new_tokens, num_beams * len(checked)), searches, vocabulary)
     return [search.finished for search in searches]
 
 
-def _run(context: Context, searches: "Sequence[_Search]", vocabulary: int | None) -> None:
+def _run(context: DecoderState, searches: "Sequence[_Search]", vocabulary: int | None) -> None:
     """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before."""
     going = list(searches)
     for length in count(1):

@@ -1,91 +1,71 @@
-"""The sequences that are being continued, and the model's logits after each. Knows nothing of how tokens are chosen."""
+"""What generation needs of a model, and checks of what it is given. Knows no architecture."""
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from fastllm.errors import UserValueError
-from fastllm.models import GPT
 
 # B sequences, V vocabulary
 
 
-class Context:
-    """B sequences over one KV cache. A step waits for nothing on the device: who reads `logits` does.
-
-    On the CPU, in float32, each sequence has the same logits bit for bit whatever the others are.
-
-    The model sees at most context_length tokens. A sequence that has so many is cut before it gets its next one: the
-    last context_length // 2 stay, and stand from position 0 on again. A longer prompt starts with its last
-    context_length tokens.
-
-    Args:
-        model: a GPT in eval mode.
-        prompts: B sequences of ids, none of them empty.
-        room: the most sequences that `keep` will make; default B.
+class DecoderState(Protocol):
+    """B sequences that are being continued.
 
     Attributes:
-        logits: (B, V) of the next token of each sequence.
+        logits: (B, V), of the next token of each sequence.
     """
 
-    def __init__(self, model: GPT, prompts: Sequence[Sequence[int]], room: int | None = None) -> None:
-        self.model = model
-        self._longest = model.config.context_length
-        self._cache = model.new_cache(room or len(prompts))
-        self._cache.reorder(range(len(prompts)))
-        self._visible = [list(prompt[-self._longest :]) for prompt in prompts]
-        self.logits = self._prefill(self._visible)
+    logits: Tensor
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Give every sequence its next token."""
-        self._cut([i for i, ids in enumerate(self._visible) if len(ids) == self._longest])
-        for ids, token in zip(self._visible, tokens, strict=True):
-            ids.append(token)
-        with torch.no_grad():
-            column = torch.tensor(tokens)[:, None].to(self.logits.device, non_blocking=True)
-            self.logits = self.model(column, self._cache)[:, -1]
+        """Give every sequence its next token; what to do when a context is full, the model knows."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make sequence i a copy of what sequence rows[i] was, for as many as there are rows."""
-        self._cache.reorder(rows)
-        self._visible = [list(self._visible[row]) for row in rows]
-        self.logits = self.logits[torch.tensor(rows, dtype=torch.int64).to(self.logits.device, non_blocking=True)]
 
-    def _cut(self, rows: list[int]) -> None:
-        if not rows:
-            return
-        kept = self._longest // 2
-        for row in rows:
-            self._visible[row] = self._visible[row][self._longest - kept :]
-        if kept:
-            self._prefill([self._visible[row] for row in rows], rows)
-        else:
-            self._cache.reset(rows)
 
-    def _prefill(self, sequences: list[list[int]], rows: list[int] | None = None) -> Tensor:
-        lengths = torch.tensor([len(ids) for ids in sequences])
-        padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
-        for row, ids in zip(padded, sequences, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        tokens = padded.to(self._cache.lengths.device, non_blocking=True)
-        return self.model.prefill(tokens, lengths, self._cache, None if rows is None else torch.tensor(rows))
+class Generator(Protocol):
+    """A model that sequences can be continued with; an encoder-decoder becomes one when it is given its source."""
+
+    training: bool
+
+    @property
+    def vocab_size(self) -> int:
+        """V."""
+
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int | None = None) -> DecoderState:
+        """Return the state of sequences that begin so, in eval mode.
+
+        Args:
+            prompts: B sequences of ids, none of them empty.
+            max_new_tokens: how many tokens a sequence is given at most.
+            room: the most sequences that `keep` will make; default B.
+        """
+
+    def sequence_bytes(self, tokens: int) -> int:
+        """Return the bytes that a sequence of so many tokens takes while it is continued."""
+
+    def train(self, mode: bool = True) -> object:
+        """Choose training or eval mode, as torch.nn.Module's."""
 
 
 @contextmanager
-def in_eval_mode(model: GPT) -> Iterator[None]:
+def in_eval_mode(model: Generator) -> Iterator[None]:
     """Put a model into eval mode, and back afterwards."""
     was_training = model.training
-    model.eval()
+    model.train(False)
     try:
         yield
     finally:
         model.train(was_training)
 
 
-def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
+def checked_prompt(model: Generator, prompt: Sequence[int] | Tensor) -> list[int]:
     """Return a prompt's ids.
 
     Raises:
@@ -99,7 +79,7 @@ def checked_prompt(model: GPT, prompt: Sequence[int] | Tensor) -> list[int]:
         ids = torch.as_tensor(prompt)
     except (TypeError, ValueError, RuntimeError):
         raise TypeError(f"generate: 'prompt' must be token ids, got {prompt!r}") from None
-    vocabulary = model.config.vocab_size
+    vocabulary = model.vocab_size
     if ids.numel() == 0:
         raise UserValueError("generate: 'prompt' must have at least one token, got none")
     if ids.is_floating_point():
@@ -121,7 +101,7 @@ def check_count(name: str, value: int, least: int) -> None:
         raise UserValueError(f"generate: '{name}' must be at least {least}, got {value}")
 
 
-def check_vocabulary(model: GPT, vocabulary: int | None) -> None:
+def check_vocabulary(model: Generator, vocabulary: int | None) -> None:
     """Raise UserError if a model has not that many tokens, or none is left."""
-    if vocabulary is not None and not 1 <= vocabulary <= model.config.vocab_size:
-        raise UserValueError(f"generate: 'vocabulary' must be in [1, {model.config.vocab_size}], got {vocabulary}")
+    if vocabulary is not None and not 1 <= vocabulary <= model.vocab_size:
+        raise UserValueError(f"generate: 'vocabulary' must be in [1, {model.vocab_size}], got {vocabulary}")

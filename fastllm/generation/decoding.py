@@ -1,6 +1,6 @@
 """Sampling from a language model, one sequence or many. Knows nothing of tokenizers or text: ids in, ids out."""
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
 from dataclasses import dataclass, field
 from numbers import Integral
 from operator import index
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor
 
 from fastllm.errors import UserValueError
-from fastllm.generation.context import Context, check_count, check_vocabulary, checked_prompt, in_eval_mode
+from fastllm.generation.context import Generator, check_count, check_vocabulary, checked_prompt, in_eval_mode
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
-from fastllm.models import GPT
 
 # B sequences, V vocabulary
 
@@ -95,11 +94,12 @@ class Track:
         return Generation(self.ids, self.logprobs[: len(self.ids)], self.finish or "length", text)
 
 
-def run(model: GPT, tracks: Sequence[Track], max_new_tokens: int) -> Iterator[None]:
+def run(model: Generator, tracks: Sequence[Track], max_new_tokens: int) -> Iterator[None]:
     """Continue sequences together, a token each a step; yields after every step. Those that ended leave the batch."""
     with in_eval_mode(model):
         active = list(tracks)
-        context = Context(model, [track.prompt for track in active]) if active and max_new_tokens else None
+        prompts = [track.prompt for track in active]
+        context = model.start(prompts, max_new_tokens) if prompts and max_new_tokens else None
         for step in range(max_new_tokens):
             if context is None or not active:
                 break
@@ -118,7 +118,7 @@ def run(model: GPT, tracks: Sequence[Track], max_new_tokens: int) -> Iterator[No
 
 
 def generate(
-    model: GPT,
+    model: Generator,
     prompt: Sequence[int] | Tensor,
     max_new_tokens: int,
     *,
@@ -133,7 +133,7 @@ def generate(
     others are forgotten; of a prompt longer than context_length the last context_length tokens are seen.
 
     Args:
-        model: a GPT; it is put into eval mode while it runs and back afterwards.
+        model: a decoder, such as GPT or Llama; it is put into eval mode while it runs and back afterwards.
         prompt: (T,) ids, at least one.
         max_new_tokens: how many to yield at most.
         stop: tokens, or sequences of tokens, that end it; they are not yielded.
@@ -146,7 +146,7 @@ def generate(
         UserError: the prompt is empty or has ids outside the vocabulary, or an argument is out of range.
 
     Example:
-        >>> from fastllm.models import GPTConfig
+        >>> from fastllm.models import GPT, GPTConfig
         >>> model = GPT(GPTConfig.preset("shakespeare"))
         >>> len(list(generate(model, [1, 2, 3], 5, top_k=10, seed=0)))
         5
@@ -158,7 +158,7 @@ def generate(
     return _stream(model, track, max_new_tokens)
 
 
-def _stream(model: GPT, track: Track, max_new_tokens: int) -> Iterator[int]:
+def _stream(model: Generator, track: Track, max_new_tokens: int) -> Iterator[int]:
     given = 0
     for _ in run(model, [track], max_new_tokens):
         yield from track.ids[given:]
@@ -166,7 +166,7 @@ def _stream(model: GPT, track: Track, max_new_tokens: int) -> Iterator[int]:
 
 
 def generate_batch(
-    model: GPT,
+    model: Generator,
     prompts: Iterable[Sequence[int] | Tensor],
     max_new_tokens: int,
     *,
@@ -201,7 +201,7 @@ def generate_batch(
     checked = [checked_prompt(model, prompt) for prompt in prompts]
     how, stops, seeds = Sampling(**sampling), stop_ids(model, stop), seeds_of(seed, len(checked))
     results = []
-    for part in batches(model, len(checked), batch_size):
+    for part in batches(model, checked, max_new_tokens, batch_size):
         tracks = [Track(ids, how, one, stops, vocabulary) for ids, one in zip(checked[part], seeds[part], strict=True)]
         for _ in run(model, tracks, max_new_tokens):
             pass
@@ -209,10 +209,14 @@ def generate_batch(
     return results
 
 
-def batches(model: GPT, count: int, batch_size: int | None, num_beams: int = 1) -> list[slice]:
-    """Return which of count prompts are continued together.
+def batches(
+    model: Generator, prompts: Sequence[Sized], max_new_tokens: int, batch_size: int | None, num_beams: int = 1
+) -> list[slice]:
+    """Return which prompts are continued together.
 
     Args:
+        prompts: sequences of ids, whose lengths say what a batch takes.
+        max_new_tokens: how many tokens come to each.
         batch_size: as of :func:`generate_batch`.
         num_beams: how many sequences a prompt is.
 
@@ -220,21 +224,20 @@ def batches(model: GPT, count: int, batch_size: int | None, num_beams: int = 1) 
         UserError: batch_size is under 1.
     """
     if batch_size is None:
-        config, item = model.config, model.embedding.token.weight.element_size()
-        each = 2 * config.n_layer * config.context_length * config.n_embd * item
-        batch_size = max(1, min(_CACHE_BYTES // each, _MOST_TOGETHER))
+        longest = max(map(len, prompts), default=0) + max_new_tokens
+        batch_size = max(1, min(_CACHE_BYTES // model.sequence_bytes(longest), _MOST_TOGETHER))
     check_count("batch_size", batch_size, 1)
-    prompts = max(1, batch_size // num_beams)
-    return [slice(start, start + prompts) for start in range(0, count, prompts)]
+    together = max(1, batch_size // num_beams)
+    return [slice(start, start + together) for start in range(0, len(prompts), together)]
 
 
-def stop_ids(model: GPT, stop: Iterable[int | Sequence[int]]) -> list[list[int]]:
+def stop_ids(model: Generator, stop: Iterable[int | Sequence[int]]) -> list[list[int]]:
     """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
     try:
         stops = [[int(ids)] if isinstance(ids, int | Integral) else list(map(index, ids)) for ids in stop]
     except TypeError:
         raise TypeError(f"generate: 'stop' must have tokens and sequences of tokens, got {stop!r}") from None
-    vocabulary = model.config.vocab_size
+    vocabulary = model.vocab_size
     wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
     if wrong:
         raise UserValueError(f"generate: 'stop' must have ids in [0, {vocabulary}), got {wrong[0]}")

@@ -1,18 +1,23 @@
 """Generation at the level of text: prompts and stops are strings, and what comes out is text."""
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 from fastllm.errors import UserValueError
-from fastllm.generation.context import check_count, checked_prompt
+from fastllm.generation.context import Generator, check_count, checked_prompt
 from fastllm.generation.decoding import Generation, Track, batches, run, seeds_of, stop_ids
 from fastllm.generation.sampling import Sampling
 from fastllm.generation.stopping import StopMatcher
-from fastllm.models import GPT
 from fastllm.tokenizers import Tokenizer
 
 Stop = str | int | Sequence[int]
+
+
+class TextGenerator(Generator, Protocol):
+    """A Generator that knows which tokenizers can be its own."""
+
+    def check_tokenizer(self, tokenizer: Tokenizer, where: object) -> None:
+        """Raise UserValueError if a tokenizer has more tokens than the model; where begins the message."""
 
 
 class _TextTrack:
@@ -45,15 +50,15 @@ class _TextTrack:
 
 
 def _text_tracks(
-    model: GPT,
+    model: TextGenerator,
     tokenizer: Tokenizer,
     prompts: list[str],
     max_new_tokens: int,
     stop: Stop | Iterable[Stop],
     seed: int | Iterable[int] | None,
     sampling: dict[str, Any],
-) -> list[Callable[[], _TextTrack]]:
-    """Check all that a user gave; return what makes the track of each prompt."""
+) -> tuple[list[list[int]], Callable[[list[int], int], _TextTrack], list[int]]:
+    """Check all that a user gave; return each prompt's ids, what makes a track of ids and a seed, and the seeds."""
     check_count("max_new_tokens", max_new_tokens, 0)
     model.check_tokenizer(tokenizer, "generate")
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
@@ -66,7 +71,7 @@ def _text_tracks(
     if tokenizer.end_of_text is not None:  # what a model writes after it belongs to another text
         tokens.append([tokenizer.end_of_text])
     encoded = [checked_prompt(model, tokenizer.encode(prompt).tolist()) for prompt in map(_not_empty, prompts)]
-    return [partial(_TextTrack, tokenizer, how, tokens, strings, *one) for one in zip(encoded, seeds, strict=True)]
+    return encoded, lambda ids, one: _TextTrack(tokenizer, how, tokens, strings, ids, one), seeds
 
 
 def _not_empty(prompt: str) -> str:
@@ -78,7 +83,7 @@ def _not_empty(prompt: str) -> str:
 
 
 def stream_text(
-    model: GPT,
+    model: TextGenerator,
     tokenizer: Tokenizer,
     prompt: str,
     max_new_tokens: int,
@@ -100,11 +105,11 @@ def stream_text(
     Raises:
         UserError: as generate does, or the tokenizer does not know a character of the prompt.
     """
-    (make,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
-    return _stream(model, make(), max_new_tokens)
+    (ids,), make, (one,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
+    return _stream(model, make(ids, one), max_new_tokens)
 
 
-def _stream(model: GPT, track: _TextTrack, max_new_tokens: int) -> Iterator[str]:
+def _stream(model: TextGenerator, track: _TextTrack, max_new_tokens: int) -> Iterator[str]:
     given = 0
     for _ in run(model, [track.track], max_new_tokens):
         if len(track.text) > given:
@@ -116,7 +121,7 @@ def _stream(model: GPT, track: _TextTrack, max_new_tokens: int) -> Iterator[str]
 
 
 def generate_text(
-    model: GPT,
+    model: TextGenerator,
     tokenizer: Tokenizer,
     prompts: Iterable[str],
     max_new_tokens: int,
@@ -150,7 +155,7 @@ def generate_text(
 
 
 def iterate_texts(
-    model: GPT,
+    model: TextGenerator,
     tokenizer: Tokenizer,
     prompts: Iterable[str],
     max_new_tokens: int,
@@ -163,15 +168,18 @@ def iterate_texts(
     """Yield what :func:`generate_text` returns, in its order, a batch as soon as it is done. All is checked at once."""
     if isinstance(prompts, str):
         raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
-    makers = _text_tracks(model, tokenizer, list(prompts), max_new_tokens, stop, seed, sampling)
-    return _iterate(model, makers, batches(model, len(makers), batch_size), max_new_tokens)
+    encoded, make, seeds = _text_tracks(model, tokenizer, list(prompts), max_new_tokens, stop, seed, sampling)
+    parts = batches(model, encoded, max_new_tokens, batch_size)
+    return _iterate(model, ((make, encoded[part], seeds[part]) for part in parts), max_new_tokens)
 
 
 def _iterate(
-    model: GPT, makers: Sequence[Callable[[], _TextTrack]], parts: Sequence[slice], max_new_tokens: int
+    model: TextGenerator,
+    parts: Iterable[tuple[Callable[[list[int], int], _TextTrack], list[list[int]], list[int]]],
+    max_new_tokens: int,
 ) -> Iterator[Generation]:
-    for part in parts:
-        tracks = [make() for make in makers[part]]
+    for make, encoded, seeds in parts:
+        tracks = list(map(make, encoded, seeds))
         for _ in run(model, [track.track for track in tracks], max_new_tokens):
             pass
         for track in tracks:

@@ -1,5 +1,31 @@
-"""Models assembled from fastllm.nn."""
+"""Models assembled from fastllm.nn, their settings, and `load`, which reads one from any file or folder."""
 
-from fastllm.models.gpt import GPT, GPTConfig
+import importlib
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["GPT", "GPTConfig"]
+if TYPE_CHECKING:
+    from fastllm.models.base import Model
+    from fastllm.models.config import CONFIGS, GPTConfig, ModelConfig
+    from fastllm.models.decoder import Decoder
+    from fastllm.models.gpt import GPT
+    from fastllm.models.loading import load, model_class, with_weights
+
+__all__ = [
+    "CONFIGS", "GPT", "Decoder", "GPTConfig", "Model", "ModelConfig", "load", "model_class", "with_weights",
+]  # fmt: skip
+
+_MODULES = {
+    "base": ("Model",),
+    "config": ("CONFIGS", "GPTConfig", "ModelConfig"),
+    "decoder": ("Decoder",),
+    "gpt": ("GPT",),
+    "loading": ("load", "model_class", "with_weights"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import what is asked for: settings need no torch, which takes seconds to load."""
+    for module, names in _MODULES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"fastllm.models.{module}"), name)
+    raise AttributeError(f"module 'fastllm.models' has no attribute '{name}'")

@@ -58,9 +58,11 @@ class ModelConfig:
     Attributes:
         kind: the architecture's name, by which files and options call it.
         presets: named settings; "shakespeare" is what `fastllm train` starts from.
+        task: what such a model learns, by the name that train/task.py knows.
     """
 
     kind: ClassVar[str]
+    task: ClassVar[str] = "language"
     presets: ClassVar[dict[str, dict[str, Any]]]
 
     vocab_size: int
@@ -95,6 +97,10 @@ class ModelConfig:
     def cost(self) -> Cost:
         """Return what the model costs."""
         raise NotImplementedError
+
+    def may_become(self, name: str, value: Any) -> bool:
+        """Return whether trained weights still fit where this setting gets another value."""
+        return name == "dropout" or (name == "context_length" and value < self.context_length)
 
     def _check_sizes(self, *names: str) -> None:
         """Raise unless these are whole numbers of at least 1."""
@@ -164,7 +170,8 @@ class GPTConfig(ModelConfig):
         """Return what the model costs: 12 C^2 in a block's matrices, 4 C wide in the middle.
 
         A block keeps in float32 two residual sums, each norm's mean and 1/std, and attention's statistics, two a head;
-        in the products' precision their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C, GELU's input 4 C.
+        in the products' precision their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C and GELU's input,
+        4 C.
         """
         c = self.n_embd
         vectors = 2 * c + (11 * c if self.bias else 0)
@@ -303,6 +310,10 @@ class LlamaConfig(ModelConfig):
     def hidden_size(self) -> int:
         """F, with the default filled in."""
         return -(-8 * self.n_embd // (3 * 64)) * 64 if self.n_hidden is None else self.n_hidden
+
+    def may_become(self, name: str, value: Any) -> bool:
+        """Return whether trained weights still fit: positions turn, so a context may be longer too."""
+        return name in ("dropout", "context_length", "window") or name.startswith("rope_")
 
     def cost(self) -> Cost:
         """Return what the model costs.

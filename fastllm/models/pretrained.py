@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastllm.errors import describe
 
-CONFIG, WEIGHTS = "config.json", "model.safetensors"
+CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -136,13 +136,12 @@ def read_tensors(path: Path) -> dict[str, Any]:
         ) from error
 
 
-def fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> None:
-    """Copy weights into model.
+def check_fit(wanted: dict[str, Tensor], weights: dict[str, Tensor], source: Path) -> None:
+    """Compare weights with a model's, by name and shape.
 
     Raises:
         ValueError: a tensor is missing, left over or of another shape; the message names the first.
     """
-    wanted = model.state_dict()
     for name in [*wanted, *weights]:
         if name not in weights:
             raise ValueError(f"{source}: the weights lack '{name}'")
@@ -151,4 +150,3 @@ def fill(model: torch.nn.Module, weights: dict[str, Tensor], source: Path) -> No
         if wanted[name].shape != weights[name].shape:
             shapes = f"{tuple(wanted[name].shape)}, got {tuple(weights[name].shape)}"
             raise ValueError(f"{source}: '{name}' must have the shape {shapes}")
-    model.load_state_dict(weights)

@@ -4,10 +4,10 @@ from fastllm.nn.activation import GELU, Softmax
 from fastllm.nn.attention import CausalSelfAttention
 from fastllm.nn.dropout import Dropout, DropoutAdd, DropoutAddLayerNorm
 from fastllm.nn.embedding import Embedding, PositionalEmbedding
-from fastllm.nn.feed_forward import FeedForward
+from fastllm.nn.feed_forward import FeedForward, GatedFeedForward
 from fastllm.nn.kv_cache import CacheLayer, KVCache
-from fastllm.nn.linear import Linear
-from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss
+from fastllm.nn.linear import Linear, TiedLinear
+from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss, head_cross_entropy
 from fastllm.nn.norm import LayerNorm, RMSNorm
 from fastllm.nn.rotary_embedding import RotaryEmbedding
 
@@ -21,6 +21,7 @@ __all__ = [
     "DropoutAddLayerNorm",
     "Embedding",
     "FeedForward",
+    "GatedFeedForward",
     "KVCache",
     "LayerNorm",
     "Linear",
@@ -29,4 +30,6 @@ __all__ = [
     "RMSNorm",
     "RotaryEmbedding",
     "Softmax",
+    "TiedLinear",
+    "head_cross_entropy",
 ]

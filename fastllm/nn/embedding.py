@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._bare import is_bare
 from fastllm.ops._only_default import only_default
 
 _REFUSED = {"max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
@@ -65,9 +66,11 @@ class PositionalEmbedding(torch.nn.Module):
 
         The first token of a sequence is at position_offset: one number, or (B,) int64 with a number a sequence.
         """
-        if isinstance(position_offset, Tensor):
-            positions = position_offset[:, None] + torch.arange(tokens.size(1), device=tokens.device)
-            return self.token(tokens) + self.position(positions)
-        return ops.embedding(
-            tokens, *_table(self.token), position_weight=self.position.weight, position_offset=position_offset
-        )
+        kinds = (Embedding, torch.nn.Embedding)
+        if isinstance(position_offset, int) and is_bare(self.token, *kinds) and is_bare(self.position, *kinds):
+            return ops.embedding(
+                tokens, *_table(self.token), position_weight=self.position.weight, position_offset=position_offset
+            )
+        ahead = torch.arange(tokens.size(1), device=tokens.device)
+        positions = position_offset[:, None] if isinstance(position_offset, Tensor) else position_offset
+        return self.token(tokens) + self.position(positions + ahead)

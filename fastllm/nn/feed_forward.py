@@ -1,11 +1,10 @@
-"""The position-wise feed-forward network of a Transformer block."""
+"""The position-wise feed-forward networks of a Transformer block."""
 
 import torch
 from torch import Tensor
 
 from fastllm import ops
-from fastllm.nn.linear import Linear
-from fastllm.ops._subclasses import is_plain
+from fastllm.nn.linear import Linear, is_bare_linear
 
 
 class FeedForward(torch.nn.Module):
@@ -26,10 +25,31 @@ class FeedForward(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform each token: (*, C) -> (*, C)."""
-        if self.expand.bias is None or not is_plain(self.expand.weight):
-            hidden = ops.gelu(self.expand(input), self.approximate)
-        else:
+        if is_bare_linear(self.expand) and self.expand.bias is not None:
             hidden = ops.linear(input, self.expand.weight)
             # The bias rides on the activation's pass; under autocast it is not in the product's precision yet.
             hidden = ops.bias_gelu(hidden, self.expand.bias.to(hidden.dtype), self.approximate)
+        else:
+            hidden = ops.gelu(self.expand(input), self.approximate)
         return self.contract(hidden)
+
+
+class GatedFeedForward(torch.nn.Module):
+    """expand -> SwiGLU -> contract (Shazeer, "GLU variants improve Transformer", 2020), as in Llama.
+
+    Gate and up are one product: expand's weight is [gate, up], (2 F, C).
+
+    Args:
+        n_embd: C, channels.
+        n_hidden: F, channels in between.
+        bias: whether both layers have a bias.
+    """
+
+    def __init__(self, n_embd: int, n_hidden: int, bias: bool = False) -> None:
+        super().__init__()
+        self.expand = Linear(n_embd, 2 * n_hidden, bias=bias)
+        self.contract = Linear(n_hidden, n_embd, bias=bias)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Transform each token: (*, C) -> (*, C)."""
+        return self.contract(ops.swiglu(self.expand(input)))

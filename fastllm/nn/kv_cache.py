@@ -184,14 +184,32 @@ class CacheLayer:
     prefill: bool = False
     rows: Tensor | None = None
 
-    def attend(self, qkv: Tensor) -> Tensor:
-        """Store keys and values of new tokens and attend: (B, T, 3, H, D) -> (B, T, H, D)."""
-        query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+    @property
+    def positions(self) -> int | Tensor:
+        """Where the first of the new tokens stands in each sequence: 0, or (B,) int64."""
+        return 0 if self.prefill else self.cache.lengths
+
+    def attend(self, qkv: Tensor, num_heads: int | None = None, window: tuple[int, int] | None = None) -> Tensor:
+        """Store keys and values of new tokens and attend.
+
+        Args:
+            qkv: (B, T, 3, H, D); or with num_heads = H (B, T, H + 2 Hkv, D), as for ops.attention_packed.
+            num_heads: H, where keys and values have fewer heads.
+            window: (left, right), as for ops.scaled_dot_product_attention.
+
+        Returns:
+            (B, T, H, D).
+        """
+        if num_heads is None:
+            query, key, value = qkv.permute(2, 0, 3, 1, 4)  # (B, H, T, D) each
+        else:
+            shared = (qkv.size(2) - num_heads) // 2
+            query, key, value = qkv.transpose(1, 2).split([num_heads, shared, shared], 1)
         if self.prefill:
             self.cache.fill(self.layer, key, value, self.rows)
-            return ops.attention_packed(qkv, is_causal=True)
+            return ops.attention_packed(qkv, is_causal=True, window=window, num_heads=num_heads)
         self.cache.append(self.layer, key, value)
         keys, values = self.cache.keys[self.layer], self.cache.values[self.layer]
         lengths = self.cache.lengths + query.size(2)
-        attended = ops.decode_attention(query.to(keys.dtype), keys, values, lengths)
+        attended = ops.decode_attention(query.to(keys.dtype), keys, values, lengths, window=window)
         return attended.transpose(1, 2).to(qkv.dtype)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._bare import is_bare
 from fastllm.ops._subclasses import is_plain
 
 
@@ -20,3 +21,38 @@ class Linear(torch.nn.Linear):
         if not is_plain(self.weight):
             return torch.nn.functional.linear(input, self.weight, self.bias)
         return ops.linear(input, self.weight, self.bias)
+
+
+class TiedLinear(Linear):
+    """A linear layer with the weight of an embedding, which it has no copy of (Press & Wolf, 2017).
+
+    It has no parameters and no state of its own: the weight is the embedding's, also after that has been moved,
+    sharded or loaded.
+
+    Args:
+        embedding: of V rows of C numbers.
+
+    Shapes: (*, C) -> (*, V).
+
+    Example:
+        >>> embedding = torch.nn.Embedding(5, 3)
+        >>> layer = TiedLinear(embedding)
+        >>> layer(torch.zeros(2, 3)).shape, list(layer.parameters())
+        (torch.Size([2, 5]), [])
+    """
+
+    def __init__(self, embedding: torch.nn.Embedding) -> None:
+        torch.nn.Module.__init__(self)  # not Linear's, which would make a weight
+        self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
+        self.register_parameter("bias", None)
+        vars(self)["_embedding"] = embedding  # past Module.__setattr__: it is a part of the model already
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """The embedding's (V, C)."""
+        return self._embedding.weight  # type: ignore[union-attr, return-value]
+
+
+def is_bare_linear(layer: torch.nn.Module) -> bool:
+    """Return whether calling a layer is the product with its weight and the sum with its bias, and nothing else."""
+    return is_bare(layer, Linear, TiedLinear, torch.nn.Linear)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn.linear import is_bare_linear
 from fastllm.ops._only_default import only_default
 
 
@@ -20,6 +21,39 @@ class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
             reduction=self.reduction,
             label_smoothing=self.label_smoothing,
         )
+
+
+def head_cross_entropy(
+    head: torch.nn.Module,
+    input: Tensor,
+    target: Tensor,
+    *,
+    reduction: str = "mean",
+    ignore_index: int | None = None,
+    label_smoothing: float = 0.0,
+) -> Tensor:
+    """Return the cross-entropy of a model's last layer, without its logits where that layer is a linear one.
+
+    Whatever else stands in its place (LoRA, an int8 layer, one with a hook) is called, and makes logits.
+
+    Args:
+        head: (N, C) -> (N, V).
+        input: (N, C).
+        target: (N,) class indices.
+        reduction, ignore_index, label_smoothing: as of :func:`fastllm.ops.linear_cross_entropy`.
+
+    Returns:
+        A scalar, or (N,) for "none".
+    """
+    if is_bare_linear(head):
+        return ops.linear_cross_entropy(
+            input, head.weight, target, linear_bias=head.bias,  # type: ignore[arg-type]
+            reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
+        )  # fmt: skip
+    return ops.cross_entropy(
+        head(input), target, ignore_index=-100 if ignore_index is None else ignore_index,
+        reduction=reduction, label_smoothing=label_smoothing,
+    )  # fmt: skip
 
 
 class LinearCrossEntropyLoss(torch.nn.Module):
@@ -74,17 +108,12 @@ class LinearCrossEntropyLoss(torch.nn.Module):
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         """Compare input (N, C) with class indices (N,)."""
         self._check_out_features()
-        return ops.linear_cross_entropy(
-            input,
-            self.linear.weight,
-            target,
-            linear_bias=self.linear.bias,
-            weight=self.weight,
-            reduction=self.reduction,
-            ignore_index=self.ignore_index,
-            label_smoothing=self.label_smoothing,
-            options=self.options,
-        )
+        only_default("LinearCrossEntropyLoss", "weight", self.weight, None, "classes have no weights here")
+        only_default("LinearCrossEntropyLoss", "options", self.options, None, "chunks are chosen here")
+        return head_cross_entropy(
+            self.linear, input, target,
+            reduction=self.reduction, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
+        )  # fmt: skip
 
     def _check_out_features(self) -> None:
         only_default("LinearCrossEntropyLoss", "out_features", self.out_features, (), "flatten rows instead")

@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastllm.models import GPT
+from fastllm.models import Model, load
 from fastllm.optim import local
 
 
@@ -52,7 +52,7 @@ class MovingAverage:
             average.copy_(kept)
 
 
-def average_weights(folders: Iterable[Path]) -> GPT:
+def average_weights(folders: Iterable[Path]) -> Model:
     """Return a model with the mean of several checkpoints' weights, summed in float64 (Vaswani et al., 2017, 6.1).
 
     Raises:
@@ -61,10 +61,10 @@ def average_weights(folders: Iterable[Path]) -> GPT:
     folders = list(folders)
     if not folders:
         raise ValueError("average_weights: 'folders' must be at least one, got none")
-    model = GPT.from_pretrained(folders[0])
+    model = load(folders[0])
     sums: dict[str, Tensor] = {name: value.double() for name, value in model.state_dict().items()}
     for folder in folders[1:]:
-        other = GPT.from_pretrained(folder)
+        other = load(folder)
         if other.config != model.config:
             raise ValueError(f"average_weights: 'folders' must hold one model, {folder} differs from {folders[0]}")
         for name, value in other.state_dict().items():

@@ -10,7 +10,7 @@ import torch
 
 from fastllm.errors import UserError
 from fastllm.files import copy_folder, find_checkpoint, is_run, previous, replace_folder, verify_folder
-from fastllm.models import GPT
+from fastllm.models import Model, load
 from fastllm.tokenizers import Tokenizer, has_tokenizer, load_tokenizer
 from fastllm.train.metrics import read_metrics
 
@@ -48,7 +48,7 @@ def forget_kept(run: Path, number: int, after: int | None = None) -> None:
 
 
 def save(
-    run: Path, name: str, model: GPT, tokenizer: Tokenizer, state: dict[str, Any],
+    run: Path, name: str, model: Model, tokenizer: Tokenizer, state: dict[str, Any],
     add: Callable[[Path], None] = lambda folder: None,
 ) -> Path:  # fmt: skip
     """Write a checkpoint in the place of the one before; return its folder.
@@ -138,7 +138,7 @@ def _offer(run: Path, name: str) -> str:
     return f"; the checkpoint '{other}' is intact: take it with --checkpoint {other}"
 
 
-def load_model(run: Path, name: str) -> tuple[GPT, Tokenizer]:
+def load_model(run: Path, name: str) -> tuple[Model, Tokenizer]:
     """Return a checkpoint's model and tokenizer.
 
     Raises:
@@ -156,8 +156,8 @@ def load_state(run: Path, name: str) -> dict[str, Any]:
     return read_state(find(run, name))
 
 
-def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -> tuple[GPT, Tokenizer | None]:
-    """Return the model of a run, of a model's folder or of nanoGPT's ckpt.pt, and its tokenizer if there is one.
+def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -> tuple[Model, Tokenizer | None]:
+    """Return the model that a run, a folder or a file holds (see models.load), and its tokenizer if there is one.
 
     Args:
         source: where to look.
@@ -171,7 +171,7 @@ def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -
         raise UserError(f"{source} does not exist")
     folder = find(source, name) if is_run(source) else source
     try:
-        model = GPT.from_pretrained(folder) if folder.is_dir() else GPT.from_nanogpt(folder)
+        model = load(folder)
     except (OSError, ValueError) as error:
         raise UserError(f"{folder} holds no model that fastllm reads ({error})") from error
     if tokenizer is None and not has_tokenizer(folder):
@@ -181,13 +181,13 @@ def load_source(source: Path, name: str = BEST, tokenizer: Path | None = None) -
     return model, loaded
 
 
-def read_model(folder: Path) -> tuple[GPT, Tokenizer]:
+def read_model(folder: Path) -> tuple[Model, Tokenizer]:
     """Return the model and tokenizer in a checkpoint's folder.
 
     Raises:
         UserError: they are not of one run.
     """
-    model, tokenizer = GPT.from_pretrained(folder), load_tokenizer(folder)
+    model, tokenizer = load(folder), load_tokenizer(folder)
     model.check_tokenizer(tokenizer, folder)
     return model, tokenizer
 

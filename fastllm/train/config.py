@@ -1,16 +1,17 @@
 """What a training run is told. Knows nothing of torch, so that `fastllm train --help` is quick."""
 
 import math
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, get_args
 
 from fastllm.errors import UserError, UserValueError, did_you_mean
 from fastllm.files import write_text
+from fastllm.models.config import CONFIGS, GPTConfig, ModelConfig
 from fastllm.train.schedule import SCHEDULES, learning_rate, minimum
 
 CHOICES = {
-    "activation": ("gelu_tanh", "gelu"),
     "schedule": tuple(SCHEDULES),
     "precision": ("float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
@@ -27,21 +28,16 @@ RESUMABLE = (
 class TrainConfig:
     """Settings of a run; the defaults suit a laptop's CPU (they are those of nanoGPT's CPU example).
 
+    Options and config.yaml have the model's settings beside these, flat: see :meth:`of`.
+
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
-        init: start from these weights (a run's best, a model's folder, Hugging Face GPT-2's too, or nanoGPT's ckpt.pt)
-            and take the sizes of the model, dropout, bias and activation from them; dropout may be given too, and a
-            shorter context_length.
+        init: start from these weights (a run's best, a model's folder, Hugging Face's too, or nanoGPT's ckpt.pt) and
+            take the model's settings from them; dropout may be given too, and a shorter context_length.
+        model: the architecture and its settings, but for vocab_size.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
-        n_layer: blocks.
-        n_head: attention heads a block; must divide n_embd.
-        n_embd: channels.
-        context_length: tokens the model sees at once.
-        dropout: probability of a value to be zeroed while training, in [0, 1).
-        bias: whether linear and norm layers have biases.
-        activation: gelu_tanh (GPT-2's form) or gelu (the exact one, nanoGPT's).
         document_mask: attention stays within a document where several share a window.
         batch_size: sequences a step, over all processes.
         micro_batch_size: sequences a process takes at once, to save memory; the step and its result stay those of
@@ -78,14 +74,8 @@ class TrainConfig:
     data: Path | None = None
     out: Path | None = None
     init: Path | None = None
+    model: ModelConfig = field(default_factory=lambda: GPTConfig.preset(START))
     vocab_size: int | None = None
-    n_layer: int = 4
-    n_head: int = 4
-    n_embd: int = 128
-    context_length: int = 64
-    dropout: float = 0.0
-    bias: bool = False
-    activation: str = "gelu_tanh"
     document_mask: bool = False
     batch_size: int = 12
     micro_batch_size: int | None = None
@@ -117,15 +107,14 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserValueError for the first value that cannot work."""
-        for name in ("n_layer", "n_head", "n_embd", "context_length", "batch_size", "max_steps",
-                     "eval_interval", "log_interval"):  # fmt: skip
+        for name in ("batch_size", "max_steps", "eval_interval", "log_interval"):
             self._require(name, getattr(self, name) >= 1, "be at least 1")
         for name in ("learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
                      "eval_batches", "patience", "sample_interval", "keep_checkpoints"):  # fmt: skip
             self._require(name, 0 <= getattr(self, name) < math.inf, "be at least 0")
         self._require("seed", self.seed < 2**63, "be below 2^63")
         self._require("threads", self.threads is None or self.threads <= 1024, "be at most 1024")
-        for name in ("dropout", "beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "ema_decay"):
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("vocab_size", "threads", "micro_batch_size"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "be at least 1")
@@ -133,7 +122,6 @@ class TrainConfig:
         for name, choices in CHOICES.items():
             value = getattr(self, name)
             self._require(name, value in choices, f"be {' or '.join(choices)}", did_you_mean(str(value), choices))
-        self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
         self._require(
             "precision", self.precision != "float16" or self.parallel != "fsdp",
             "be float32 or bfloat16 with fsdp (its loss scaling does not know sharded gradients)",
@@ -163,11 +151,54 @@ class TrainConfig:
         if not condition:
             raise UserValueError(f"train: '{name}' must {expectation}, got {getattr(self, name)}{hint}")
 
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "TrainConfig":
+        """Return the configuration that flat settings describe: options of the command line, or lines of config.yaml.
+
+        Args:
+            settings: by name, the model's among them; "model" is the architecture's name, by default gpt. What is
+                missing has its default, of the model that of its preset "shakespeare".
+
+        Raises:
+            UserError: a name is not a setting, or is of another architecture; or a value cannot be.
+        """
+        kind = settings.get("model", GPTConfig.kind)
+        if kind not in CONFIGS:
+            hint = did_you_mean(f"{kind}", CONFIGS)
+            raise UserValueError(f"train: 'model' must be {' or '.join(CONFIGS)}, got {kind}{hint}")
+        own, model = {}, {}
+        for name, value in settings.items():
+            if name in OWN:
+                own[name] = value
+            elif name in model_settings(kind):
+                model[name] = value
+            elif name != "model":
+                raise UserError(f"train: '{name}' is not a setting{_of_others(name, kind)}")
+        try:
+            return cls(**own, model=CONFIGS[kind].preset(START, **model))
+        except (TypeError, ValueError) as error:  # of a class that the user has not named
+            raise UserValueError(f"train: {str(error).partition(': ')[2]}") from error
+
+    def flat(self) -> dict[str, Any]:
+        """Return the settings as :meth:`of` takes them."""
+        settings: dict[str, Any] = {}
+        for name, value in vars(self).items():
+            if name == "model":
+                model = asdict(value)
+                settings |= {"model": value.kind, **{name: model[name] for name in model_settings(value.kind)}}
+            else:
+                settings[name] = value
+        return settings
+
+    def model_for(self, vocab_size: int) -> ModelConfig:
+        """Return the model's settings, with a tokenizer's number of tokens where vocab_size names none."""
+        return replace(self.model, vocab_size=self.vocab_size or vocab_size)
+
     def save(self, path: Path) -> None:
         """Write the settings as YAML; paths become absolute, to hold wherever the file is read."""
         import yaml
 
-        values = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in asdict(self).items()}
+        values = {k: str(v.absolute()) if isinstance(v, Path) else v for k, v in self.flat().items()}
         write_text(path, yaml.safe_dump(values, sort_keys=False))
 
     @classmethod
@@ -184,7 +215,7 @@ class TrainConfig:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise UserError(f"{path} is damaged: expected lines like 'n_layer: 4'")
-            types = {field.name: field.type for field in fields(cls)}
+            types = {"model": str, **OWN, **model_settings(values.get("model", GPTConfig.kind))}
             for name, value in values.items():
                 if name not in types:
                     raise UserError(f"{path}: '{name}' is not a setting{did_you_mean(name, types)}")
@@ -192,13 +223,30 @@ class TrainConfig:
                 if not _is_of(kind, value):
                     expected = kind.__name__ if isinstance(kind, type) else kind
                     raise UserError(f"{path}: '{name}' must be of type {expected}, got {value!r}")
-            config = cls(**values)
+            config = cls.of(values)
         except (OSError, TypeError, ValueError, yaml.YAMLError) as error:
             raise UserError(f"{path} is missing or damaged ({error}): is {path.parent} a run?") from error
         config.data = Path(config.data) if config.data else None
         config.init = Path(config.init) if config.init else None
         config.out = path.parent
         return config
+
+
+START = "shakespeare"  # the preset that a new run's model is, but for what is given
+OWN = {one.name: one.type for one in fields(TrainConfig) if one.name != "model"}
+
+
+def model_settings(kind: str) -> dict[str, Any]:
+    """Return the names and types of an architecture's settings; vocab_size is a run's, which takes the tokenizer's."""
+    return {one.name: one.type for one in fields(CONFIGS[kind]) if one.name not in OWN} if kind in CONFIGS else {}
+
+
+def _of_others(name: str, kind: str) -> str:
+    """Return which architecture has a setting, or else what it may be a slip of."""
+    others = [other for other in CONFIGS if name in model_settings(other)]
+    if others:
+        return f" of --model {kind}: it is one of --model {' and '.join(others)}"
+    return did_you_mean(name, [*OWN, *model_settings(kind)])
 
 
 def _is_of(kind: Any, value: object) -> bool:

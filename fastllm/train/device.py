@@ -1,6 +1,7 @@
 """Where a run or a sample is computed and in which precision: the choice, what stands against it, a device's peak."""
 
 import time
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 
 import torch
@@ -8,15 +9,12 @@ import torch
 from fastllm import ops
 from fastllm.errors import UserError, UserValueError
 from fastllm.memory import total_memory
+from fastllm.models import Model, model_class
+from fastllm.models.config import Cost
 from fastllm.train import estimate
 from fastllm.train.config import CHOICES, TrainConfig
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-# What a GPT's training step, evaluation and generation call.
-_OPS = (
-    "attention_packed", "bias_gelu", "decode_attention", "dropout_add", "dropout_add_layer_norm", "embedding", "gelu",
-    "layer_norm", "linear", "linear_cross_entropy", "linear_cross_entropy_with_gradients",
-)  # fmt: skip
 _SIDE, _SECONDS = 512, 0.05  # of the matrix product that is timed, and of each of two timings
 
 
@@ -26,7 +24,7 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     Raises:
         UserError: CUDA was asked for and cannot serve, or the precision does not fit the device.
     """
-    if not _takes_cuda("train", config.device):
+    if not _takes_cuda("train", config.device, model_class(config.model).kernels):
         if config.precision == "float16":
             raise UserValueError("train: 'precision' float16 needs a CUDA device for its loss scaling; take bfloat16")
         return torch.device("cpu")
@@ -37,7 +35,7 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     return device
 
 
-def for_generation(device: str) -> torch.device:
+def for_generation(device: str, model: Model | type[Model]) -> torch.device:
     """Return the device that `fastllm sample` generates on: of cpu, cuda, and auto for cuda where it can serve.
 
     Raises:
@@ -45,21 +43,21 @@ def for_generation(device: str) -> torch.device:
     """
     if device not in CHOICES["device"]:
         raise UserValueError(f"sample: 'device' must be {' or '.join(CHOICES['device'])}, got '{device}'")
-    return torch.device("cuda" if _takes_cuda("sample", device) else "cpu")
+    return torch.device("cuda" if _takes_cuda("sample", device, model.kernels) else "cpu")
 
 
-def _takes_cuda(command: str, device: str) -> bool:
-    obstacle = _obstacle_to_cuda() if device != "cpu" else ""
+def _takes_cuda(command: str, device: str, kernels: Collection[str]) -> bool:
+    obstacle = _obstacle_to_cuda(kernels) if device != "cpu" else ""
     if device == "cuda" and obstacle:
         raise UserValueError(f"{command}: 'device' cannot be cuda: {obstacle}; take --device cpu")
     return device != "cpu" and not obstacle
 
 
-def _obstacle_to_cuda() -> str:
+def _obstacle_to_cuda(kernels: Collection[str]) -> str:
     if not torch.cuda.is_available():
         return "torch sees no CUDA device"
     missing = [row["op"] for row in ops.report() if row["device"] == "cuda" and row["kernel"] == "none"]
-    needed = [op for op in _OPS if op in missing]
+    needed = [op for op in kernels if op in missing]
     return f"fastllm has no CUDA kernel yet for {', '.join(needed)}" if needed else ""
 
 
@@ -81,19 +79,19 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
     return torch.autocast(device.type, DTYPES[precision], enabled=precision != "float32", cache_enabled=False)
 
 
-def require_memory(config: TrainConfig, shape: estimate.Shape, device: torch.device, processes: int) -> None:
+def require_memory(config: TrainConfig, cost: Cost, device: torch.device, processes: int) -> None:
     """Raise UserError if a run on the CPU cannot fit: the system would kill it, without a word of why.
 
     A GPU's allocator says itself that it has no more.
 
     Args:
         config: the run's settings.
-        shape: the model.
+        cost: of the model.
         device: of this process.
         processes: that share the run; what others on this machine take is not counted.
     """
     room, sequences = total_memory(), config.sequences_at_once(processes)
-    needed = estimate.of_run(config, shape, processes)
+    needed = estimate.of_run(config, cost, processes)
     if device.type == "cpu" and room is not None and needed.total > room:
         raise UserError(
             f"train: this run needs about {estimate.size(needed.total)}, and there are {estimate.size(room)} of memory "

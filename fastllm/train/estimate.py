@@ -1,6 +1,6 @@
 """What a run costs, as formulas: parameters, FLOPs, memory and time. Knows nothing of torch; measures nothing.
 
-# B sequences, T tokens of context, C channels, H heads, L blocks, V vocabulary, N parameters
+# B sequences, T tokens of context, C channels, L blocks, V vocabulary, N parameters
 """
 
 import re
@@ -8,20 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+from fastllm.models.config import Cost
+
 FLOAT32 = 4  # bytes
 GPUS_A_NODE = 8
 NETWORK = 50e9  # bytes/s a GPU between nodes: one 400 Gb/s port each, as in NVIDIA's DGX H100
-
-
-class Shape(Protocol):
-    """What the formulas read of a GPTConfig."""
-
-    vocab_size: int
-    context_length: int
-    n_layer: int
-    n_head: int
-    n_embd: int
-    bias: bool
 
 
 class Run(Protocol):
@@ -81,41 +72,25 @@ def find_gpu(name: str) -> Gpu | None:
 # --- parameters and FLOPs --------------------------------------------------------------------------------------------
 
 
-def block_parameters(shape: Shape) -> int:
-    """Return N of one block: 12 C^2 in matrices, two norms, and biases where there are some."""
-    c = shape.n_embd
-    return 12 * c * c + 2 * c + (11 * c if shape.bias else 0)
-
-
-def parameters(shape: Shape) -> int:
-    """Return N; the output layer shares the token embedding's."""
-    return shape.n_layer * block_parameters(shape) + _root_parameters(shape)
-
-
-def _root_parameters(shape: Shape) -> int:
-    """Return N outside the blocks: token and position embeddings, the last norm."""
-    return (shape.vocab_size + shape.context_length) * shape.n_embd + shape.n_embd * (2 if shape.bias else 1)
-
-
-def flops_per_token(shape: Shape) -> float:
+def flops_per_token(cost: Cost) -> float:
     """Return the model FLOPs of training on one token, forward and backward (PaLM, Chowdhery et al., 2022, appendix B).
 
     6 for each parameter in a matrix product (2 forward, 4 backward), and 12 L C T for attention in the paper. A token
-    of a causal model sees (T + 1) / 2 others on average and these kernels skip the rest, so half of that is counted:
-    counting work that is never done would let the utilisation pass 100%. Embedding look-ups, norms and the like, and
-    what activation checkpointing computes again, count for nothing.
+    of a causal model sees (T + 1) / 2 others on average, with a window fewer, and these kernels skip the rest, so only
+    those are counted: counting work that is never done would let the utilisation pass 100%. Embedding look-ups, norms
+    and the like, and what activation checkpointing computes again, count for nothing.
     """
-    return 3 * (shape.n_layer * _block_forward(shape) + 2 * shape.vocab_size * shape.n_embd)
+    return 3 * (cost.n_layer * _block_forward(cost) + 2 * cost.output_matrix)
 
 
-def _block_forward(shape: Shape) -> float:
-    return 24 * shape.n_embd**2 + 2 * shape.n_embd * (shape.context_length + 1)
+def _block_forward(cost: Cost) -> float:
+    return 2 * cost.block_matrices + 4 * cost.attention_width * cost.visible
 
 
-def computed_flops_per_token(shape: Shape, activation_checkpointing: bool) -> float:
+def computed_flops_per_token(cost: Cost, activation_checkpointing: bool) -> float:
     """Return the FLOPs that are really computed a token: activation checkpointing runs each block forward twice."""
-    again = shape.n_layer * _block_forward(shape) if activation_checkpointing else 0.0
-    return flops_per_token(shape) + again
+    again = cost.n_layer * _block_forward(cost) if activation_checkpointing else 0.0
+    return flops_per_token(cost) + again
 
 
 # --- memory ----------------------------------------------------------------------------------------------------------
@@ -139,31 +114,26 @@ class Memory:
         return sum(vars(self).values())
 
 
-def block_activations(shape: Shape, half: bool) -> int:
-    """Return the bytes that one block keeps a token for its backward, as these kernels keep them.
-
-    In float32: two residual sums, each norm's mean and 1/std, and attention's statistics, two a head. In the matrix
-    products' precision: their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C and GELU's input 4 C.
-    """
-    c = shape.n_embd
-    return FLOAT32 * (2 * c + 4 + 2 * shape.n_head) + (2 if half else FLOAT32) * 14 * c
+def block_activations(cost: Cost, half: bool) -> int:
+    """Return the bytes that one block keeps a token for its backward, as these kernels keep them."""
+    return FLOAT32 * cost.kept_float32 + (2 if half else FLOAT32) * cost.kept
 
 
-def activations(shape: Shape, sequences: int, half: bool, checkpointing: bool) -> int:
+def activations(cost: Cost, sequences: int, half: bool, checkpointing: bool) -> int:
     """Return the bytes of activations that a micro-batch holds when its backward begins.
 
     With checkpointing a block keeps its two inputs (branch and residual; the first has the embedding alone), and one
     block at a time has everything.
     """
-    c, block = shape.n_embd, block_activations(shape, half)
+    c, block = cost.channels, block_activations(cost, half)
     ends = FLOAT32 * (2 * c + 2)  # the last residual sum and its norm's two numbers; the gradient of the last output
-    inputs = FLOAT32 * c + (shape.n_layer - 1) * (FLOAT32 + (2 if half else FLOAT32)) * c
-    blocks = inputs + block if checkpointing else shape.n_layer * block
-    return sequences * shape.context_length * (blocks + ends)
+    inputs = FLOAT32 * c + (cost.n_layer - 1) * (FLOAT32 + (2 if half else FLOAT32)) * c
+    blocks = inputs + block if checkpointing else cost.n_layer * block
+    return sequences * cost.context_length * (blocks + ends)
 
 
 def memory(
-    shape: Shape, sequences: int, *, devices: int = 1, fsdp: bool = False, half: bool = False,
+    cost: Cost, sequences: int, *, devices: int = 1, fsdp: bool = False, half: bool = False,
     checkpointing: bool = False, ema: bool = False,
 ) -> Memory:  # fmt: skip
     """Return what one of several devices holds.
@@ -174,7 +144,7 @@ def memory(
     copies of the matrices live until their backward, with checkpointing those of one block.
 
     Args:
-        shape: the model.
+        cost: of the model.
         sequences: a device's micro-batch.
         devices: how many share the work.
         fsdp: whether the model is shared out too; otherwise each has all of it.
@@ -182,21 +152,21 @@ def memory(
         checkpointing: whether blocks are computed again in backward.
         ema: whether a moving average of the weights is kept.
     """
-    count, block = parameters(shape), block_parameters(shape)
+    count, block = cost.parameters, cost.block_parameters
     own = FLOAT32 * count / (devices if fsdp else 1)
-    gathered = FLOAT32 * (3 * block + _root_parameters(shape)) if fsdp and devices > 1 else 0.0
-    matrices = 12 * shape.n_embd**2 * (1 if checkpointing else shape.n_layer)
+    gathered = FLOAT32 * (3 * block + cost.other_parameters) if fsdp and devices > 1 else 0.0
+    matrices = cost.block_matrices * (1 if checkpointing else cost.n_layer)
     return Memory(
         weights=own, gradients=own, optimizer=2 * own, average=own if ema else 0.0, gathered=gathered,
         half_weights=2.0 * matrices if half else 0.0,
-        activations=activations(shape, sequences, half, checkpointing),
+        activations=activations(cost, sequences, half, checkpointing),
     )  # fmt: skip
 
 
-def of_run(config: Run, shape: Shape, devices: int) -> Memory:
+def of_run(config: Run, cost: Cost, devices: int) -> Memory:
     """Return what one of several devices holds in a run."""
     return memory(
-        shape, config.sequences_at_once(devices), devices=devices, fsdp=config.parallel == "fsdp",
+        cost, config.sequences_at_once(devices), devices=devices, fsdp=config.parallel == "fsdp",
         half=config.precision != "float32", checkpointing=config.activation_checkpointing, ema=config.ema_decay > 0,
     )  # fmt: skip
 
@@ -229,14 +199,14 @@ def size(value: float) -> str:
 # --- time ------------------------------------------------------------------------------------------------------------
 
 
-def traffic(shape: Shape, devices: int, fsdp: bool, micro_batches: int = 1) -> float:
+def traffic(cost: Cost, devices: int, fsdp: bool, micro_batches: int = 1) -> float:
     """Return the bytes each device sends a step: float32, by rings.
 
     DDP all-reduces the gradients once, 2 (n - 1) / n of them; FSDP, for each micro-batch, gathers the weights for
     forward and again for backward and reduce-scatters the gradients, 3 (n - 1) / n (ZeRO, Rajbhandari et al., 2020,
     section 7).
     """
-    return FLOAT32 * parameters(shape) * (3 * micro_batches if fsdp else 2) * (devices - 1) / devices
+    return FLOAT32 * cost.parameters * (3 * micro_batches if fsdp else 2) * (devices - 1) / devices
 
 
 def link_speed(gpu: Gpu, devices: int) -> float:
@@ -245,13 +215,13 @@ def link_speed(gpu: Gpu, devices: int) -> float:
 
 
 def step_seconds(
-    shape: Shape, sequences: int, peak: float, utilisation: float, *, devices: int = 1, checkpointing: bool = False,
+    cost: Cost, sequences: int, peak: float, utilisation: float, *, devices: int = 1, checkpointing: bool = False,
     communication: float = 0.0,
 ) -> float:  # fmt: skip
     """Return the seconds of one step of all devices: the longer of computing and sending, which overlap.
 
     Args:
-        shape: the model.
+        cost: of the model.
         sequences: the global batch.
         peak: one device's FLOP/s.
         utilisation: the share of the peak that computing reaches.
@@ -259,5 +229,5 @@ def step_seconds(
         checkpointing: whether blocks are computed again in backward.
         communication: seconds of sending.
     """
-    flops = computed_flops_per_token(shape, checkpointing) * sequences * shape.context_length
+    flops = computed_flops_per_token(cost, checkpointing) * sequences * cost.context_length
     return max(flops / (peak * utilisation * devices), communication)

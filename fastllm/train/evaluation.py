@@ -3,17 +3,15 @@
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager
-from operator import itemgetter
 
 import torch
 
-from fastllm.data import Batches, windows
-from fastllm.data.batches import IGNORED, Batch
-from fastllm.data.dataset import Split
+from fastllm.data.source import Batch
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.device import autocast
 from fastllm.train.parallel import Parallel
+from fastllm.train.task import Task
 
 
 class EvaluationInterrupted(Exception):  # noqa: N818
@@ -27,7 +25,7 @@ class Evaluator:
 
     Args:
         config: the run's settings.
-        splits: "train" and "val".
+        task: gives the batches of "train" and "val".
         loss: the model's, as Parallel.wrap returned it.
         average: of the weights, measured beside them.
         parallel: the processes that share the work.
@@ -36,14 +34,14 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: TrainConfig, splits: dict[str, Split], loss: torch.nn.Module, average: MovingAverage | None,
+        self, config: TrainConfig, task: Task, loss: torch.nn.Module, average: MovingAverage | None,
         parallel: Parallel, device: torch.device, stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._stop = stop
-        self._config, self._splits, self._loss, self._average = config, splits, loss, average
+        self._config, self._task, self._loss, self._average = config, task, loss, average
         self._parallel, self._device = parallel, device
         self._rows = parallel.rows(config.batch_size)
-        self._rows_at_once = config.micro_batch_size or config.batch_size // parallel.world_size
+        self._rows_at_once = config.sequences_at_once(parallel.world_size)
 
     def losses(self) -> dict[str, float]:
         """Return train_loss, val_loss and, with an average, ema_val_loss: over eval_batches batches of a split.
@@ -60,14 +58,14 @@ class Evaluator:
         return losses
 
     def summary(self) -> dict[str, float | None]:
-        """Return val_loss, val_perplexity, val_bits_per_byte and ema_val_loss, over the whole validation split.
+        """Return val_loss, ema_val_loss and what else the task measures (val_..), over the whole validation split.
 
         Raises:
             EvaluationInterrupted: stop said so.
         """
         loss = self._mean(self._all("val"))
-        perplexity, bits = perplexity_and_bits(loss, self._splits["val"], self._config.document_mask)
-        summary = {"val_loss": loss, "val_perplexity": perplexity, "val_bits_per_byte": bits}
+        summary: dict[str, float | None] = {"val_loss": loss}
+        summary |= {f"val_{name}": value for name, value in self._task.measures("val", loss).items()}
         if self._average is not None:
             with self._average.in_place():
                 summary["ema_val_loss"] = self._mean(self._all("val"))
@@ -75,23 +73,13 @@ class Evaluator:
 
     def _some(self, split: str) -> Iterator[Batch]:
         """Yield this process's rows of the batches of an evaluation."""
-        config = self._config
-        if not config.eval_batches and split == "val":
-            yield from self._all(split)
-            return
-        batches = Batches(
-            self._splits[split], config.batch_size, config.context_length, seed=0, document_mask=config.document_mask
-        )
-        for _ in range(config.eval_batches or 1):
-            batch = batches.next(self._rows)
-            for first in range(0, len(batch.tokens), self._rows_at_once):
-                yield batch.map(itemgetter(slice(first, first + self._rows_at_once)))
+        batches = self._config.eval_batches
+        if not batches and split == "val":
+            return self._all(split)
+        return self._task.some(split, batches or 1, self._rows, self._rows_at_once)
 
     def _all(self, split: str) -> Iterator[Batch]:
-        return windows(
-            self._splits[split], self._config.context_length, self._rows_at_once, self._parallel.rank,
-            self._parallel.world_size, document_mask=self._config.document_mask,
-        )  # fmt: skip
+        return self._task.all(split, self._rows_at_once, self._parallel.rank, self._parallel.world_size)
 
     def _mean(self, batches: Iterator[Batch]) -> float:
         precision = autocast(self._device, self._config.precision)
@@ -115,9 +103,9 @@ def mean_loss(
     total, count = 0.0, 0
     with _evaluating(loss), torch.no_grad(), precision:
         for batch in batches:
-            targets = int((batch.targets != IGNORED).sum())
-            value = loss(*(part.to(device) for part in batch if part is not None)).item()
-            total, count = total + (value * targets if targets else 0.0), count + targets
+            targets = batch.num_targets()
+            value = loss(*batch.arguments(device)).item()
+            total, count = total + value * targets, count + targets
     total, everyone = parallel.sum([total, count])
     return total / everyone if everyone else math.nan
 
@@ -130,12 +118,3 @@ def _evaluating(module: torch.nn.Module) -> Iterator[None]:
         yield
     finally:
         module.train(was_training)
-
-
-def perplexity_and_bits(loss: float, split: Split, document_mask: bool = False) -> tuple[float, float | None]:
-    """Return perplexity, and bits per byte of the text, by which models with different tokenizers compare.
-
-    With document_mask the first token of a document is never predicted, and no bits are given: they would be too few.
-    """
-    bits = None if document_mask else loss * len(split) / split.bytes / math.log(2)
-    return math.exp(min(loss, 700.0)), bits  # e^710 is past float64

@@ -6,32 +6,25 @@ from dataclasses import replace
 import torch
 
 from fastllm.errors import UserError, UserValueError
-from fastllm.models import GPT, GPTConfig
+from fastllm.models import Model, ModelConfig, model_class
 from fastllm.tokenizers import Tokenizer
 from fastllm.train import checkpoint
-from fastllm.train.config import TrainConfig
-
-_SIZES = ("vocab_size", "context_length", "n_layer", "n_head", "n_embd", "dropout", "bias", "activation")
+from fastllm.train.config import TrainConfig, model_settings
 
 
-def model_config(config: TrainConfig, vocab_size: int) -> GPTConfig:
-    """Return the architecture that the settings describe, with this many tokens where they name no number."""
-    sizes = {name: getattr(config, name) for name in _SIZES}
-    return GPTConfig(**sizes | {"vocab_size": config.vocab_size or vocab_size})
-
-
-def new_model(config: TrainConfig, tokenizer: Tokenizer) -> GPT:
+def new_model(config: TrainConfig, tokenizer: Tokenizer) -> Model:
     """Return the model that the settings describe, with random weights.
 
     Raises:
         UserError: config.vocab_size is less than the tokenizer has.
     """
-    model = GPT(model_config(config, tokenizer.vocab_size))
+    settings = config.model_for(tokenizer.vocab_size)
+    model = model_class(settings)(settings)
     model.check_tokenizer(tokenizer, f"train: 'vocab_size' is too small for {config.data}")
     return model
 
 
-def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[str]) -> GPT:
+def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[str]) -> Model:
     """Return the model of config.init; the settings take on its sizes.
 
     Args:
@@ -52,34 +45,30 @@ def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[s
             f"by --tokenizer-from {config.init}"
         )
     taken = adopt(config, model.config, given)
-    model = model if taken == model.config else _changed(model, taken)
+    model = model if taken == model.config else model.changed(taken)
     torch.manual_seed(config.seed)  # what loading drew is not the run's
     return model
 
 
-def adopt(config: TrainConfig, trained: GPTConfig, given: Collection[str]) -> GPTConfig:
-    """Let the settings take on a trained model's sizes; return those that the run's model then has.
+def adopt(config: TrainConfig, trained: ModelConfig, given: Collection[str]) -> ModelConfig:
+    """Let the settings take on a trained model's; return those that the run's model then has.
 
     Raises:
-        UserError: a size that was given is not the model's, and is none that may be changed.
+        UserError: a setting that was given is not the model's, and is none that may be changed.
     """
+    if "model" in given and config.model.kind != trained.kind:
+        raise UserValueError(f"train: 'init' sets the model ({trained.kind}); leave it out")
+    if others := [name for name in model_settings(config.model.kind) if name in given and not hasattr(trained, name)]:
+        raise UserValueError(f"train: '{others[0]}' is not a setting of 'init', a {trained.kind} model; leave it out")
     changed = {}
-    for name in _SIZES:
-        size, asked = getattr(trained, name), getattr(config, name)
-        if name not in given or asked == size:
-            setattr(config, name, size)
-        elif name == "dropout" or (name == "context_length" and asked < size):
-            changed[name] = asked
-        else:
+    asked = {**vars(config.model), "vocab_size": config.vocab_size}
+    for name in ("vocab_size", *model_settings(trained.kind)):
+        value = getattr(trained, name)
+        if name not in given or asked[name] == value:
+            continue
+        if not trained.may_become(name, asked[name]):
             longer = ", which can be made shorter but not longer" if name == "context_length" else ""
-            raise UserValueError(f"train: 'init' sets the model's {name} ({size}){longer}; leave it out")
-    return replace(trained, **changed)
-
-
-def _changed(model: GPT, config: GPTConfig) -> GPT:
-    """Return a model with other dropout, or with the first positions only, and the same weights."""
-    changed = GPT(config)
-    weights = model.state_dict()
-    for name, value in changed.state_dict().items():
-        value.copy_(weights[name][: len(value)])
-    return changed
+            raise UserValueError(f"train: 'init' sets the model's {name} ({value}){longer}; leave it out")
+        changed[name] = asked[name]
+    config.vocab_size, config.model = trained.vocab_size, replace(trained, **changed)
+    return config.model

@@ -13,13 +13,13 @@ import torch.distributed as dist
 from torch import Tensor
 
 from fastllm.errors import UserError, UserValueError
-from fastllm.models import GPT
+from fastllm.models import Model, with_weights
 
 
 class LossModule(torch.nn.Module):
     """A model's loss as a forward, which is what DDP and FSDP hook into."""
 
-    def __init__(self, model: GPT) -> None:
+    def __init__(self, model: Model) -> None:
         super().__init__()
         self.model = model
 
@@ -172,7 +172,7 @@ def whole_tensors(tensors: dict[str, Tensor], parallel: Parallel) -> dict[str, T
     return whole
 
 
-def whole_model(model: GPT, parallel: Parallel, tensors: dict[str, Tensor] | None = None) -> GPT | None:
+def whole_model(model: Model, parallel: Parallel, tensors: dict[str, Tensor] | None = None) -> Model | None:
     """Return a plain copy of a model on the CPU, with other weights if given; to all but the main process, None.
 
     Every process must call it.
@@ -180,7 +180,4 @@ def whole_model(model: GPT, parallel: Parallel, tensors: dict[str, Tensor] | Non
     weights = whole_tensors(dict(model.state_dict()) if tensors is None else tensors, parallel)
     if not parallel.is_main:
         return None
-    with torch.random.fork_rng(devices=[]), torch.device("meta"):
-        plain = type(model)(model.config)
-    plain.load_state_dict(weights, assign=True)
-    return plain
+    return with_weights(model.config, weights)

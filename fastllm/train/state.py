@@ -4,7 +4,6 @@ One process and DDP keep the optimizer in state.pt; FSDP's processes each write 
 by any number of processes, sharded or not.
 """
 
-import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fastllm.data import TokenData
 from fastllm.train.average import MovingAverage
 from fastllm.train.checkpoint import PARTS
 from fastllm.train.parallel import Parallel
@@ -34,15 +32,6 @@ def tensors_of(stepper: Stepper, average: MovingAverage | None) -> dict[str, Ten
     if average is not None:
         tensors |= {f"ema.{name}": value for name, value in average.values.items()}
     return tensors
-
-
-def identity_of(data: TokenData) -> str:
-    """Return a SHA-256 of a data folder's tokens and where documents begin, wherever the folder is."""
-    digest = hashlib.sha256()
-    for _, split in sorted(data.manifest["splits"].items()):
-        for file in (*(shard["file"] for shard in split["shards"]), split["starts"]):
-            digest.update(data.manifest["files"][file].encode())
-    return digest.hexdigest()
 
 
 def random_state(device: torch.device, parallel: Parallel) -> list[dict[str, Tensor]]:

@@ -7,7 +7,7 @@ import torch
 
 from fastllm.errors import UserError
 from fastllm.generation import beam, beam_search, beam_search_batch, generate, generate_batch
-from fastllm.generation.context import Context
+from fastllm.models.decoder import CachedContext
 from tests.generation.models import small_gpt
 
 VOCABULARY, LONGEST, PROMPT = 4, 4, [1, 2]
@@ -97,8 +97,10 @@ def test_tokens_past_the_vocabulary_are_left_out():
 
 @pytest.mark.parametrize(("stop", "vocabulary", "searches"), [([], None, {5}), ([6], 9, {5, 3, 1})])
 def test_prompts_together_find_what_each_finds_alone(monkeypatch, stop, vocabulary, searches):
-    model, keep, rows = small_gpt(), Context.keep, []
-    monkeypatch.setattr(Context, "keep", lambda self, parents: (rows.append(len(parents)), keep(self, parents))[1])
+    model, keep, rows = small_gpt(), CachedContext.keep, []
+    monkeypatch.setattr(
+        CachedContext, "keep", lambda self, parents: (rows.append(len(parents)), keep(self, parents))[1]
+    )
     prompts = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16, [1]]  # one longer than the context, one as long
     options = {"num_beams": 3, "stop": stop, "vocabulary": vocabulary}
     together = beam_search_batch(model, prompts, 30, **options)

@@ -3,9 +3,10 @@
 import pytest
 import torch
 
-from fastllm.generation.context import Context
 from fastllm.models import GPT, GPTConfig
 from tests.generation.models import Uncached, small_gpt
+
+STEPS = 300
 
 
 # Every parity of the context, also ones in which nothing or one token stays after a cut.
@@ -13,7 +14,7 @@ from tests.generation.models import Uncached, small_gpt
 def test_equals_the_model_without_cache_over_hundreds_of_steps(context_length):
     model = small_gpt(context=context_length)
     prompts = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16]  # shorter, longer and as long as the context
-    context, oracles = Context(model, prompts), [Uncached(model, prompt) for prompt in prompts]
+    context, oracles = model.start(prompts, STEPS), [Uncached(model, prompt) for prompt in prompts]
     for _ in range(300):
         expected = torch.stack([oracle.logits() for oracle in oracles])
         torch.testing.assert_close(context.logits, expected, rtol=0, atol=1e-4)
@@ -29,8 +30,8 @@ def test_equals_the_model_without_cache_over_hundreds_of_steps(context_length):
 def test_logits_have_the_same_bits_in_any_batch():
     model = small_gpt()
     prompts = [[1], [4, 5, 6, 7], list(range(20)), list(range(12))]
-    together = Context(model, prompts)
-    alone = [Context(model, [prompt]) for prompt in prompts]
+    together = model.start(prompts, STEPS)
+    alone = [model.start([prompt], STEPS) for prompt in prompts]
     for step in range(60):
         for row, context in enumerate(alone):
             assert torch.equal(context.logits[0], together.logits[row])
@@ -42,16 +43,16 @@ def test_logits_have_the_same_bits_in_any_batch():
 
 def test_keep_follows_the_rows():
     model = small_gpt()
-    context = Context(model, [[1, 2, 3], [4, 5]], room=3)
+    context = model.start([[1, 2, 3], [4, 5]], STEPS, room=3)
     before = context.logits
     context.keep([1, 0, 1])
     assert torch.equal(context.logits, before[[1, 0, 1]])
     context.push([7, 8, 9])
-    expected = Context(model, [[4, 5, 7], [1, 2, 3, 8], [4, 5, 9]])
+    expected = model.start([[4, 5, 7], [1, 2, 3, 8], [4, 5, 9]], STEPS)
     torch.testing.assert_close(context.logits, expected.logits, rtol=0, atol=1e-5)
     context.keep([2])
     context.push([11])
-    torch.testing.assert_close(context.logits, Context(model, [[4, 5, 9, 11]]).logits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(context.logits, model.start([[4, 5, 9, 11]], STEPS).logits, rtol=0, atol=1e-5)
 
 
 def test_several_tokens_at_once_join_the_cache():
@@ -91,8 +92,8 @@ def test_a_gpt2_from_transformers_gives_the_same_greedy_ids(tmp_path):
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
 def test_other_dtypes(dtype):
     model = GPT(GPTConfig(23, 16, 2, 2, 16)).to(dtype).eval()
-    context = Context(model, [[1, 2, 3], [4]])
+    context = model.start([[1, 2, 3], [4]], STEPS)
     context.push([5, 6])
-    expected = Context(model, [[1, 2, 3, 5], [4, 6]]).logits
+    expected = model.start([[1, 2, 3, 5], [4, 6]], STEPS).logits
     tolerance = 0.1 if dtype == torch.bfloat16 else 1e-10
     torch.testing.assert_close(context.logits, expected, rtol=0, atol=tolerance)

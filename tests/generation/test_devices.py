@@ -4,7 +4,6 @@ import pytest
 import torch
 
 from fastllm.generation import beam_search_batch, generate_batch
-from fastllm.generation.context import Context
 from tests.generation.models import Uncached, small_gpt
 
 PROMPTS = [[1], [4, 5, 6, 7], list(range(12))]  # shorter and longer than the context of 8
@@ -12,7 +11,7 @@ PROMPTS = [[1], [4, 5, 6, 7], list(range(12))]  # shorter and longer than the co
 
 def test_equals_the_model_without_cache(device):
     model = small_gpt(context=8).to(device)
-    context, oracles = Context(model, PROMPTS), [Uncached(model, prompt) for prompt in PROMPTS]
+    context, oracles = model.start(PROMPTS, 100), [Uncached(model, prompt) for prompt in PROMPTS]
     for step in range(10):
         expected = torch.stack([oracle.logits() for oracle in oracles])
         torch.testing.assert_close(context.logits, expected, rtol=0, atol=1e-4)
@@ -39,7 +38,7 @@ def test_samples_and_beams(device):
 
 def steps(model):
     """Yield the logits of steps of every kind, with no look at a number that is on the device."""
-    context = Context(model, PROMPTS, room=4)
+    context = model.start(PROMPTS, 100, room=4)
     yield context.logits
     for step in range(10):  # ragged, then each sequence is cut once
         context.push([step, 1, 2])
@@ -47,7 +46,7 @@ def steps(model):
     context.keep([2, 0, 2, 1])
     context.push([1, 2, 3, 4])
     yield context.logits
-    alone = Context(model, [PROMPTS[0]])  # one length: keys are appended as a slice
+    alone = model.start([PROMPTS[0]], 100)  # one length: keys are appended as a slice
     alone.push([5])
     yield alone.logits
 

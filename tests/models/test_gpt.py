@@ -44,7 +44,7 @@ def test_equals_gpt2(gpt2_directory):
 
     expected.loss.backward()
     loss.backward()
-    from fastllm.models.gpt2_weights import from_gpt2
+    from fastllm.models.formats.gpt2 import from_gpt2
 
     gradients = from_gpt2({name: p.grad for name, p in oracle.named_parameters()})
     for name, parameter in model.named_parameters():

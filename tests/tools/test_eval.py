@@ -7,7 +7,7 @@ import pytest
 
 from fastllm import cli
 from fastllm.data import FileSource, prepare
-from fastllm.train.evaluation import perplexity_and_bits
+from fastllm.train.language import perplexity_and_bits
 from tests.train.tiny import rows, train
 
 

@@ -9,7 +9,7 @@ from fastllm import cli
 from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, SentencePieceTokenizer, load_tokenizer
 from fastllm.train import checkpoint
-from tests.models.test_gpt2_weights import nanogpt_checkpoint
+from tests.models.formats.test_gpt2 import nanogpt_checkpoint
 from tests.tokenizers.conftest import gpt2  # noqa: F401 - a fixture
 from tests.tokenizers.test_sentencepiece import train_library
 from tests.train.test_safety import full_for_safetensors

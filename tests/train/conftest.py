@@ -17,7 +17,7 @@ def data(tmp_path):
 def no_pictures(request, monkeypatch):
     """Spare the drawing of loss.png, which takes longer than these runs, where a test does not say that it looks."""
     if "pictures" not in request.fixturenames:
-        monkeypatch.setattr("fastllm.train.trainer.plot_loss", lambda run: None)
+        monkeypatch.setattr("fastllm.train.run.plot_loss", lambda run: None)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from fastllm.data import TokenData
 from fastllm.models import GPT, GPTConfig
 from fastllm.train import checkpoint
 from fastllm.train.average import MovingAverage, average_weights
-from fastllm.train.evaluation import perplexity_and_bits
+from fastllm.train.language import perplexity_and_bits
 from tests.train.tiny import rows, train, weights
 
 

@@ -109,7 +109,7 @@ def test_a_runs_own_file_with_an_unknown_or_broken_line(tmp_path):
         with pytest.raises(UserError, match=message):
             TrainConfig.load(path)
     path.write_text("dropout: 0\nthreads: null\n")
-    assert TrainConfig.load(path).dropout == 0
+    assert TrainConfig.load(path).model.dropout == 0
     path.write_text("n_layer: [")
     with pytest.raises(UserError, match="is missing or damaged"):
         TrainConfig.load(path)

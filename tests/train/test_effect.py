@@ -178,7 +178,8 @@ def test_help_has_settings_in_their_order_with_defaults(capsys, monkeypatch):
         cli.main(["train", "--help"])
     text = capsys.readouterr().out
     places = [
-        text.index(f"\n  --{name} ") for name in ("data", "dropout", "bias", "activation", "document_mask", "seed")
+        text.index(f"\n  --{name} ")
+        for name in ("data", "model", "document_mask", "seed", "dropout", "bias", "activation", "n_kv_head")
     ]
     assert places == sorted(places)
     assert "linear and norm layers have biases (default: false)" in text

@@ -8,9 +8,9 @@ from fastllm import cli
 from fastllm.models import GPT, GPTConfig
 from fastllm.train import estimate
 from fastllm.train.device import autocast
-from fastllm.train.trainer import _checkpoint_activations
+from fastllm.train.parts import checkpoint_activations
 
-GPT2_XL = GPTConfig.preset("gpt2-xl")
+GPT2_XL = GPTConfig.preset("gpt2-xl").cost()
 SHAPES = [
     GPTConfig(65, 64, 4, 4, 128, bias=False),
     GPTConfig(97, 32, 2, 4, 64, bias=True),
@@ -20,14 +20,14 @@ SHAPES = [
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters(shape):
-    assert estimate.parameters(shape) == GPT(shape).num_parameters()
+    assert shape.cost().parameters == GPT(shape).num_parameters()
 
 
 def test_published_parameters():
     # GPT-2's own counts (Radford et al., 2019, table 2, as their released checkpoints have them).
     sizes = {"gpt2": 124_439_808, "gpt2-medium": 354_823_168, "gpt2-large": 774_030_080, "gpt2-xl": 1_557_611_200}
     for name, count in sizes.items():
-        assert estimate.parameters(GPTConfig.preset(name)) == count
+        assert GPTConfig.preset(name).cost().parameters == count
 
 
 def test_flops_of_the_matrix_products_are_torchs_count():
@@ -44,11 +44,11 @@ def test_flops_of_the_matrix_products_are_torchs_count():
     assert counter.get_total_flops() == block + 3 * 2 * t * c * shape.vocab_size
     attention = 3 * 4 * c * t * (t + 1) / 2  # q k^T and p v, 2 C each, forward once and backward twice
     expected = shape.n_layer * (block + attention) + 3 * 2 * t * c * shape.vocab_size
-    assert estimate.flops_per_token(shape) * t == pytest.approx(expected)
+    assert estimate.flops_per_token(shape.cost()) * t == pytest.approx(expected)
 
 
 def test_flops_are_near_six_times_the_parameters():
-    assert estimate.flops_per_token(GPT2_XL) == pytest.approx(6 * estimate.parameters(GPT2_XL), rel=0.06)
+    assert estimate.flops_per_token(GPT2_XL) == pytest.approx(6 * GPT2_XL.parameters, rel=0.06)
     again = estimate.computed_flops_per_token(GPT2_XL, activation_checkpointing=True)
     assert 1.3 < again / estimate.flops_per_token(GPT2_XL) < 4 / 3
 
@@ -63,7 +63,7 @@ def test_activations_are_what_torch_saves(shape, half, checkpointing):
     model_bytes = {p.untyped_storage().data_ptr() for p in model.parameters()}
     copies = {tuple(p.shape) for p in model.parameters()}  # half-precision weights: counted apart
     if checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     tokens = torch.randint(shape.vocab_size, (sequences, shape.context_length))
     kept = {}
 
@@ -80,16 +80,16 @@ def test_activations_are_what_torch_saves(shape, half, checkpointing):
         else:
             model.loss(tokens, tokens)
     measured = sum(size for _, size in kept.values())
-    expected = estimate.activations(shape, sequences, half, checkpointing)
+    expected = estimate.activations(shape.cost(), sequences, half, checkpointing)
     if checkpointing:  # the one block that is computed again is not there yet
-        expected -= sequences * shape.context_length * estimate.block_activations(shape, half)
+        expected -= sequences * shape.context_length * estimate.block_activations(shape.cost(), half)
     assert measured == pytest.approx(expected, rel=0.03)
 
 
 def test_memory_is_shared_out_by_fsdp_and_not_by_ddp():
     ddp = estimate.memory(GPT2_XL, 1, devices=8)
     fsdp = estimate.memory(GPT2_XL, 1, devices=8, fsdp=True)
-    count = estimate.parameters(GPT2_XL)
+    count = GPT2_XL.parameters
     assert ddp.weights + ddp.gradients + ddp.optimizer == 16 * count
     assert fsdp.weights + fsdp.gradients + fsdp.optimizer == 2 * count
     assert fsdp.activations == ddp.activations
@@ -97,20 +97,20 @@ def test_memory_is_shared_out_by_fsdp_and_not_by_ddp():
 
 
 def test_time_is_the_longer_of_computing_and_sending():
-    shape, peak = SHAPES[0], 1e12
-    seconds = estimate.step_seconds(shape, 10, peak, 0.5)
-    assert seconds == pytest.approx(estimate.flops_per_token(shape) * 640 / 0.5e12)
-    assert estimate.step_seconds(shape, 10, peak, 0.5, devices=2) == pytest.approx(seconds / 2)
-    assert estimate.step_seconds(shape, 10, peak, 0.5, communication=7.0) == 7.0
-    assert estimate.traffic(shape, 1, fsdp=True) == 0
-    assert estimate.traffic(shape, 4, fsdp=False, micro_batches=5) == 4 * estimate.parameters(shape) * 1.5
-    assert estimate.traffic(shape, 4, fsdp=True, micro_batches=5) == 4 * estimate.parameters(shape) * 3 * 5 * 0.75
+    cost, peak = SHAPES[0].cost(), 1e12
+    seconds = estimate.step_seconds(cost, 10, peak, 0.5)
+    assert seconds == pytest.approx(estimate.flops_per_token(cost) * 640 / 0.5e12)
+    assert estimate.step_seconds(cost, 10, peak, 0.5, devices=2) == pytest.approx(seconds / 2)
+    assert estimate.step_seconds(cost, 10, peak, 0.5, communication=7.0) == 7.0
+    assert estimate.traffic(cost, 1, fsdp=True) == 0
+    assert estimate.traffic(cost, 4, fsdp=False, micro_batches=5) == 4 * cost.parameters * 1.5
+    assert estimate.traffic(cost, 4, fsdp=True, micro_batches=5) == 4 * cost.parameters * 3 * 5 * 0.75
 
 
 def test_a_published_run():
     """PaLM's appendix B, table 3: GPT-3 reached 21.3% on 10,000 V100; ours counts half of its attention's FLOPs."""
-    gpt3 = GPTConfig(50257, 2048, 96, 96, 12288)
-    assert estimate.parameters(gpt3) == pytest.approx(175e9, rel=0.01)
+    gpt3 = GPTConfig(50257, 2048, 96, 96, 12288).cost()
+    assert gpt3.parameters == pytest.approx(175e9, rel=0.01)
     assert estimate.flops_per_token(gpt3) * 300e9 == pytest.approx(3.14e23, rel=0.03)  # Brown et al., 2020, table D.1
 
 
@@ -144,9 +144,9 @@ def estimated(capsys, *options):
 def test_the_command(capsys, data):
     output = estimated(capsys, f"--data={data}", "--n_embd=64")
     assert "this CPU" in output
-    assert f"{estimate.parameters(GPTConfig(28, 64, 4, 4, 64, bias=False)):,}" in output
+    assert f"{GPTConfig(28, 64, 4, 4, 64, bias=False).cost().parameters:,}" in output
     output = estimated(capsys, f"--data={data}", "--n_embd=64", "--vocab_size=64")
-    assert f"{estimate.parameters(GPTConfig(64, 64, 4, 4, 64, bias=False)):,}" in output
+    assert f"{GPTConfig(64, 64, 4, 4, 64, bias=False).cost().parameters:,}" in output
     gpus = ["--device=H100", "--gpus=8", "--precision=bfloat16", "--batch_size=512", "--micro_batch_size=8"]
     xl = ["--n_layer=48", "--n_head=25", "--n_embd=1600", "--context_length=1024", "--bias=true"]
     output = estimated(capsys, *xl, *gpus, "--parallel=fsdp")

@@ -11,7 +11,7 @@ from fastllm.models import GPT, GPTConfig
 from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer
 from fastllm.train import TrainConfig, checkpoint
 from fastllm.train.trainer import Trainer
-from tests.models.test_gpt2_weights import nanogpt_checkpoint
+from tests.models.formats.test_gpt2 import nanogpt_checkpoint
 from tests.train.tiny import assert_same_weights, rows, train, train_until, weights
 
 TOKENS, IDS = 28, 64  # of the text in the fixture `data`, and of the model
@@ -39,7 +39,8 @@ def test_a_nanogpt_checkpoint_is_fine_tuned_resumed_and_used(data, tmp_path, nan
     assert "(36 of its 64 token ids are padding)" in capsys.readouterr().out
     assert weights(straight)["embedding.token.weight"].shape[0] == IDS
     config = TrainConfig.load(straight / "config.yaml")
-    assert (config.vocab_size, config.n_layer, config.context_length, config.activation) == (IDS, 2, 8, "gelu")
+    assert config.vocab_size == IDS
+    assert (config.model.n_layer, config.model.context_length, config.model.activation) == (2, 8, "gelu")
     for text in (straight / "samples").iterdir():  # decoding an id of the padding would have failed
         assert len(text.read_text()) > 200
     train_until(config_at(config, halfway), 7)

@@ -187,7 +187,7 @@ def test_resuming_a_run_that_is_there_already(data, tmp_path, capsys):
 
 def test_a_wrong_value_is_pythons_error_too(tmp_path):
     with pytest.raises(ValueError, match="'n_layer' must be at least 1, got 0"):
-        TrainConfig(n_layer=0).check()
+        TrainConfig.of({"n_layer": 0})
     with pytest.raises(UserError) as missing:
         checkpoint.load_source(tmp_path / "nowhere")
     assert not isinstance(missing.value, ValueError)

@@ -212,5 +212,7 @@ def test_data_is_found_from_anywhere_and_its_place_stays(data, tmp_path, capsys,
 
 
 def test_names_that_were_given_may_come_from_an_iterator(data, tmp_path):
-    config = TrainConfig(data=data, out=tmp_path / "run", n_layer=1, n_head=1, n_embd=8, context_length=8)
+    config = TrainConfig.of(
+        {"data": data, "out": tmp_path / "run", "n_layer": 1, "n_head": 1, "n_embd": 8, "context_length": 8}
+    )
     Trainer(config, given=iter(["n_layer", "n_embd"])).close()

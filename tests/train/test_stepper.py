@@ -12,8 +12,8 @@ from fastllm.models import GPT, GPTConfig
 from fastllm.optim import AdamW
 from fastllm.train import TrainConfig, device, parallel
 from fastllm.train.parallel import LossModule, Parallel
+from fastllm.train.parts import checkpoint_activations
 from fastllm.train.stepper import Stepper
-from fastllm.train.trainer import _checkpoint_activations
 from tests.train.tiny import assert_same_weights, rows, train
 
 CPU = torch.device("cpu")
@@ -23,7 +23,7 @@ def stepper(dropout=0.0, checkpointing=False, **settings):
     torch.manual_seed(1)
     model = GPT(GPTConfig(17, 8, 2, 2, 16, dropout=dropout, bias=True))
     if checkpointing:
-        _checkpoint_activations(model)
+        checkpoint_activations(model)
     return Stepper(TrainConfig(batch_size=6, **settings), model, LossModule(model), Parallel(), CPU)
 
 
@@ -183,16 +183,16 @@ def test_cuda_without_kernels_says_which_are_missing(cuda):
 
 
 def test_generation_takes_the_device_that_can_serve(cuda):
-    assert device.for_generation("auto") == device.for_generation("cuda") == torch.device("cuda")
-    assert device.for_generation("cpu") == CPU
+    assert device.for_generation("auto", GPT) == device.for_generation("cuda", GPT) == torch.device("cuda")
+    assert device.for_generation("cpu", GPT) == CPU
     cuda.setattr(ops, "report", lambda: [{"op": "decode_attention", "device": "cuda", "kernel": "none", "why": ""}])
-    assert device.for_generation("auto") == CPU
+    assert device.for_generation("auto", GPT) == CPU
     with pytest.raises(
         UserError, match="sample: 'device' cannot be cuda: fastllm has no CUDA kernel yet for decode_att"
     ):
-        device.for_generation("cuda")
+        device.for_generation("cuda", GPT)
     with pytest.raises(UserError, match="sample: 'device' must be auto or cpu or cuda, got 'gpu'"):
-        device.for_generation("gpu")
+        device.for_generation("gpu", GPT)
 
 
 def test_auto_takes_cuda_and_its_listed_peak(cuda):

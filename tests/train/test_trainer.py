@@ -30,7 +30,7 @@ def test_a_run_has_everything_in_its_folder(data, tmp_path, capsys, pictures):
     evaluations = [row["val_loss"] for row in lines if "val_loss" in row]
     assert evaluations[-1] < evaluations[0]
     assert (run / "loss.png").read_bytes().startswith(b"\x89PNG")
-    assert TrainConfig.load(run / "config.yaml").n_embd == 16
+    assert TrainConfig.load(run / "config.yaml").model.n_embd == 16
     assert sorted(path.name for path in (run / "samples").iterdir()) == ["20.txt", "40.txt"]
     assert cli.main(["sample", str(run), "--max_new_tokens=20", "--prompt=the "]) == 0
     assert capsys.readouterr().out.startswith("the ")
@@ -225,7 +225,7 @@ def test_init_starts_from_a_models_weights(data, tmp_path, pretrained):
     for name, value in weights(run).items():
         assert torch.equal(value, model.state_dict()[name]), name
     config = TrainConfig.load(run / "config.yaml")
-    assert (config.n_embd, config.context_length, config.bias) == (8, 16, True)
+    assert (config.model.n_embd, config.model.context_length, config.model.bias) == (8, 16, True)
     (folder / "model.safetensors").unlink()  # a resumed run needs it no more
     assert cli.main(["train", f"--resume={run}", "--max_steps=2"]) == 0
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 from fastllm.models import GPT, GPTConfig
-from fastllm.models.gpt2_weights import from_gpt2, to_gpt2
+from fastllm.models.formats.gpt2 import from_gpt2, to_gpt2
 
 transformers = pytest.importorskip("transformers")
 
@@ -143,7 +143,7 @@ def test_an_output_layer_of_its_own(tmp_path):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"model_type": "bert"}, "'model_type' must be 'fastllm-gpt' or 'gpt2', got 'bert'"),
+        ({"model_type": "bert"}, "'model_type' must be one of gpt2, .*fastllm-gpt.*, got 'bert'"),
         ({"activation_function": "relu"}, "'activation_function' must be one of gelu_new, .*, got 'relu'"),
         ({"n_inner": 7}, r"'n_inner' must be 4 n_embd \(192\), got 7"),
         ({"attn_pdrop": 0.3}, "the dropouts must be equal, got resid_pdrop 0.1, embd_pdrop 0.1, attn_pdrop 0.3"),
@@ -162,7 +162,7 @@ def test_an_output_layer_of_its_own(tmp_path):
         ({"resid_pdrop": [0.1]}, r"'resid_pdrop' must be a number, got list \[0.1\]"),
         ({"activation_function": ["gelu"]}, r"'activation_function' must be a str, got list \['gelu'\]"),
         ({"n_inner": "192"}, r"'n_inner' must be 4 n_embd \(192\), got 192"),
-        ({"model_type": ["gpt2"]}, r"'model_type' must be 'fastllm-gpt' or 'gpt2', got \['gpt2'\]"),
+        ({"model_type": ["gpt2"]}, r"'model_type' must be one of gpt2, .*fastllm-gpt.*, got \['gpt2'\]"),
         ({"n_layer": 4}, r"the weights lack 'blocks.3\."),
         ({"n_layer": 2}, r"the model has no 'blocks.2\..*', which is among the weights"),
         ({"vocab_size": 68}, r"'embedding.token.weight' must have the shape \(68, 48\), got \(67, 48\)"),
@@ -180,7 +180,10 @@ def test_a_config_that_does_not_fit(tmp_path, change, message):
     [
         ({"n_layer": "3"}, "config.json: GPTConfig: 'n_layer' must be a whole number, got str '3'"),
         ({"dropout": None}, "'dropout' must be a number, got None"),
-        ({"layers": 3}, "GPTConfig: 'layers' is no setting; there are vocab_size, context_length, "),
+        (
+            {"layers": 3},
+            "'layers' is not a setting; did you mean n_layer.; there are vocab_size, context_length, ",
+        ),
     ],
 )
 def test_a_config_of_ours_that_does_not_fit(tmp_path, change, message):
@@ -357,7 +360,7 @@ def test_checkpoints_that_are_not_nanogpts(tmp_path, change, message):
     torch.save(change(nanogpt_checkpoint(True)), tmp_path / "ckpt.pt")
     with pytest.raises(ValueError, match=message):
         GPT.from_nanogpt(tmp_path / "ckpt.pt")
-    with pytest.raises(FileNotFoundError, match=r"none.pt is missing"):
+    with pytest.raises(FileNotFoundError, match=r"none.pt does not exist"):
         GPT.from_nanogpt(tmp_path / "none.pt")
 
 

@@ -1,18 +1,22 @@
-"""GPT-2's settings and weights as others store them, to and from fastllm's GPT: Hugging Face's layout and nanoGPT's.
+"""Hugging Face's folders of GPT-2 (GPT2LMHeadModel), to and from fastllm's GPT.
 
-Both use the names of the original TensorFlow code. Hugging Face keeps its linear weights transposed, (in, out), in a
-layer called Conv1D; nanoGPT does not, and computes GELU exactly, where GPT-2 has the tanh form.
+Names are those of the original TensorFlow code. Linear weights are transposed, (in, out), in a layer called Conv1D.
 """
 
 import re
+from dataclasses import asdict
 from numbers import Integral, Real
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from fastllm.errors import check_type
-from fastllm.models.pretrained import check_named
+from fastllm.models import pretrained
+from fastllm.models.config import GPTConfig
+
+MODEL_TYPES = ("gpt2",)
 
 NAMES = {
     "wte.weight": "embedding.token.weight",
@@ -44,6 +48,40 @@ _DROPOUTS = ("resid_pdrop", "embd_pdrop", "attn_pdrop")
 _TRANSPOSED = re.compile(r"\.(c_attn|c_proj|c_fc)\.weight$")
 _BUFFERS = re.compile(r"\.attn\.(masked_)?bias$")  # causal masks that old checkpoints carry
 _BLOCK = re.compile(rf"^h\.(\d+)\.({'|'.join(map(re.escape, BLOCK_NAMES))})\.(weight|bias)$")
+
+
+def read(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
+    """Return the settings and weights that a folder holds.
+
+    Raises:
+        FileNotFoundError: config.json or the weights are missing.
+        ValueError: a file is damaged, or config.json asks for something that GPT does not do.
+    """
+    config = pretrained.read_config(folder)
+    try:
+        settings = GPTConfig(**config_from_gpt2(config))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder}/config.json: {error}") from error
+    return settings, from_gpt2(pretrained.read_weights(folder))
+
+
+def write(folder: Path, config: GPTConfig, weights: dict[str, Tensor], tokens: int, end_of_text: int | None) -> None:
+    """Write a folder, which is made if missing.
+
+    Args:
+        folder: where to.
+        config: of the model.
+        weights: its state_dict.
+        tokens: how many ids its tokenizer has; those of the model beyond them are never drawn.
+        end_of_text: the id that ends a text; None where the tokenizer has none or is not known.
+
+    Raises:
+        OSError: the disk is full or not writable.
+    """
+    settings, dtype = asdict(config), next(iter(weights.values())).dtype
+    described = config_to_gpt2(settings, end_of_text, f"{dtype}".removeprefix("torch."))
+    pretrained.write(folder, described, to_gpt2(weights))
+    pretrained.write_json(folder / pretrained.GENERATION, generation_config(settings, end_of_text, tokens))
 
 
 def _translate(name: str) -> str:
@@ -178,29 +216,3 @@ def generation_config(config: dict[str, Any], end_of_text: int | None, vocab_siz
         "pad_token_id": end_of_text,
         **({"suppress_tokens": padding} if padding else {}),
     }
-
-
-def from_nanogpt(checkpoint: Any) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Return GPTConfig's arguments and GPT's state_dict made of what nanoGPT's train.py saves.
-
-    Raises:
-        ValueError: it is something else, or of a changed nanoGPT.
-        TypeError: a value is of a wrong type.
-    """
-    if not isinstance(checkpoint, dict) or not {"model", "model_args"} <= checkpoint.keys():
-        found = ", ".join(map(str, checkpoint)) if isinstance(checkpoint, dict) else type(checkpoint).__name__
-        raise ValueError(f"nanoGPT checkpoint: expected 'model' and 'model_args' in it, got {found}")
-    check_type("nanoGPT checkpoint", "model_args", checkpoint["model_args"], dict)
-    check_named("nanoGPT checkpoint: 'model'", checkpoint["model"])
-    arguments = checkpoint["model_args"]
-    names = {"block_size": "context_length", "bias": "bias", "dropout": "dropout", "vocab_size": "vocab_size",
-             "n_layer": "n_layer", "n_head": "n_head", "n_embd": "n_embd"}  # fmt: skip
-    if arguments.keys() != names.keys():
-        raise ValueError(
-            f"nanoGPT checkpoint: 'model_args' must be {', '.join(sorted(names))}, "
-            f"got {', '.join(sorted(map(str, arguments)))}"
-        )
-    compiled = "_orig_mod."  # torch.compile's prefix
-    weights = {name.removeprefix(compiled): tensor for name, tensor in checkpoint["model"].items()}
-    config = {ours: arguments[theirs] for theirs, ours in names.items()}
-    return {**config, "activation": "gelu"}, from_gpt2(weights, transposed=False)

@@ -1,0 +1,25 @@
+"""Layers that may be read instead of called: a fused op takes their weights, and nothing that a user added is lost."""
+
+import torch
+
+from fastllm.ops._subclasses import is_plain
+
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+
+
+def is_bare(layer: torch.nn.Module, *kinds: type[torch.nn.Module]) -> bool:
+    """Return whether calling a layer does what its class does to its weight, and nothing else.
+
+    A subclass, a layer of another kind in its place (LoRA, int8), a hook, a forward of its own and a weight that is a
+    tensor subclass all count as more: who asks must then call the layer.
+
+    Args:
+        layer: has a weight, if it is of one of the kinds.
+        kinds: the classes whose forward the caller knows.
+    """
+    return (
+        type(layer) in kinds
+        and is_plain(layer.weight)
+        and "forward" not in vars(layer)
+        and not any(getattr(layer, name) for name in _HOOKS)
+    )
