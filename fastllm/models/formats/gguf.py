@@ -109,6 +109,8 @@ def _config_from(fields: dict[str, Any], tensors: dict[str, "ReaderTensor"], fac
             raise ValueError(f"'{kind}.{name}' must be {value}, got {own[name]}")
     if "token_embd.weight" not in tensors:
         raise ValueError("the weights lack 'token_embd.weight'")
+    if own["block_count"] > len(tensors):  # a damaged one would take all memory for its names
+        raise ValueError(f"'{kind}.block_count' must be at most the {len(tensors)} tensors, got {own['block_count']}")
     config = LlamaConfig(
         **{ours: own[name] for name, ours in SIZES.items()},
         vocab_size=int(tensors["token_embd.weight"].shape[-1]),
@@ -186,7 +188,7 @@ def _llama3(factors: np.ndarray, base: float) -> dict[str, Any]:
                 "rope_scaling": "llama3", "rope_factor": factor, "rope_context": context, "rope_low_frequency": 1.0,
                 "rope_high_frequency": high,
             }  # fmt: skip
-    raise ValueError(f"'{_FACTORS}' must be factors of Llama 3's formula, got {factors.tolist()}")
+    raise ValueError(f"'{_FACTORS}' must be factors of Llama 3's formula, got {factors.tolist()!s:.80}")
 
 
 def _weights_from(

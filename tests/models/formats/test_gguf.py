@@ -281,6 +281,7 @@ def test_llama_cpps_defaults(tmp_path, metadata, expected):
         ({"metadata": {"rope.scaling.yarn_ext_factor": 0.5}}, "'llama.rope.scaling.yarn_ext_factor' must be 1.0"),
         ({"metadata": {"rope.scaling.yarn_attn_factor": 0.5}}, "'llama.rope.scaling.yarn_attn_factor' must be 1.0"),
         ({"metadata": {"block_count": 3}}, "the weights lack 'blk.2.attn_norm.weight'"),
+        ({"metadata": {"block_count": 2**31}}, "'llama.block_count' must be at most the 21 tensors, got 2147483648"),
         ({"metadata": {"block_count": 1}}, "has no 'blk.1.*', which is among the weights"),
         ({"metadata": {"feed_forward_length": 60}}, r"'blk.0.ffn_gate.weight' must have the shape \(60, 32\), got"),
         ({"stored": {"token_embd.weight": None}}, "the weights lack 'token_embd.weight'"),
