@@ -307,35 +307,35 @@ def weights_from(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, T
     """Return Llama's state_dict made of Hugging Face's.
 
     Args:
-        weights: tensors by name, with or without the prefix "model.".
+        weights: tensors by name, with or without the prefix "model."; what is used is taken out of this dict, so that
+            memory does not hold all of it twice.
         config: the settings.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape, or the output layer has weights of its own where
             it should share the embedding's; the message names the first.
     """
+    # the file's names by those without the prefix
     spelled = {name.removeprefix("model."): name for name in weights if not _BUFFERS.search(name)}
-    weights = {name: weights[theirs] for name, theirs in spelled.items()}
-    if config.tie_embeddings and (output := weights.pop("lm_head.weight", None)) is not None:
+    if config.tie_embeddings and (output := spelled.pop("lm_head.weight", None)) is not None:
         # Of a tied pair safetensors' save_model keeps one name, and it may be the output layer's.
-        embedding = weights.setdefault("embed_tokens.weight", output)
-        if output.dtype != embedding.dtype or not torch.equal(output, embedding):
+        pair = weights[output], weights[spelled.setdefault("embed_tokens.weight", output)]
+        if pair[0].dtype != pair[1].dtype or not torch.equal(*pair):
             raise ValueError(
                 "'lm_head.weight' must be equal to 'embed_tokens.weight', as tie_word_embeddings says that it is shared"
             )
     parts = layout(config)
     names = {theirs: spelled.get(theirs, theirs) for group in parts.values() for theirs, _ in group}
-    shapes = {spelled.get(name, name): tuple(tensor.shape) for name, tensor in weights.items()}
-    check_shapes(config, shapes, names)
+    check_shapes(config, {name: tuple(weights[name].shape) for name in spelled.values()}, names)
     result = {}
     for ours, group in parts.items():
-        tensors = [weights.pop(theirs) for theirs, _ in group]  # popped, so that memory holds few of them twice
+        tensors = [weights.pop(names[theirs]) for theirs, _ in group]
         result[ours] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
     return result
 
 
 def weights_to(state: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
-    """Return Hugging Face's weights made of Llama's state_dict, on the CPU.
+    """Return Hugging Face's weights made of Llama's state_dict, on the CPU, where they share memory with it.
 
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
@@ -354,7 +354,7 @@ def weights_to(state: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tenso
         pieces = tensor.split([shape[0] for _, shape in group])
         for (theirs, _), piece in zip(group, pieces, strict=True):
             name = theirs if theirs.startswith("lm_head.") else f"model.{theirs}"
-            result[name] = piece.clone() if len(pieces) > 1 else piece.contiguous()  # safetensors refuses shared memory
+            result[name] = piece.contiguous()
     return result
 
 

@@ -374,6 +374,7 @@ def test_without_the_package(tmp_path, monkeypatch):
 def transformers_weights(path, config):
     """What transformers makes of a file, by our names."""
     transformers = pytest.importorskip("transformers")
+    pytest.importorskip("accelerate")  # transformers reads no GGUF without it
     model = transformers.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name)
     return llama.weights_from(model.state_dict(), config)
 

@@ -167,6 +167,13 @@ def assert_same_settings(ours, config):
     assert ours.window == (config.sliding_window if config.model_type == "mistral" else None)
 
 
+def test_a_window_that_is_not_used():
+    """So are the files of Qwen 2.5."""
+    sizes = {"use_sliding_window": False, "sliding_window": 5, "max_window_layers": 1}
+    assert llama.config_from({"model_type": "qwen2", **SIZES, **sizes}).window is None
+    assert llama.config_from({"model_type": "llama", **SIZES, "sliding_window": 5}).window is None
+
+
 def test_where_the_first_context_is_not_said():
     """It is then the model's own; a setting beside the rotary ones counts first."""
     yarn = {"model_type": "llama", **SIZES, "rope_scaling": {"type": "yarn", "factor": 2.0}}
