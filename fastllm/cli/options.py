@@ -62,6 +62,29 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
     return TrainConfig.of({name: arguments[name] for name in arguments.given if name in known})
 
 
+SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
+
+
+def add_sampling(parser: Parser) -> None:
+    """Add an option for each of SAMPLING."""
+    parser.add_argument(
+        "--temperature", type=float, default=0.8, help="under 1 favours likely tokens; 0 takes the likeliest each time"
+    )
+    parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
+    parser.add_argument(
+        "--top_p", type=float | None, default=None, help="draw among the likeliest that together are this probable"
+    )
+    parser.add_argument(
+        "--min_p",
+        type=float | None,
+        default=None,
+        help="leave out what has under this share of the likeliest's probability",
+    )
+    parser.add_argument(
+        "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
+    )
+
+
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
     """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
     if "checkpoint" in arguments.given and folder.exists() and not is_run(folder):

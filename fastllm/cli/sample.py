@@ -1,9 +1,5 @@
 """fastllm sample: text from a run, or from any folder with a model and its tokenizer."""
 
-import importlib.util
-import io
-import os
-import shlex
 import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
@@ -11,15 +7,15 @@ from typing import Any
 
 from jsonargparse import Namespace
 
-from fastllm.cli.options import check_checkpoint
+from fastllm.cli.console import asked, load, set_threads, utf8
+from fastllm.cli.options import SAMPLING, add_sampling, check_checkpoint
 from fastllm.cli.parser import Parser, unescaped
 from fastllm.errors import UserError
 
 _RULE = "-" * 40
-_FLOPS_OF_ONE = 1e8  # a core's work of about a millisecond: some 1e11 in a second
 _START = "\n"  # what is continued where there is no prompt
 _STANDARD_INPUT = Path("-")
-_DRAWING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")  # what sampling goes by
+_DRAWING = (*SAMPLING, "seed")  # what sampling goes by
 _SEARCHING = ("length_penalty", "alpha")  # what beam search goes by
 
 
@@ -45,22 +41,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--num_samples", type=int, default=1, help="how many texts for each prompt; of --num_beams the best ones"
     )
-    parser.add_argument(
-        "--temperature", type=float, default=0.8, help="under 1 favours likely tokens; 0 takes the likeliest each time"
-    )
-    parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
-    parser.add_argument(
-        "--top_p", type=float | None, default=None, help="draw among the likeliest that together are this probable"
-    )
-    parser.add_argument(
-        "--min_p",
-        type=float | None,
-        default=None,
-        help="leave out what has under this share of the likeliest's probability",
-    )
-    parser.add_argument(
-        "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
-    )
+    add_sampling(parser)
     parser.add_argument(
         "--stop", action="append", type=str, default=[], metavar="TEXT",
         help=r"a text that ends a sample, for several several times; \n is a new line",
@@ -95,16 +76,17 @@ def run(arguments: Namespace) -> int:
             raise UserError(f"sample: '{name}' must be at least 1, got {arguments[name]}")
     _check_together(arguments)
     check_checkpoint("sample", arguments, arguments.run)
-    arguments.stop = [unescaped(_utf8(text)) for text in arguments.stop]
-    model, tokenizer = _load(arguments.run, arguments.checkpoint, arguments.device)
+    arguments.stop = [unescaped(utf8(text)) for text in arguments.stop]
+    model, tokenizer = load("sample", arguments.run, arguments.checkpoint, arguments.device)
     prompts = [] if arguments.interactive else _prompts(arguments, tokenizer)
-    _set_threads(model, max(1, len(prompts)), arguments)
+    together = max(1, len(prompts)) * max(arguments.num_samples, arguments.num_beams)
+    set_threads(model, min(together, arguments.batch_size or together), arguments.threads)
     if not arguments.interactive:
         _answer(model, tokenizer, prompts, arguments)
         return 0
-    for prompt in _asked():
+    for prompt in asked():
         try:
-            _answer(model, tokenizer, [unescaped(_utf8(prompt))], arguments)
+            _answer(model, tokenizer, [unescaped(utf8(prompt))], arguments)
         except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
             print(f"fastllm: {error}", file=sys.stderr)
             continue
@@ -141,38 +123,13 @@ def _check_together(arguments: Namespace) -> None:
         print(f"fastllm: the likeliest token is taken each time, whatever {idle} may be", file=sys.stderr)
 
 
-def _set_threads(model, prompts: int, arguments: Namespace) -> None:
-    """Take one thread where a step's products are about a millisecond's work for one: threads would wait, not work."""
-    import torch
-
-    together = min(prompts * max(arguments.num_samples, arguments.num_beams), arguments.batch_size or sys.maxsize)
-    if arguments.threads:
-        torch.set_num_threads(arguments.threads)
-    elif 2 * model.num_parameters() * together < _FLOPS_OF_ONE:
-        torch.set_num_threads(1)
-
-
-def _load(folder: Path, name: str, device: str):
-    from fastllm.train import checkpoint
-    from fastllm.train.device import for_generation
-
-    model, tokenizer = checkpoint.load_source(folder, name)
-    place = for_generation(device, model)
-    if tokenizer is None:
-        raise UserError(
-            f"sample: {folder} has no tokenizer; make a folder with one: fastllm export "
-            f"{shlex.quote(str(folder))} OUT --tokenizer DIR"
-        )
-    return model.to(place), tokenizer
-
-
 def _prompts(arguments: Namespace, tokenizer) -> list[str]:
     if arguments.prompt_file is not None:
         return _prompts_of(arguments.prompt_file, tokenizer)
     if not all(arguments.prompt):
         raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
     if arguments.prompt:
-        return [unescaped(_utf8(prompt)) for prompt in arguments.prompt]
+        return [unescaped(utf8(prompt)) for prompt in arguments.prompt]
     try:
         tokenizer.encode(_START)
     except UserError as error:
@@ -208,34 +165,6 @@ def _lines(file: Path, name: object) -> list[str]:
     return text.replace("\r\n", "\n").split("\n")
 
 
-def _utf8(prompt: str) -> str:
-    """Return a prompt that was typed, unless it was not UTF-8: Python has lone surrogates for what it could not read.
-
-    Under a locale that is not UTF-8 that is much that is UTF-8.
-    """
-    if not any("\ud800" <= character <= "\udfff" for character in prompt):
-        return prompt
-    try:
-        return os.fsencode(prompt).decode()
-    except UnicodeError as error:
-        raise UserError("sample: the prompt is not UTF-8") from error
-
-
-def _asked() -> Iterator[str]:
-    if isinstance(sys.stdin, io.TextIOWrapper):
-        sys.stdin.reconfigure(errors="surrogateescape")  # or one wrong byte would take all that was read with it
-    if sys.stdin.isatty() and importlib.util.find_spec("readline"):
-        importlib.import_module("readline")  # input() then edits lines and has a history
-    while True:
-        try:
-            prompt = input("> ")
-        except EOFError:
-            print()
-            return
-        if prompt:
-            yield prompt
-
-
 def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     """Print num_samples texts for each prompt: one alone as it comes, several batch by batch."""
     from fastllm.generation import iterate_texts, stream_text
@@ -250,9 +179,7 @@ def _answer(model, tokenizer, prompts: list[str], arguments: Namespace) -> None:
     if arguments.num_beams > 1:
         _print_all(_beams(model, tokenizer, prompts, arguments))
         return
-    options: dict[str, Any] = {
-        name: arguments[name] for name in ("temperature", "top_k", "top_p", "min_p", "repetition_penalty", "seed")
-    }
+    options: dict[str, Any] = {name: arguments[name] for name in _DRAWING}
     options["stop"] = arguments.stop
     everything = [prompt for prompt in prompts for _ in range(arguments.num_samples)]
     if len(everything) > 1:

@@ -14,7 +14,11 @@ Stop = str | int | Sequence[int]
 
 
 class TextGenerator(Generator, Protocol):
-    """A Generator that knows which tokenizers can be its own."""
+    """A Generator that knows which tokenizers can be its own, and how many tokens it sees at once."""
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that it sees at once."""
 
     def check_tokenizer(self, tokenizer: Tokenizer, where: object) -> None:
         """Raise UserValueError if a tokenizer has more tokens than the model; where begins the message."""
@@ -52,7 +56,7 @@ class _TextTrack:
 def _text_tracks(
     model: TextGenerator,
     tokenizer: Tokenizer,
-    prompts: list[str],
+    prompts: Sequence[str | list[int]],
     max_new_tokens: int,
     stop: Stop | Iterable[Stop],
     seed: int | Iterable[int] | None,
@@ -70,7 +74,8 @@ def _text_tracks(
     tokens = stop_ids(model, [one for one in stops if not isinstance(one, str)])
     if tokenizer.end_of_text is not None:  # what a model writes after it belongs to another text
         tokens.append([tokenizer.end_of_text])
-    encoded = [checked_prompt(model, tokenizer.encode(prompt).tolist()) for prompt in map(_not_empty, prompts)]
+    encoded = [prompt if isinstance(prompt, list) else tokenizer.encode(prompt).tolist() for prompt in prompts]
+    encoded = [checked_prompt(model, ids) for ids in encoded]
     return encoded, lambda ids, one: _TextTrack(tokenizer, how, tokens, strings, ids, one), seeds
 
 
@@ -105,7 +110,24 @@ def stream_text(
     Raises:
         UserError: as generate does, or the tokenizer does not know a character of the prompt.
     """
-    (ids,), make, (one,) = _text_tracks(model, tokenizer, [prompt], max_new_tokens, stop, seed, sampling)
+    (ids,), make, (one,) = _text_tracks(
+        model, tokenizer, [_not_empty(prompt)], max_new_tokens, stop, seed, sampling
+    )  # fmt: skip
+    return _stream(model, make(ids, one), max_new_tokens)
+
+
+def stream_ids(
+    model: TextGenerator,
+    tokenizer: Tokenizer,
+    prompt: Sequence[int],
+    max_new_tokens: int,
+    *,
+    stop: Stop | Iterable[Stop] = (),
+    seed: int | None = None,
+    **sampling,
+) -> Iterator[str]:
+    """Yield the text that continues ids, such as Tokenizer.encode_chat gives; else as :func:`stream_text`."""
+    (ids,), make, (one,) = _text_tracks(model, tokenizer, [list(prompt)], max_new_tokens, stop, seed, sampling)
     return _stream(model, make(ids, one), max_new_tokens)
 
 
@@ -168,7 +190,8 @@ def iterate_texts(
     """Yield what :func:`generate_text` returns, in its order, a batch as soon as it is done. All is checked at once."""
     if isinstance(prompts, str):
         raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
-    encoded, make, seeds = _text_tracks(model, tokenizer, list(prompts), max_new_tokens, stop, seed, sampling)
+    texts = list(map(_not_empty, prompts))
+    encoded, make, seeds = _text_tracks(model, tokenizer, texts, max_new_tokens, stop, seed, sampling)
     parts = batches(model, encoded, max_new_tokens, batch_size)
     return _iterate(model, ((make, encoded[part], seeds[part]) for part in parts), max_new_tokens)
 

@@ -5,20 +5,23 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastllm.models.base import Model
-    from fastllm.models.config import CONFIGS, GPTConfig, ModelConfig
+    from fastllm.models.config import CONFIGS, GPTConfig, LlamaConfig, ModelConfig
     from fastllm.models.decoder import Decoder
     from fastllm.models.gpt import GPT
+    from fastllm.models.llama import Llama
     from fastllm.models.loading import load, model_class, with_weights
 
 __all__ = [
-    "CONFIGS", "GPT", "Decoder", "GPTConfig", "Model", "ModelConfig", "load", "model_class", "with_weights",
+    "CONFIGS", "GPT", "Decoder", "GPTConfig", "Llama", "LlamaConfig", "Model", "ModelConfig", "load", "model_class",
+    "with_weights",
 ]  # fmt: skip
 
 _MODULES = {
     "base": ("Model",),
-    "config": ("CONFIGS", "GPTConfig", "ModelConfig"),
+    "config": ("CONFIGS", "GPTConfig", "LlamaConfig", "ModelConfig"),
     "decoder": ("Decoder",),
     "gpt": ("GPT",),
+    "llama": ("Llama",),
     "loading": ("load", "model_class", "with_weights"),
 }
 

@@ -17,7 +17,7 @@ from fastllm.models.decoder import Decoder
 
 
 class Attention(torch.nn.Module):
-    """Causal self-attention with rotary positions; H / K queries share a head of keys and values (Ainslie et al., 2023).
+    """Causal self-attention with rotary positions; H / K queries share keys and values (Ainslie et al., 2023).
 
     Args:
         config: the model's settings.

@@ -17,17 +17,17 @@ from fastllm.models.config import CONFIGS, ModelConfig
 
 # Architectures, and where their classes are.
 CLASSES = {"gpt": "gpt.GPT", "llama": "llama.Llama"}
-# Hugging Face's model_type, and the file that reads it; the first of an architecture is how it is written.
-FOLDERS = {"gpt2": "gpt2"}
-WRITERS = {"gpt": "gpt2"}
+# Hugging Face's model_type, and the file of formats/ that reads it; an architecture of ours, and which writes it.
+READERS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
+WRITERS = {"gpt": "gpt2", "llama": "llama"}
 
 
 def load(path: str | PathLike, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Model:
     """Load a model of any architecture from whatever holds one.
 
     Args:
-        path: a run's folder (its best checkpoint), a model's folder (save_pretrained's, or Hugging Face's of GPT-2),
-            or nanoGPT's ckpt.pt.
+        path: a run's folder (its best checkpoint), a model's folder (save_pretrained's, or Hugging Face's of GPT-2,
+            Llama, Mistral, Qwen2 or Qwen3), a .gguf file of the last four, or nanoGPT's ckpt.pt.
         dtype: of the weights; None is float32.
         device: where to put them.
 
@@ -53,17 +53,17 @@ def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:
     if not path.exists():
         raise FileNotFoundError(f"{path} does not exist: expected a model's folder or file, or a run's")
     if path.is_file():
-        return _format("nanogpt").read(path)
+        return _format("gguf" if path.suffix.lower() == ".gguf" else "nanogpt").read(path)
     settings = pretrained.read_config(path)
     kind = settings.pop(MODEL_TYPE, None)
-    if isinstance(kind, str) and kind in FOLDERS:
-        return _format(FOLDERS[kind]).read(path)
+    if isinstance(kind, str) and kind in READERS:
+        return _format(READERS[kind]).read(path)
     try:
         config = config_of_ours(f"{kind}", settings)
     except (TypeError, ValueError) as error:
         raise ValueError(f"{path}/{pretrained.CONFIG}: {error}") from error
     if config is None:
-        known = ", ".join([*FOLDERS, *(f"fastllm-{name}" for name in CONFIGS)])
+        known = ", ".join([*READERS, *(f"fastllm-{name}" for name in CONFIGS)])
         raise ValueError(f"{path}/{pretrained.CONFIG}: '{MODEL_TYPE}' must be one of {known}, got {kind!r}")
     return config, pretrained.read_weights(path)
 
@@ -97,8 +97,7 @@ def save_huggingface(model: Model, folder: Path, tokenizer: Any = None) -> None:
         raise UserError(f"save_huggingface: transformers has no twin of a {model.config.kind} model")
     if tokenizer is not None:
         model.check_tokenizer(tokenizer, "save_huggingface")
-    tokens = model.config.vocab_size if tokenizer is None else tokenizer.vocab_size
-    end_of_text = None if tokenizer is None else tokenizer.end_of_text
-    _format(WRITERS[model.config.kind]).write(folder, model.config, model.state_dict(), tokens, end_of_text)
+    told = () if tokenizer is None else (tokenizer.start_of_text, tokenizer.end_of_text, tokenizer.vocab_size)
+    _format(WRITERS[model.config.kind]).write(folder, model.config, model.state_dict(), *told)
     if tokenizer is not None:
         tokenizer.save_huggingface(folder, model.config.context_length)

@@ -35,15 +35,15 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
     return device
 
 
-def for_generation(device: str, model: Model | type[Model]) -> torch.device:
-    """Return the device that `fastllm sample` generates on: of cpu, cuda, and auto for cuda where it can serve.
+def for_generation(command: str, device: str, model: Model | type[Model]) -> torch.device:
+    """Return the device that a command generates on: of cpu, cuda, and auto for cuda where it can serve.
 
     Raises:
         UserError: CUDA was asked for and cannot serve, or device is something else.
     """
     if device not in CHOICES["device"]:
-        raise UserValueError(f"sample: 'device' must be {' or '.join(CHOICES['device'])}, got '{device}'")
-    return torch.device("cuda" if _takes_cuda("sample", device, model.kernels) else "cpu")
+        raise UserValueError(f"{command}: 'device' must be {' or '.join(CHOICES['device'])}, got '{device}'")
+    return torch.device("cuda" if _takes_cuda(command, device, model.kernels) else "cpu")
 
 
 def _takes_cuda(command: str, device: str, kernels: Collection[str]) -> bool:

@@ -183,16 +183,20 @@ def test_cuda_without_kernels_says_which_are_missing(cuda):
 
 
 def test_generation_takes_the_device_that_can_serve(cuda):
-    assert device.for_generation("auto", GPT) == device.for_generation("cuda", GPT) == torch.device("cuda")
-    assert device.for_generation("cpu", GPT) == CPU
+    assert (
+        device.for_generation("sample", "auto", GPT)
+        == device.for_generation("sample", "cuda", GPT)
+        == torch.device("cuda")
+    )
+    assert device.for_generation("sample", "cpu", GPT) == CPU
     cuda.setattr(ops, "report", lambda: [{"op": "decode_attention", "device": "cuda", "kernel": "none", "why": ""}])
-    assert device.for_generation("auto", GPT) == CPU
+    assert device.for_generation("sample", "auto", GPT) == CPU
     with pytest.raises(
         UserError, match="sample: 'device' cannot be cuda: fastllm has no CUDA kernel yet for decode_att"
     ):
-        device.for_generation("cuda", GPT)
+        device.for_generation("sample", "cuda", GPT)
     with pytest.raises(UserError, match="sample: 'device' must be auto or cpu or cuda, got 'gpu'"):
-        device.for_generation("gpu", GPT)
+        device.for_generation("sample", "gpu", GPT)
 
 
 def test_auto_takes_cuda_and_its_listed_peak(cuda):

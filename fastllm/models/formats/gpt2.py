@@ -65,23 +65,30 @@ def read(folder: Path) -> tuple[GPTConfig, dict[str, Tensor]]:
     return settings, from_gpt2(pretrained.read_weights(folder))
 
 
-def write(folder: Path, config: GPTConfig, weights: dict[str, Tensor], tokens: int, end_of_text: int | None) -> None:
+def write(
+    folder: Path, config: GPTConfig, weights: dict[str, Tensor], begin_of_text: int | None = None,
+    end_of_text: int | None = None, vocab_size: int | None = None,
+) -> None:  # fmt: skip
     """Write a folder, which is made if missing.
 
     Args:
         folder: where to.
         config: of the model.
         weights: its state_dict.
-        tokens: how many ids its tokenizer has; those of the model beyond them are never drawn.
+        begin_of_text: the id that begins a text; the default is end_of_text, as in GPT-2.
         end_of_text: the id that ends a text; None where the tokenizer has none or is not known.
+        vocab_size: how many ids its tokenizer has, by default all of the model's; those beyond them are never drawn.
 
     Raises:
         OSError: the disk is full or not writable.
     """
     settings, dtype = asdict(config), next(iter(weights.values())).dtype
     described = config_to_gpt2(settings, end_of_text, f"{dtype}".removeprefix("torch."))
+    generation = generation_config(settings, end_of_text, vocab_size or config.vocab_size)
+    if begin_of_text is not None:
+        described["bos_token_id"] = generation["bos_token_id"] = begin_of_text
     pretrained.write(folder, described, to_gpt2(weights))
-    pretrained.write_json(folder / pretrained.GENERATION, generation_config(settings, end_of_text, tokens))
+    pretrained.write_json(folder / pretrained.GENERATION, generation)
 
 
 def _translate(name: str) -> str:

@@ -7,6 +7,7 @@ values) and Qwen3ForCausalLM (normalised queries and keys). Weights are only mov
 import math
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -387,6 +388,8 @@ def write(
 ) -> None:
     """Write config.json, model.safetensors and generation_config.json, which AutoModelForCausalLM reads.
 
+    The dropout that a model was trained with is left out: theirs have none on residual branches.
+
     Args:
         folder: is made if missing.
         config: the settings.
@@ -399,6 +402,7 @@ def write(
         ValueError: no architecture of Hugging Face's has these settings, or the weights are not of them.
         OSError: the disk is full or not writable.
     """
+    config = replace(config, dropout=0.0)
     theirs = weights_to(weights, config)
     dtype = f"{weights['embedding.weight'].dtype}".removeprefix("torch.")
     pretrained.write(folder, config_to(config, begin_of_text, end_of_text, dtype), theirs)
