@@ -29,13 +29,11 @@ from fastllm.tokenizers import huggingface, unigram_scores
 from fastllm.tokenizers.base import (
     END_OF_TEXT,
     EncodedBatch,
-    StreamingDecoder,
-    Tokenizer,
     check_texts,
-    digest,
-    read_file,
     utf8,
 )
+from fastllm.tokenizers.first_space import FirstSpaceTokenizer
+from fastllm.tokenizers.storage import digest, read_file
 
 FILE = "tokenizer.model"
 EMBEDDED = "model"  # instead of the file
@@ -59,7 +57,7 @@ _TRAINING_THREADS = 16  # a constant: the unigram model's sums, and so its piece
 _PROBE = " a  b \n\u3000\uff76 \u00e9e\u0301 \ufb01\r\n\t\0 "  # normalising, trimming or a dummy prefix changes it
 
 
-class SentencePieceTokenizer(Tokenizer):
+class SentencePieceTokenizer(FirstSpaceTokenizer):
     """A sentencepiece model, trained here or elsewhere.
 
     Args:
@@ -105,7 +103,7 @@ class SentencePieceTokenizer(Tokenizer):
             and (not self._is_unigram or unigram_scores.exact_length(map(sp.get_score, pieces)) > self._short)
         )
         first = next((id for id in pieces if sp.id_to_piece(id).startswith(SPACE) and sp.decode([id])), None)
-        self._drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
+        self.drops_first_space = first is not None and not sp.decode([first]).startswith(" ")
 
     @classmethod
     def train(
@@ -301,19 +299,6 @@ class SentencePieceTokenizer(Tokenizer):
             return [chunk for part in re.split(f"({SPACE})", text) for chunk in self._cut.findall(part)]
         return self._cut.findall(text)
 
-    def _decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Leave out the space that some models put in front of every text."""
-        text = super()._decode(ids)
-        return text.removeprefix(" ") if self._drops_first_space else text
-
-    def _decode_batch(self, batch: EncodedBatch) -> list[str]:
-        texts = super()._decode_batch(batch)
-        return [text.removeprefix(" ") for text in texts] if self._drops_first_space else texts
-
-    def streaming_decoder(self) -> StreamingDecoder:
-        """Return a decoder of ids that come one at a time."""
-        return _FirstSpaceDropped(self) if self._drops_first_space else StreamingDecoder(self)
-
     def huggingface(self) -> dict | None:
         """Return a unigram or byte-pair model with this one's pieces and scores; it takes a U+2581 for a space."""
         if not self.lossless:
@@ -395,7 +380,7 @@ class SentencePieceTokenizer(Tokenizer):
         return {FILE: self._model}
 
     def __reduce__(self) -> tuple:
-        return type(self), (self._model,)
+        return type(self), (self._model,), self.carried()
 
 
 def _threads(chunks: list[str]) -> int:
@@ -415,19 +400,6 @@ def _blocks(text: str) -> Iterator[str]:
         end = cut.start() if cut else len(text)
         yield text[start:end]
         start = end
-
-
-class _FirstSpaceDropped(StreamingDecoder):
-    """Leaves out the space that the model put in front."""
-
-    _started = False
-
-    def push(self, id: int) -> str:
-        text = super().push(id)
-        if text and not self._started:
-            self._started = True
-            return text.removeprefix(" ")
-        return text
 
 
 def split_sentences(texts: Iterable[str], longest: int) -> Iterator[str]:
