@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastllm.errors import UserError, describe
-from fastllm.tokenizers import base, huggingface
+from fastllm.tokenizers import base, gguf, huggingface, sentencepiece
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
@@ -20,10 +20,16 @@ KINDS: dict[str, type[Tokenizer]] = {
 _WHOLE = (GPT2Tokenizer.kind, HuggingFaceTokenizer.kind)
 
 
-def has_tokenizer(folder: str | Path) -> bool:
-    """Return whether load_tokenizer would look at something in folder."""
-    names = (base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES))
-    return any((_place(Path(folder)) / name).exists() for name in names)
+def has_tokenizer(source: str | Path) -> bool:
+    """Return whether load_tokenizer would look at something in source.
+
+    Raises:
+        UserError: source is a GGUF file that is damaged.
+    """
+    if Path(source).is_file():
+        return gguf.has_tokenizer(Path(source))
+    names = (base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES), sentencepiece.FILE)
+    return any((_place(Path(source)) / name).exists() for name in names)
 
 
 def _place(folder: Path) -> Path:
@@ -32,21 +38,26 @@ def _place(folder: Path) -> Path:
     return next((checkpoint for checkpoint in checkpoints if checkpoint.is_dir()), folder)
 
 
-def load_tokenizer(folder: str | Path) -> Tokenizer:
-    """Read the tokenizer stored in folder: one of ours, of whatever kind, or another maker's in Hugging Face's files.
+def load_tokenizer(source: str | Path) -> Tokenizer:
+    """Read a stored tokenizer: one of ours, of whatever kind, or what another maker's model carries.
 
     Args:
-        folder: a data folder, a model's or a run's.
+        source: a data folder, a model's (in Hugging Face's files, or with a sentencepiece model) or a run's; or a GGUF
+            file.
 
     Raises:
         UserError: there is none, or it is damaged, of an unknown kind or not supported.
     """
-    folder = _place(Path(folder))
+    if Path(source).suffix == gguf.SUFFIX and not Path(source).is_dir():
+        return gguf.load(Path(source))
+    folder = _place(Path(source))
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
-        raise UserError(f"'{folder}' {what}: expected a folder with a tokenizer")
+        raise UserError(f"'{folder}' {what}: expected a folder with a tokenizer, or a {gguf.SUFFIX} file")
     if not has_tokenizer(folder):
-        raise UserError(f"'{folder}' has no tokenizer: expected {base.FILE}, or the files of a GPT-2 tokenizer")
+        raise UserError(
+            f"'{folder}' has no tokenizer: expected {base.FILE}, {sentencepiece.FILE} or the files of a GPT-2 tokenizer"
+        )
     ours = read_json(folder / base.FILE) if (folder / base.FILE).exists() else {}
     if "kind" in ours:
         return _load(folder / base.FILE, ours)
@@ -55,9 +66,9 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
     if stored.get("kind") == HuggingFaceTokenizer.kind:
         return _load(exported, stored)
     embedded = read_json(config).get(huggingface.SOURCE) if config.exists() else None
-    for path, source in ((exported, stored), (config, embedded)):
-        if isinstance(source, dict) and source and source.get("kind") not in _WHOLE:
-            tokenizer = _load(path, source)
+    for path, made in ((exported, stored), (config, embedded)):
+        if isinstance(made, dict) and made and made.get("kind") not in _WHOLE:
+            tokenizer = _load(path, made)
             _check_unchanged(tokenizer, folder / base.FILE)
             tokenizer.chat_template = huggingface.read_settings(folder).chat_template or tokenizer.chat_template
             return tokenizer
@@ -65,11 +76,18 @@ def load_tokenizer(folder: str | Path) -> Tokenizer:
 
 
 def _load_theirs(folder: Path) -> Tokenizer:
-    """Read another maker's tokenizer; GPT-2's own kind is chosen where it fits, as it is the faster one."""
+    """Read another maker's tokenizer; sentencepiece's and GPT-2's own kinds, the faster ones, where they fit."""
+    whole = (folder / base.FILE).exists()
+    if (folder / sentencepiece.FILE).exists():
+        try:
+            return SentencePieceTokenizer.from_folder(folder)
+        except UserError:
+            if not whole:
+                raise
     try:
         return GPT2Tokenizer.from_folder(folder)
     except UserError:
-        if not (folder / base.FILE).exists():
+        if not whole:
             raise
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise UserError(f"{folder}: the files of a GPT-2 tokenizer are damaged ({describe(error)})") from error

@@ -169,6 +169,31 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
         except UserError as error:
             raise UserError(f"{path}: {error}") from error
 
+    @classmethod
+    def from_folder(cls, folder: str | Path) -> "SentencePieceTokenizer":
+        """Load tokenizer.model of another maker, and what tokenizer_config.json beside it says.
+
+        Raises:
+            UserError: the model is missing or damaged, or the files beside it say other tokens than it has.
+        """
+        folder = Path(folder)
+        tokenizer, settings = cls.from_file(folder / FILE), huggingface.read_settings(folder)
+        names, sp = tokenizer.token_names(), tokenizer._processor
+        for name, (id, special) in settings.added.items():
+            if names.get(name) != id:
+                raise UserError(
+                    f"{folder / FILE} lacks the token {name!r} that the files beside it add with the id {id}"
+                )
+            if special and not (sp.is_control(id) or sp.is_unknown(id)):
+                raise UserError(f"{folder / FILE} takes the token {name!r} for text: the files beside it say special")
+        for role, name in settings.roles.items():
+            if name not in names or (role == "eos_token" and names[name] != tokenizer.end_of_text):
+                raise UserError(f"{folder / FILE} has another token than {name!r}, which is '{role}' beside it")
+        tokenizer.named_tokens, tokenizer.chat_template = settings.roles, settings.chat_template
+        first = names.get(settings.roles.get("bos_token", ""), sp.bos_id())
+        tokenizer.start_of_text = None if settings.starts is False or first < 0 else first
+        return tokenizer
+
     @property
     def vocab_size(self) -> int:
         """The number of pieces."""
