@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import SentencePieceTokenizer, unigram_scores
-from fastllm.tokenizers.sentencepiece import draw, split_sentences
+from fastllm.tokenizers.sentencepiece_training import draw, split_sentences
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
 
-MODULE = "fastllm.tokenizers.sentencepiece"
+MODULE = "fastllm.tokenizers.sentencepiece_fast"
 WORDS = TEXT.split()
 
 
@@ -245,7 +245,10 @@ def test_texts_are_cut_between_words(monkeypatch, together):
 
 def test_characters_that_a_model_from_elsewhere_has_not():
     tokenizer = SentencePieceTokenizer(train_library())
-    with pytest.raises(UserError, match=r"has not, nor bytes to spell them: '漢' \(U\+6F22\), '字' \(U\+5B57\)"):
+    with pytest.raises(
+        UserError,
+        match=r"which has no tokens for their bytes: '漢' \(U\+6F22\), '字' \(U\+5B57\)",
+    ):
         tokenizer.encode("speak 漢字 漢")
 
 
