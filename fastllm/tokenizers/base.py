@@ -31,9 +31,9 @@ FEW = 128  # ids; so many are put together one by one before numpy's calls have 
 
 
 class EncodedBatch(Sequence[np.ndarray]):
-    """The ids of several texts: one array, of which each text's are a part that is cut out when it is asked for.
+    """The ids of several texts in one array; the ids of one text are cut out of it when they are asked for.
 
-    Cutting all parts of short texts takes as long as a tenth of encoding them; who wants all ids takes the array.
+    Cutting out every text takes a tenth of the time of encoding short texts: to have all ids, take the array.
 
     Args:
         ids: of all texts in a row.
@@ -75,7 +75,7 @@ class Tokenizer(ABC):
     """Text to token ids and back, without loss.
 
     Attributes:
-        special_tokens: names and ids of tokens that no plain text becomes; empty where a kind has none.
+        special_tokens: names and ids of tokens that encode gives for no plain text; empty where a kind has none.
         added_tokens: names and ids of tokens that are looked for in every text before all others; most kinds have none.
         end_of_text: the id to write between documents; None where a kind has none.
         start_of_text: the id that a model from elsewhere expects in front of every text; None where it expects none.
@@ -116,7 +116,7 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: the vocabulary has no token for a part of text.
-            TypeError: text is no str.
+            TypeError: text is not a str.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode: 'text' must be a str, got {describe(text)}")
@@ -135,7 +135,7 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: as encode; the message does not say in which text.
-            TypeError: texts is no list of str.
+            TypeError: texts is not a list of str.
         """
         if isinstance(texts, str | bytes):  # a sequence too, and a character of it a text
             raise TypeError(f"encode_batch: 'texts' must be a list of str, got {describe(texts)}; put it in a list")
@@ -150,11 +150,11 @@ class Tokenizer(ABC):
         return joined([self._encode(text) for text in texts])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD.
+        """Return the text of ids; special tokens give their names, and bytes that are not UTF-8 give U+FFFD.
 
         Raises:
             UserError: an id is outside the vocabulary.
-            TypeError: ids are no whole numbers in one sequence.
+            TypeError: ids are not one sequence of whole numbers.
         """
         try:
             return self._decode(ids)
@@ -239,7 +239,7 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: there is no chat template, or it is broken, raises or takes too long.
-            TypeError: messages are no mappings of plain data.
+            TypeError: messages are not a list of mappings of plain data.
         """
         given = {**variables, "add_generation_prompt": add_generation_prompt}
         return chat.render(self._template, messages, self._roles(), given)
@@ -294,7 +294,7 @@ class Tokenizer(ABC):
 
     @abstractmethod
     def to_json(self) -> dict:
-        """Return what makes this tokenizer, but for what files beside tokenizer.json hold: those by SHA-256."""
+        """Return what from_json needs to make this tokenizer; files beside tokenizer.json are named by SHA-256."""
 
     @classmethod
     @abstractmethod
@@ -320,7 +320,7 @@ class Tokenizer(ABC):
         """Return the ids of all tokens by the names that they have in Hugging Face's files."""
 
     def to_embed(self) -> dict:
-        """Return what makes this tokenizer without any file beside it, but for what tokenizer.json of theirs holds."""
+        """Return what makes this tokenizer without other files, except for Hugging Face's tokenizer.json."""
         return self.to_json()
 
     def _named(self) -> Named:
@@ -368,7 +368,7 @@ class StreamingDecoder:
 
         Raises:
             UserError: id is outside the vocabulary.
-            TypeError: id is no whole number.
+            TypeError: id is not a whole number.
         """
         tokens = self._tokenizer.token_bytes
         try:
@@ -413,7 +413,7 @@ def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return ids as an array of int64.
 
     Raises:
-        TypeError: they are no whole numbers, such as floats, which numpy would cut off, or not one sequence.
+        TypeError: they are not one sequence of whole numbers; numpy alone would cut off floats.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -422,7 +422,7 @@ def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _find_no_text(texts: object) -> str:
-    """Return a sentence on why texts is no list of str; "" if it is one."""
+    """Return a sentence that says why texts is not a list of str; "" if it is one."""
     if not isinstance(texts, Iterable) or not hasattr(texts, "__len__"):
         return f"'texts' must be a list of str, got {describe(texts)}"
     wrong = next(((index, text) for index, text in enumerate(texts) if not isinstance(text, str)), None)
@@ -438,19 +438,19 @@ def utf8(text: str) -> bytes:
     """Return text in UTF-8.
 
     Raises:
-        UserError: text has a lone surrogate, which is no character and has no UTF-8.
+        UserError: text has a lone surrogate, which is not a character and has no UTF-8.
     """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise UserValueError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X} at position {error.start}: half of a "
-            "UTF-16 pair is no character; decode the source with errors='replace'"
+            "UTF-16 pair is not a character; decode the source with errors='replace'"
         ) from error
 
 
 def check_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return texts, of which each is checked when it comes.
+    """Return texts; each is checked when it is read.
 
     Raises:
         TypeError: texts is one text, whose characters would be taken for texts, or what comes is none.

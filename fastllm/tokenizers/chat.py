@@ -49,7 +49,7 @@ def render(template: str, messages: Messages, roles: Mapping[str, str], variable
 
     Raises:
         UserError: the template is broken, raises, or takes too long, or the package jinja2 is missing.
-        TypeError: messages are no mappings of plain data.
+        TypeError: messages are not a list of mappings of plain data.
     """
     plain, others = _checked(messages, variables)
     return _render(template, plain, {**roles, **others})

@@ -1,4 +1,4 @@
-"""Decoding for models that put a space in front of every text, which is no part of it."""
+"""Decoding for models that put a space in front of every text, which is not part of it."""
 
 from collections.abc import Sequence
 

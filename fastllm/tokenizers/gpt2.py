@@ -53,7 +53,7 @@ class GPT2Tokenizer(Tokenizer):
         vocab: tokens, spelt as in the files, and their ids; those that are neither a byte nor a merge are special.
         merges: pairs of tokens, the first merged first.
         end_of_text: the name of the token between documents.
-        added: names of tokens that are looked for in every text before it is cut into words; such are no special ones.
+        added: names of tokens that are looked for in every text before it is cut into words; they are not special.
 
     Raises:
         UserError: the files do not fit each other, their ids are not in the order of the merges, or the package
@@ -174,7 +174,7 @@ class GPT2Tokenizer(Tokenizer):
                 text = self._engine.decode(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
             except (KeyError, OverflowError):
                 return super()._decode(ids)  # says what is wrong
-            if _BORDER not in text:  # which is no token of ours
+            if _BORDER not in text:  # which is not one of our tokens
                 return text
         return super()._decode(ids)
 
@@ -280,7 +280,7 @@ def _check_added(path: Path, vocab: dict[str, int]) -> None:
 
 
 def _from_huggingface(path: Path, stored: dict) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
-    """Return what a tokenizer.json of Hugging Face's has, if it does what GPT-2 does: vocabulary, merges, added."""
+    """Return vocabulary, merges and added tokens of a tokenizer.json, if its steps are those of GPT-2."""
     try:
         model, splitter = stored["model"], stored["pre_tokenizer"] or {}
         rules = [rule.split(" ") if isinstance(rule, str) else rule for rule in model["merges"]]

@@ -85,11 +85,11 @@ def steps_file(steps: dict[str, Any], named: Named) -> bytes:
 
 
 def difference(stored: dict[str, Any], steps: dict[str, Any] | None, names: dict[str, int]) -> str:
-    """Return what a tokenizer.json has otherwise than files would write it, such as tokens that were added; else "".
+    """Return how a tokenizer.json differs from what steps_file writes, such as by tokens that were added; else "".
 
     Args:
         stored: the file's content.
-        steps: as of files.
+        steps: as of steps_file.
         names: of all tokens, with their ids.
     """
     vocab = stored["model"]["vocab"]

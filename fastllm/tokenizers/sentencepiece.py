@@ -306,7 +306,7 @@ def _load(model: bytes) -> Any:
     try:
         processor = library().SentencePieceProcessor(model_proto=model) if model else None
     except RuntimeError as error:
-        raise UserError("this is no sentencepiece model, or a damaged one") from error
+        raise UserError("this is not a sentencepiece model, or a damaged one") from error
     if processor is None:  # sentencepiece takes an empty file for one that is loaded later
-        raise UserError("this is no sentencepiece model: it is empty")
+        raise UserError("this is not a sentencepiece model: it is empty")
     return processor

@@ -53,12 +53,12 @@ def parse_json(path: Path, content: bytes) -> dict:
     """Return the object in a JSON file that has been read.
 
     Raises:
-        UserError: it is no JSON object.
+        UserError: it is not a JSON object.
     """
     try:
         stored = json.loads(content)
     except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
+        raise UserError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(stored, dict):
         raise UserError(f"{path} is damaged: expected an object, got {type(stored).__name__}")
     return stored
@@ -68,6 +68,6 @@ def read_json(path: Path) -> dict:
     """Read a JSON file that holds an object.
 
     Raises:
-        UserError: it cannot be read or is no JSON object.
+        UserError: it cannot be read or is not a JSON object.
     """
     return parse_json(path, read_file(path))

@@ -271,7 +271,7 @@ def test_training_that_cannot_work(arguments, message):
 @pytest.mark.parametrize("content", [b"", b"no model", b"\0" * 100])
 def test_a_damaged_model(tmp_path, content):
     (tmp_path / "m.model").write_bytes(content)
-    with pytest.raises(UserError, match=r"m\.model: this is no sentencepiece model"):
+    with pytest.raises(UserError, match=r"m\.model: this is not a sentencepiece model"):
         SentencePieceTokenizer.from_file(tmp_path / "m.model")
     with pytest.raises(UserError, match=r"cannot read .*none.model: No such file"):
         SentencePieceTokenizer.from_file(tmp_path / "none.model")
