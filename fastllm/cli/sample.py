@@ -87,7 +87,7 @@ def run(arguments: Namespace) -> int:
     for prompt in asked():
         try:
             _answer(model, tokenizer, [unescaped(utf8(prompt))], arguments)
-        except UserError as error:  # such as a character that the vocabulary has not: the next prompt may do
+        except UserError as error:  # such as a character that is not in the vocabulary: the next prompt may do
             print(f"fastllm: {error}", file=sys.stderr)
             continue
         except KeyboardInterrupt:

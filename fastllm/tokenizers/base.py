@@ -5,20 +5,21 @@ tokens and checks of ids are the same for all and are here.
 """
 
 import codecs
-import hashlib
-import json
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cached_property
 from itertools import chain, pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from fastllm.errors import UserError, UserValueError, describe
-from fastllm.files import write_atomically, write_json
-from fastllm.tokenizers import huggingface
+from fastllm.errors import UserError, UserValueError, check_type, describe
+from fastllm.files import write_json
+from fastllm.tokenizers import chat, huggingface
+from fastllm.tokenizers.huggingface import Named
+from fastllm.tokenizers.storage import write_bytes
 
 FILE = "tokenizer.json"
 # In a folder for Hugging Face's transformers, where tokenizer.json is a file of theirs.
@@ -30,9 +31,9 @@ FEW = 128  # ids; so many are put together one by one before numpy's calls have 
 
 
 class EncodedBatch(Sequence[np.ndarray]):
-    """The ids of several texts: one array, of which each text's are a part that is cut out when it is asked for.
+    """The ids of several texts in one array; the ids of one text are cut out of it when they are asked for.
 
-    Cutting all parts of short texts takes as long as a tenth of encoding them; who wants all ids takes the array.
+    Cutting out every text takes a tenth of the time of encoding short texts: to have all ids, take the array.
 
     Args:
         ids: of all texts in a row.
@@ -74,15 +75,23 @@ class Tokenizer(ABC):
     """Text to token ids and back, without loss.
 
     Attributes:
-        special_tokens: names and ids of tokens that no plain text becomes; empty where a kind has none.
+        special_tokens: names and ids of tokens that encode gives for no plain text; empty where a kind has none.
         added_tokens: names and ids of tokens that are looked for in every text before all others; most kinds have none.
         end_of_text: the id to write between documents; None where a kind has none.
+        start_of_text: the id that a model from elsewhere expects in front of every text; None where it expects none.
+            encode and encode_chat never add it, a chat template may.
+        chat_template: how a conversation becomes a text, in Jinja; None where a model came with none.
+        named_tokens: the names of tokens by their roles, such as "bos_token", as the files of a model from elsewhere
+            have them: what its chat template can use.
     """
 
     kind: str  # the name under which a stored tokenizer finds its class again
     special_tokens: dict[str, int] = {}  # noqa: RUF012 - never changed in place
     added_tokens: dict[str, int] = {}  # noqa: RUF012
     end_of_text: int | None = None
+    start_of_text: int | None = None
+    chat_template: str | None = None
+    named_tokens: dict[str, str] = {}  # noqa: RUF012
 
     @property
     @abstractmethod
@@ -107,12 +116,14 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: the vocabulary has no token for a part of text.
-            TypeError: text is no str.
+            TypeError: text is not a str.
         """
         if not isinstance(text, str):
             raise TypeError(f"encode: 'text' must be a str, got {describe(text)}")
-        if not (allow_special and self.special_tokens):
-            return self._encode(text)
+        return self._encode_special(text) if allow_special and self.special_tokens else self._encode(text)
+
+    def _encode_special(self, text: str) -> np.ndarray:
+        """Return the ids of text in which names of special tokens stand for these."""
         return encode_around(self._special_names, self.special_tokens, text, self._encode)
 
     @cached_property
@@ -124,7 +135,7 @@ class Tokenizer(ABC):
 
         Raises:
             UserError: as encode; the message does not say in which text.
-            TypeError: texts is no list of str.
+            TypeError: texts is not a list of str.
         """
         if isinstance(texts, str | bytes):  # a sequence too, and a character of it a text
             raise TypeError(f"encode_batch: 'texts' must be a list of str, got {describe(texts)}; put it in a list")
@@ -139,11 +150,11 @@ class Tokenizer(ABC):
         return joined([self._encode(text) for text in texts])
 
     def decode(self, ids: Sequence[int] | np.ndarray) -> str:
-        """Return the text of ids; special tokens give their names, bytes that are no UTF-8 give U+FFFD.
+        """Return the text of ids; special tokens give their names, and bytes that are not UTF-8 give U+FFFD.
 
         Raises:
             UserError: an id is outside the vocabulary.
-            TypeError: ids are no whole numbers in one sequence.
+            TypeError: ids are not one sequence of whole numbers.
         """
         try:
             return self._decode(ids)
@@ -218,9 +229,72 @@ class Tokenizer(ABC):
         """Return a decoder that takes ids one at a time and gives text as soon as its characters are complete."""
         return StreamingDecoder(self)
 
+    def render_chat(self, messages: chat.Messages, add_generation_prompt: bool = True, **variables: Any) -> str:
+        """Return a conversation as the text that the model was trained on.
+
+        Args:
+            messages: mappings of "role" and "content", and what else the chat template knows.
+            add_generation_prompt: whether to begin the model's answer.
+            variables: what else the template knows, such as `tools`.
+
+        Raises:
+            UserError: there is no chat template, or it is broken, raises or takes too long.
+            TypeError: messages are not a list of mappings of plain data.
+        """
+        given = {**variables, "add_generation_prompt": add_generation_prompt}
+        return chat.render(self._template, messages, self._roles(), given)
+
+    def encode_chat(self, messages: chat.Messages, add_generation_prompt: bool = True, **variables: Any) -> np.ndarray:
+        """Return the ids of a conversation, int64.
+
+        Special tokens that the template writes are ids. In what messages and variables hold their names stay text.
+
+        Args:
+            messages: as in render_chat.
+            add_generation_prompt: as in render_chat.
+            variables: as in render_chat.
+
+        Raises:
+            UserError: as render_chat; or the vocabulary has no token for a part of the text.
+            TypeError: as render_chat.
+        """
+        given = {**variables, "add_generation_prompt": add_generation_prompt}
+        marked = chat.render_marked(self._template, messages, self._roles(), given, self.special_tokens)
+        return self._encode_marked(marked) if marked.mark in marked.text else self.encode(marked.text, True)
+
+    def _encode_marked(self, marked: chat.Marked) -> np.ndarray:
+        return encode_around(
+            marked.names, self.special_tokens, marked.text, lambda part: self._encode(part.replace(marked.mark, ""))
+        )
+
+    @property
+    def _template(self) -> str:
+        if self.chat_template is None:
+            raise UserError(f"this {self.kind} tokenizer has no chat template: its model was given none, or set one")
+        return self.chat_template
+
+    def _roles(self) -> dict[str, str]:
+        """Return named_tokens; our own tokenizers have one token that ends a text and begins the next."""
+        if self.named_tokens or self.end_of_text is None:
+            return self.named_tokens
+        end = self.token_bytes[self.end_of_text].decode()
+        return {"bos_token": end, "eos_token": end}
+
+    def carried(self) -> dict[str, Any]:
+        """Return what a model from elsewhere brought beside the vocabulary: attributes that are stored as they are."""
+        names = ("start_of_text", "chat_template", "named_tokens")
+        return {name: value for name in names if (value := getattr(self, name)) not in (None, {})}
+
+    def carry(self, stored: dict[str, Any]) -> None:
+        """Take what carried returned out of stored."""
+        for name, kind in (("start_of_text", int), ("chat_template", str), ("named_tokens", dict)):
+            if name in stored:
+                check_type("tokenizer", name, stored[name], kind)
+                setattr(self, name, stored.pop(name))
+
     @abstractmethod
     def to_json(self) -> dict:
-        """Return what makes this tokenizer, but for what files beside tokenizer.json hold: those by SHA-256."""
+        """Return what from_json needs to make this tokenizer; files beside tokenizer.json are named by SHA-256."""
 
     @classmethod
     @abstractmethod
@@ -235,7 +309,7 @@ class Tokenizer(ABC):
         """Write folder/tokenizer.json and what belongs to it; name is another name for that file."""
         for file, content in self.files().items():
             write_bytes(Path(folder) / file, content)
-        write_json(Path(folder) / name, {"kind": self.kind, **self.to_json()})
+        write_json(Path(folder) / name, {"kind": self.kind, **self.to_json(), **self.carried()})
 
     def huggingface(self) -> dict | None:
         """Return the steps of the tokenizers library that do the same (see huggingface.py); None if it cannot."""
@@ -246,8 +320,12 @@ class Tokenizer(ABC):
         """Return the ids of all tokens by the names that they have in Hugging Face's files."""
 
     def to_embed(self) -> dict:
-        """Return what makes this tokenizer without any file beside it, but for what tokenizer.json of theirs holds."""
+        """Return what makes this tokenizer without other files, except for Hugging Face's tokenizer.json."""
         return self.to_json()
+
+    def _named(self) -> Named:
+        starts = True if self.start_of_text is not None else None
+        return Named(self.special_tokens, self.added_tokens, self._roles(), starts)
 
     def save_huggingface(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write the tokenizer so that transformers' AutoTokenizer reads it, where it can, and load_tokenizer too.
@@ -258,11 +336,16 @@ class Tokenizer(ABC):
             folder: is made if missing.
             model_max_length: how many tokens the model takes; transformers truncates to it.
         """
-        end = None if self.end_of_text is None else self.token_bytes[self.end_of_text].decode()
-        named = huggingface.Named(self.special_tokens, self.added_tokens, end)
-        source = {"kind": self.kind, **self.to_embed()}
-        for file, content in huggingface.files(self.huggingface(), named, source, model_max_length).items():
-            write_bytes(Path(folder) / file, content)
+        source = {"kind": self.kind, **self.to_embed(), **self.carried()}
+        template = source.pop("chat_template", None)
+        named, steps = self._named(), self.huggingface()
+        others: dict[str, Any] = {huggingface.SOURCE: source}
+        if steps is None:  # keep transformers from taking an empty tokenizer for this one
+            others["tokenizer_class"] = f"fastllm-{self.kind}"
+        else:
+            write_bytes(Path(folder) / FILE, huggingface.steps_file(steps, named))
+        settings = huggingface.settings_file(named, model_max_length, template, **others)
+        write_bytes(Path(folder) / huggingface.CONFIG, settings)
         self.save(folder, EXPORTED_FILE)
 
 
@@ -285,7 +368,7 @@ class StreamingDecoder:
 
         Raises:
             UserError: id is outside the vocabulary.
-            TypeError: id is no whole number.
+            TypeError: id is not a whole number.
         """
         tokens = self._tokenizer.token_bytes
         try:
@@ -330,7 +413,7 @@ def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
     """Return ids as an array of int64.
 
     Raises:
-        TypeError: they are no whole numbers, such as floats, which numpy would cut off, or not one sequence.
+        TypeError: they are not one sequence of whole numbers; numpy alone would cut off floats.
     """
     array = np.asarray(ids)
     if array.ndim != 1 or (array.size and array.dtype.kind not in "iu"):
@@ -339,7 +422,7 @@ def as_ids(ids: Sequence[int] | np.ndarray) -> np.ndarray:
 
 
 def _find_no_text(texts: object) -> str:
-    """Return a sentence on why texts is no list of str; "" if it is one."""
+    """Return a sentence that says why texts is not a list of str; "" if it is one."""
     if not isinstance(texts, Iterable) or not hasattr(texts, "__len__"):
         return f"'texts' must be a list of str, got {describe(texts)}"
     wrong = next(((index, text) for index, text in enumerate(texts) if not isinstance(text, str)), None)
@@ -355,19 +438,19 @@ def utf8(text: str) -> bytes:
     """Return text in UTF-8.
 
     Raises:
-        UserError: text has a lone surrogate, which is no character and has no UTF-8.
+        UserError: text has a lone surrogate, which is not a character and has no UTF-8.
     """
     try:
         return text.encode()
     except UnicodeEncodeError as error:
         raise UserValueError(
             f"the text has a lone surrogate, U+{ord(text[error.start]):04X} at position {error.start}: half of a "
-            "UTF-16 pair is no character; decode the source with errors='replace'"
+            "UTF-16 pair is not a character; decode the source with errors='replace'"
         ) from error
 
 
 def check_texts(texts: Iterable[str]) -> Iterable[str]:
-    """Return texts, of which each is checked when it comes.
+    """Return texts; each is checked when it is read.
 
     Raises:
         TypeError: texts is one text, whose characters would be taken for texts, or what comes is none.
@@ -383,56 +466,3 @@ def _checked_text(text: str) -> str:
     if not isinstance(text, str):
         raise TypeError(f"train: 'texts' must be an iterable of texts, got {describe(text)} among them")
     return text
-
-
-def write_bytes(path: Path, content: bytes) -> None:
-    """Write a file atomically."""
-    write_atomically(path, lambda temporary: _write(temporary, content))
-
-
-def _write(path: Path, content: bytes) -> None:
-    path.write_bytes(content)
-
-
-def digest(content: bytes) -> str:
-    """Return the SHA-256 of content in hex."""
-    return hashlib.sha256(content).hexdigest()
-
-
-def read_file(path: Path, sha256: str | None = None) -> bytes:
-    """Read a tokenizer's file, and compare it with its SHA-256 where that is known.
-
-    Raises:
-        UserError: it cannot be read, or is damaged.
-    """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror}") from error
-    if sha256 is not None and digest(content) != sha256:
-        raise UserError(f"{path} is damaged: its SHA-256 is not the one that was stored with it")
-    return content
-
-
-def parse_json(path: Path, content: bytes) -> dict:
-    """Return the object in a JSON file that has been read.
-
-    Raises:
-        UserError: it is no JSON object.
-    """
-    try:
-        stored = json.loads(content)
-    except ValueError as error:  # UnicodeDecodeError is one
-        raise UserError(f"{path} is damaged: it is no JSON ({error})") from error
-    if not isinstance(stored, dict):
-        raise UserError(f"{path} is damaged: expected an object, got {type(stored).__name__}")
-    return stored
-
-
-def read_json(path: Path) -> dict:
-    """Read a JSON file that holds an object.
-
-    Raises:
-        UserError: it cannot be read or is no JSON object.
-    """
-    return parse_json(path, read_file(path))

@@ -90,7 +90,7 @@ class CharacterTokenizer(Tokenizer):
         shown = ", ".join(f"{c!r} (U+{ord(c):04X})" for c in different[:_SHOWN])
         more = f" and {len(different) - _SHOWN} more" if len(different) > _SHOWN else ""
         return (
-            f"the text has characters that the vocabulary of {self.vocab_size} has not: {shown}{more}, "
+            f"the text has characters that are not in the vocabulary of {self.vocab_size} tokens: {shown}{more}, "
             f"the first at position {positions[0]}"
         )
 

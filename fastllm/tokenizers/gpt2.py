@@ -26,15 +26,12 @@ from fastllm.tokenizers.base import (
     EncodedBatch,
     Tokenizer,
     any_of,
-    digest,
     encode_around,
     joined,
-    parse_json,
-    read_file,
-    read_json,
     utf8,
 )
 from fastllm.tokenizers.byte import spelling
+from fastllm.tokenizers.storage import digest, parse_json, read_file, read_json
 
 VOCAB, MERGES = "vocab.json", "merges.txt"  # Hugging Face's names; OpenAI's are encoder.json and vocab.bpe
 NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
@@ -56,7 +53,7 @@ class GPT2Tokenizer(Tokenizer):
         vocab: tokens, spelt as in the files, and their ids; those that are neither a byte nor a merge are special.
         merges: pairs of tokens, the first merged first.
         end_of_text: the name of the token between documents.
-        added: names of tokens that are looked for in every text before it is cut into words; such are no special ones.
+        added: names of tokens that are looked for in every text before it is cut into words; they are not special.
 
     Raises:
         UserError: the files do not fit each other, their ids are not in the order of the merges, or the package
@@ -102,19 +99,28 @@ class GPT2Tokenizer(Tokenizer):
             UserError: the folder has none of them, or they are damaged or of a tokenizer that is not GPT-2's kind.
         """
         folder = Path(folder)
-        settings = read_json(folder / "tokenizer_config.json") if (folder / "tokenizer_config.json").exists() else {}
-        if settings.get("add_prefix_space"):
-            raise UserError(f"{folder}/tokenizer_config.json: 'add_prefix_space' must be false, as in GPT-2")
-        end = settings.get("eos_token") or END_OF_TEXT
-        end_name = end["content"] if isinstance(end, dict) else end
+        config = read_json(folder / huggingface.CONFIG) if (folder / huggingface.CONFIG).exists() else {}
+        if config.get("add_prefix_space"):
+            raise UserError(f"{folder / huggingface.CONFIG}: 'add_prefix_space' must be false, as in GPT-2")
+        settings = huggingface.read_settings(folder)
+        tokenizer, first = cls._read(folder, settings.roles.get("eos_token", END_OF_TEXT))
+        tokenizer.chat_template, tokenizer.named_tokens = settings.chat_template, settings.roles
+        first = first if settings.starts is None else settings.roles.get("bos_token") if settings.starts else None
+        tokenizer.start_of_text = None if first is None else tokenizer._vocab.get(first)
+        return tokenizer
+
+    @classmethod
+    def _read(cls, folder: Path, end_name: str) -> tuple["GPT2Tokenizer", str | None]:
+        """Return the tokenizer, and the token that its file puts in front of every text."""
         if (folder / FILE).exists():  # first: tokens that a user added are in it, and not in vocab.json
-            vocab, merges, added = _from_huggingface(folder / FILE)
-            return cls(vocab, merges, end_name, added)
+            stored = read_json(folder / FILE)
+            vocab, merges, added = _from_huggingface(folder / FILE, stored)
+            return cls(vocab, merges, end_name, added), huggingface.first_token(stored)
         for vocab_name, merges_name in NAMES:
             if (folder / vocab_name).exists() and (folder / merges_name).exists():
                 vocab, path = read_json(folder / vocab_name), folder / merges_name
                 _check_added(folder / "added_tokens.json", vocab)
-                return cls(vocab, _parse_merges(path, read_file(path)), end_name)
+                return cls(vocab, _parse_merges(path, read_file(path)), end_name), None
         raise UserError(f"{folder} has no GPT-2 tokenizer: expected {VOCAB} and {MERGES}, or {FILE}")
 
     @property
@@ -168,7 +174,7 @@ class GPT2Tokenizer(Tokenizer):
                 text = self._engine.decode(ids.tolist() if isinstance(ids, np.ndarray) else list(ids))
             except (KeyError, OverflowError):
                 return super()._decode(ids)  # says what is wrong
-            if _BORDER not in text:  # which is no token of ours
+            if _BORDER not in text:  # which is not one of our tokens
                 return text
         return super()._decode(ids)
 
@@ -204,7 +210,7 @@ class GPT2Tokenizer(Tokenizer):
         return {"pre_tokenizer": words, "model": model, "decoder": huggingface.BYTES}
 
     def __reduce__(self) -> tuple:
-        return type(self), (self._vocab, self._merges, self._end_name, tuple(self.added_tokens))
+        return type(self), (self._vocab, self._merges, self._end_name, tuple(self.added_tokens)), self.carried()
 
 
 _BYTES = {character: byte for byte, character in spelling().items()}
@@ -273,9 +279,8 @@ def _check_added(path: Path, vocab: dict[str, int]) -> None:
         raise UserError(f"{path} has tokens beside the vocabulary, such as {min(missing)!r}: save it with a {FILE}")
 
 
-def _from_huggingface(path: Path) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
-    """Read the tokenizer.json of Hugging Face's tokenizers, if it does what GPT-2 does: vocabulary, merges, added."""
-    stored = read_json(path)
+def _from_huggingface(path: Path, stored: dict) -> tuple[dict[str, int], list[tuple[str, str]], list[str]]:
+    """Return vocabulary, merges and added tokens of a tokenizer.json, if its steps are those of GPT-2."""
     try:
         model, splitter = stored["model"], stored["pre_tokenizer"] or {}
         rules = [rule.split(" ") if isinstance(rule, str) else rule for rule in model["merges"]]

@@ -5,9 +5,15 @@ Each part is a step that the library offers by that name; the steps of a kind to
 
 import json
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any, NamedTuple
 
+from fastllm.errors import UserError, describe
+from fastllm.tokenizers.storage import read_json, read_text
+
 CONFIG = "tokenizer_config.json"
+TEMPLATE = "chat_template.jinja"
+ROLES = ("bos_token", "eos_token", "unk_token", "pad_token", "sep_token", "cls_token", "mask_token")
 SOURCE = "fastllm"  # where in it what makes the tokenizer here is
 _AROUND = ("normalizer", "pre_tokenizer", "decoder")  # the steps around the model
 # How a space is written inside of sentencepiece and of what imitates it.
@@ -30,51 +36,60 @@ class Named(NamedTuple):
     Args:
         special: that no plain text becomes.
         added: that every text is searched for.
-        end: the name of the special one between texts, if there is one.
+        roles: names by their roles, such as "eos_token".
+        starts: whether the one that is "bos_token" goes in front of every text; None leaves it to other files.
     """
 
     special: dict[str, int]
     added: dict[str, int]
-    end: str | None
+    roles: dict[str, str]
+    starts: bool | None
 
 
-def files(
-    steps: dict[str, Any] | None, named: Named, source: dict[str, Any], model_max_length: int | None
-) -> dict[str, bytes]:
-    """Return tokenizer.json and tokenizer_config.json.
+def settings_file(named: Named, model_max_length: int | None, chat_template: str | None, **others: Any) -> bytes:
+    """Return tokenizer_config.json.
 
     Args:
-        steps: "normalizer", "pre_tokenizer", "model" and "decoder", those that there are; None if the library has no
-            steps that do the same, and then transformers is kept from taking an empty tokenizer for this one.
-        named: tokens beside the model's own.
-        source: what makes the tokenizer here; transformers hands it on when it saves what it has read.
+        named: the tokens that it names.
         model_max_length: how many tokens the model takes, to which transformers truncates; None if not known.
+        chat_template: in Jinja, if there is one.
+        others: settings beside these.
     """
     settings = {
-        "tokenizer_class": "PreTrainedTokenizerFast" if steps else f"fastllm-{source['kind']}",
+        "tokenizer_class": "PreTrainedTokenizerFast",
         "clean_up_tokenization_spaces": False,
-        "bos_token": named.end,
-        "eos_token": named.end,
+        "bos_token": None,
+        "eos_token": None,
+        **named.roles,
+        **({} if named.starts is None else {"add_bos_token": named.starts}),
         **({} if model_max_length is None else {"model_max_length": model_max_length}),
-        SOURCE: source,
+        **({} if chat_template is None else {"chat_template": chat_template}),
+        **others,
     }
-    result = {CONFIG: (json.dumps(settings, indent=2) + "\n").encode()}
-    if steps:
-        added = [{"id": id, "content": name, "special": name in named.special, "normalized": False,
-                  "single_word": False, "lstrip": False, "rstrip": False}
-                 for name, id in {**named.special, **named.added}.items()]  # fmt: skip
-        names = (*_AROUND, "post_processor", "model")
-        stored = {"version": "1.0", "added_tokens": added, **{name: steps.get(name) for name in names}}
-        result["tokenizer.json"] = (json.dumps(stored, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
-    return result
+    return (json.dumps(settings, indent=2) + "\n").encode()
+
+
+def steps_file(steps: dict[str, Any], named: Named) -> bytes:
+    """Return tokenizer.json.
+
+    Args:
+        steps: "normalizer", "pre_tokenizer", "model" and "decoder", those that there are.
+        named: tokens beside the model's own.
+    """
+    added = [{"id": id, "content": name, "special": name in named.special, "normalized": False,
+              "single_word": False, "lstrip": False, "rstrip": False}
+             for name, id in {**named.special, **named.added}.items()]  # fmt: skip
+    names = (*_AROUND, "post_processor", "model")
+    stored = {"version": "1.0", "added_tokens": added, **{name: steps.get(name) for name in names}}
+    return (json.dumps(stored, ensure_ascii=False) + "\n").encode("utf-8", "backslashreplace")
 
 
 def difference(stored: dict[str, Any], steps: dict[str, Any] | None, names: dict[str, int]) -> str:
-    """Return what a tokenizer.json has otherwise than files would write it, such as tokens that were added; else "".
+    """Return how a tokenizer.json differs from what steps_file writes, such as by tokens that were added; else "".
 
     Args:
         stored: the file's content.
-        steps: as of files.
+        steps: as of steps_file.
         names: of all tokens, with their ids.
     """
     vocab = stored["model"]["vocab"]
@@ -93,3 +108,75 @@ def _holds(theirs: Any, ours: Any) -> bool:
     if isinstance(ours, list) and isinstance(theirs, list) and len(ours) == len(theirs):
         return all(map(_holds, theirs, ours))
     return bool(theirs == ours)
+
+
+class Settings(NamedTuple):
+    """What the files beside a tokenizer from elsewhere say.
+
+    Attributes:
+        roles: names of tokens by their roles, such as "bos_token".
+        starts: whether "bos_token" goes in front of every text; None if nothing is said.
+        chat_template: in Jinja; the default one where there are several, or else the first.
+        added: names of tokens beside a model's own, with their ids and whether they are special.
+    """
+
+    roles: dict[str, str]
+    starts: bool | None
+    chat_template: str | None
+    added: dict[str, tuple[int, bool]]
+
+
+def read_settings(folder: Path) -> Settings:
+    """Read tokenizer_config.json and the smaller files that may be beside it, those that there are.
+
+    Raises:
+        UserError: one is damaged.
+    """
+    config, older, ids = (
+        read_json(folder / name) if (folder / name).exists() else {}
+        for name in (CONFIG, "special_tokens_map.json", "added_tokens.json")
+    )
+    try:
+        named = {**older, **config}
+        roles = {name: _content(named[name]) for name in ROLES if named.get(name)}
+        decoder = config.get("added_tokens_decoder", {}).items()
+        added = {token["content"]: (int(id), bool(token.get("special"))) for id, token in decoder}
+        added = {**{name: (id, name in roles.values()) for name, id in ids.items()}, **added}
+        return Settings(roles, config.get("add_bos_token"), _template(folder, config), added)
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} is damaged ({describe(error)})") from error
+
+
+def _content(token: Any) -> str:
+    """Return a token's name, which is written alone or with flags."""
+    name = token["content"] if isinstance(token, dict) else token
+    if not isinstance(name, str):
+        raise TypeError(f"a token's name must be a str, got {describe(name)}")
+    return name
+
+
+def _template(folder: Path, config: dict[str, Any]) -> str | None:
+    if (folder / TEMPLATE).exists():
+        return read_text(folder / TEMPLATE)
+    template = config.get("chat_template")
+    if isinstance(template, list):
+        named = {one["name"]: one["template"] for one in template}
+        template = named.get("default", next(iter(named.values()), None))
+    if not isinstance(template, str | None):
+        raise TypeError(f"'chat_template' must be a str, got {describe(template)}")
+    return template
+
+
+def first_token(stored: dict[str, Any]) -> str | None:
+    """Return the token that the post-processor of a tokenizer.json puts in front of every text."""
+    for step in flat(stored.get("post_processor"), "processors"):
+        if step["type"] == "TemplateProcessing" and (single := step["single"]) and "SpecialToken" in single[0]:
+            return single[0]["SpecialToken"]["id"]
+    return None
+
+
+def flat(step: dict[str, Any] | None, parts: str) -> list[dict[str, Any]]:
+    """Return the steps that a step consists of, if it is a sequence; parts is the name of these in it."""
+    if step is None:
+        return []
+    return [inner for part in step[parts] for inner in flat(part, parts)] if step["type"] == "Sequence" else [step]

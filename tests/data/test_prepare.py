@@ -225,7 +225,7 @@ def test_the_same_bytes_for_any_number_of_workers(tmp_path, monkeypatch):
     assert len(made[0]) > 10
     # What goes wrong in another process is told as it is here.
     options = PrepareOptions(workers=2, tokenizer_from=tmp_path / "1")
-    with pytest.raises(UserError, match=r"characters that the vocabulary of 12 has not: 'x'"):
+    with pytest.raises(UserError, match=r"characters that are not in the vocabulary of 12 tokens: 'x'"):
         prepare("1 x", tmp_path / "other", options=options)
     assert not (tmp_path / "other").exists()
 

@@ -193,7 +193,7 @@ def test_tokens_that_the_tokenizer_has_not_are_not_drawn():
     ("prompts", "options", "message"),
     [
         (["a", ""], {}, "'prompt' must not be empty"),
-        (["Z"], {}, "characters that the vocabulary of 23 has not: 'Z'"),
+        (["Z"], {}, "characters that are not in the vocabulary of 23 tokens: 'Z'"),
         ("abc", {}, "'prompts' must be a list of texts, got one text"),
         (["a"], {"stop": [""]}, "'stop' must not have an empty string"),
         (["a"], {"stop": ["b", 99]}, r"'stop' must have ids in \[0, 23\), got 99"),

@@ -4,7 +4,13 @@ import importlib.util
 
 import pytest
 
-from fastllm.tokenizers import ByteTokenizer, CharacterTokenizer, GPT2Tokenizer, SentencePieceTokenizer
+from fastllm.tokenizers import (
+    ByteTokenizer,
+    CharacterTokenizer,
+    GPT2Tokenizer,
+    HuggingFaceTokenizer,
+    SentencePieceTokenizer,
+)
 
 TEXT = (
     "First Citizen:\nBefore we proceed any further, hear me speak.\n\nAll:\nSpeak, speak.\n"
@@ -24,13 +30,18 @@ def sentencepiece(request):
     return SentencePieceTokenizer.train([TEXT], 315, model_type=request.param)
 
 
-@pytest.fixture(scope="session", params=["characters", "bytes", "unigram", "bpe", "gpt2"])
+@pytest.fixture(scope="session", params=["characters", "bytes", "unigram", "bpe", "gpt2", "huggingface"])
 def tokenizer(request):
     """One of each kind, which knows every character of TEXT."""
     if request.param == "characters":
         return CharacterTokenizer(TEXT)
     if request.param == "bytes":
         return ByteTokenizer()
+    if request.param == "huggingface":
+        from tests.tokenizers import makers
+
+        content = makers.make("smollm").to_str().encode()
+        return HuggingFaceTokenizer(content, {"bos_token": "<|endoftext|>", "eos_token": "<|endoftext|>"})
     if request.param == "gpt2":
         return request.getfixturevalue("gpt2")
     return SentencePieceTokenizer.train([TEXT], 315, model_type=request.param)

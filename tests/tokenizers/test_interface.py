@@ -198,7 +198,7 @@ def test_every_kind_of_whole_number_is_an_id(tokenizer):
         assert tokenizer.decode_batch([same, []]) == [text if len(same) else "", ""]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "huggingface"])  # which is loaded, never trained
 def test_training_by_name(kind, request):
     if kind == "gpt2":
         request.getfixturevalue("gpt2")
@@ -248,8 +248,8 @@ def test_options_of_wrong_types(name):
     ("content", "message"),
     [
         (None, "has no tokenizer: expected tokenizer.json"),
-        (b"{", "tokenizer.json is damaged: it is no JSON"),
-        (b"\xff", "tokenizer.json is damaged: it is no JSON"),
+        (b"{", "tokenizer.json is damaged: it is not JSON"),
+        (b"\xff", "tokenizer.json is damaged: it is not JSON"),
         (b"[]", "tokenizer.json is damaged: expected an object, got list"),
         (b'{"kind": ["bytes"]}', r"'kind' must be one of characters, .*, got \['bytes'\]"),
         (b'{"kind": "words"}', "'kind' must be one of characters, .*, got 'words'"),
@@ -275,7 +275,7 @@ def test_a_damaged_file_is_named(tokenizer, tmp_path):
     for name in tokenizer.files():
         content = (tmp_path / name).read_bytes()
         (tmp_path / name).write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
-        with pytest.raises(UserError, match=rf"{name} is damaged: its SHA-256 is not the one"):
+        with pytest.raises(UserError, match=rf"{name} is damaged: (its SHA-256 is not the one|it is not JSON)"):
             load_tokenizer(tmp_path)
         (tmp_path / name).write_bytes(content)
 

@@ -11,11 +11,11 @@ from hypothesis import strategies as st
 
 from fastllm.errors import UserError
 from fastllm.tokenizers import SentencePieceTokenizer, unigram_scores
-from fastllm.tokenizers.sentencepiece import draw, split_sentences
+from fastllm.tokenizers.sentencepiece_training import draw, split_sentences
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
 
-MODULE = "fastllm.tokenizers.sentencepiece"
+MODULE = "fastllm.tokenizers.sentencepiece_fast"
 WORDS = TEXT.split()
 
 
@@ -245,7 +245,10 @@ def test_texts_are_cut_between_words(monkeypatch, together):
 
 def test_characters_that_a_model_from_elsewhere_has_not():
     tokenizer = SentencePieceTokenizer(train_library())
-    with pytest.raises(UserError, match=r"has not, nor bytes to spell them: '漢' \(U\+6F22\), '字' \(U\+5B57\)"):
+    with pytest.raises(
+        UserError,
+        match=r"which has no tokens for their bytes: '漢' \(U\+6F22\), '字' \(U\+5B57\)",
+    ):
         tokenizer.encode("speak 漢字 漢")
 
 
@@ -268,7 +271,7 @@ def test_training_that_cannot_work(arguments, message):
 @pytest.mark.parametrize("content", [b"", b"no model", b"\0" * 100])
 def test_a_damaged_model(tmp_path, content):
     (tmp_path / "m.model").write_bytes(content)
-    with pytest.raises(UserError, match=r"m\.model: this is no sentencepiece model"):
+    with pytest.raises(UserError, match=r"m\.model: this is not a sentencepiece model"):
         SentencePieceTokenizer.from_file(tmp_path / "m.model")
     with pytest.raises(UserError, match=r"cannot read .*none.model: No such file"):
         SentencePieceTokenizer.from_file(tmp_path / "none.model")

@@ -111,7 +111,7 @@ def test_batches_are_printed_as_they_are_done(folder, capsys, tmp_path, monkeypa
 def test_prompts_that_cannot_be_read_are_told_by_their_line(folder, capsys, tmp_path):
     file = tmp_path / "prompts.txt"
     for content, message in [
-        (b"ab\r\n\n\nAB\n", "prompts.txt, line 4: the text has characters that the vocabulary of 27 has not: 'A'"),
+        (b"ab\r\n\n\nAB\n", "prompts.txt, line 4: the text has characters that are not in the vocabulary of 27 "),
         (b"ab\ncd\xff\n", "prompts.txt, line 2: byte 0xFF is not UTF-8"),
     ]:
         file.write_bytes(content)
@@ -150,7 +150,7 @@ def test_interactive_asks_until_the_end_of_input(folder, capsys, monkeypatch):
     output, errors = capsys.readouterr()
     ab, xyz = expected(folder, ["ab"])[0], expected(folder, ["xyz"], seed=1338)[0]
     assert output == f"> {ab}\n> > > {xyz}\n> \n"
-    assert "the vocabulary of 27 has not: 'A'" in errors
+    assert "not in the vocabulary of 27 tokens: 'A'" in errors
 
 
 def test_a_prompt_longer_than_the_context_is_said_to_be(folder, capsys):
@@ -238,7 +238,7 @@ def test_streams_as_it_comes(folder):
     ("options", "message"),
     [
         (["--prompt="], "'prompt' must not be empty; leave it out to start from a new line"),
-        (["--prompt=A"], "characters that the vocabulary of 27 has not: 'A'"),
+        (["--prompt=A"], "characters that are not in the vocabulary of 27 tokens: 'A'"),
         (["--num_samples=0"], "'num_samples' must be at least 1, got 0"),
         (["--top_p=1.5"], "'top_p' must be in (0, 1], got 1.5"),
         (["--temperature=-1"], "'temperature' must be at least 0 and finite, got -1.0"),
@@ -259,7 +259,7 @@ def test_streams_as_it_comes(folder):
         (["--num_beams=0"], "'num_beams' must be at least 1, got 0"),
         (["--batch_size=0"], "'batch_size' must be at least 1, got 0"),
         (["--prompt=\udcff"], "sample: the prompt is not UTF-8"),
-        (["--num_beams=2", "--stop=A"], "sample: 'stop': the text has characters that the vocabulary of 27 has not"),
+        (["--num_beams=2", "--stop=A"], "sample: 'stop': the text has characters that are not in the vocabulary"),
         (["--top_p=0"], "'top_p' must be in (0, 1], got 0.0"),
         (["--top_k=0"], "'top_k' must be at least 1, got 0"),
         (["--min_p=2"], "'min_p' must be in [0, 1], got 2.0"),
