@@ -71,4 +71,16 @@ def adopt(config: TrainConfig, trained: ModelConfig, given: Collection[str]) -> 
             raise UserValueError(f"train: 'init' sets the model's {name} ({value}){longer}; leave it out")
         changed[name] = asked[name]
     config.vocab_size, config.model = trained.vocab_size, replace(trained, **changed)
+    _require_known_positions(config.model, trained)
     return config.model
+
+
+def _require_known_positions(model: ModelConfig, trained: ModelConfig) -> None:
+    """Raise UserError if a context gets longer and positions are not scaled to those that were trained."""
+    before, after = trained.context_length, model.context_length
+    if after > before and getattr(model, "rope_factor", 1.0) <= getattr(trained, "rope_factor", 1.0):
+        raise UserValueError(
+            f"train: 'context_length' ({after}) is longer than what the model was trained with ({before}), and positions "
+            f"past that mean nothing to it: scale them, by --rope_scaling yarn --rope_factor {after / before:.3g} "
+            f"--rope_context {before}"
+        )

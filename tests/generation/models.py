@@ -2,23 +2,29 @@
 
 import torch
 
-from fastllm.models import GPT, GPTConfig
+from fastllm.models import model_class
+from tests.models.kinds import KINDS
 
 
-def small_gpt(vocabulary=23, context=16, seed=0, **options):
+def small_model(kind, vocabulary=23, context=16, seed=0, **options):
     torch.manual_seed(seed)
-    model = GPT(GPTConfig(vocabulary, context, n_layer=2, n_head=2, n_embd=16, **options)).eval()
+    config = KINDS[kind](vocabulary, context, **options)
+    model = model_class(config)(config).eval()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.normal_(std=0.4)
     return model
 
 
+def small_gpt(*sizes, **options):
+    return small_model("gpt", *sizes, **options)
+
+
 class Uncached:
     """One sequence under the rule for long ones, computed anew each step."""
 
     def __init__(self, model, prompt):
-        self.model, self.longest = model, model.config.context_length
+        self.model, self.longest = model, model.context_length
         self.visible = prompt[-self.longest :]
 
     def push(self, token):

@@ -3,16 +3,18 @@
 import pytest
 import torch
 
-from fastllm.models import GPT, GPTConfig
-from tests.generation.models import Uncached, small_gpt
+from fastllm.models import GPT, model_class
+from tests.generation.models import Uncached, small_gpt, small_model
+from tests.models.kinds import EVERY_KIND, KINDS
 
 STEPS = 300
 
 
 # Every parity of the context, also ones in which nothing or one token stays after a cut.
+@EVERY_KIND
 @pytest.mark.parametrize("context_length", [1, 2, 3, 16, 17])
-def test_equals_the_model_without_cache_over_hundreds_of_steps(context_length):
-    model = small_gpt(context=context_length)
+def test_equals_the_model_without_cache_over_hundreds_of_steps(context_length, kind):
+    model = small_model(kind, context=context_length)
     prompts = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16]  # shorter, longer and as long as the context
     context, oracles = model.start(prompts, STEPS), [Uncached(model, prompt) for prompt in prompts]
     for _ in range(300):
@@ -27,8 +29,9 @@ def test_equals_the_model_without_cache_over_hundreds_of_steps(context_length):
             oracle.push(token)
 
 
-def test_logits_have_the_same_bits_in_any_batch():
-    model = small_gpt()
+@EVERY_KIND
+def test_logits_have_the_same_bits_in_any_batch(kind):
+    model = small_model(kind)
     prompts = [[1], [4, 5, 6, 7], list(range(20)), list(range(12))]
     together = model.start(prompts, STEPS)
     alone = [model.start([prompt], STEPS) for prompt in prompts]
@@ -41,8 +44,9 @@ def test_logits_have_the_same_bits_in_any_batch():
             context.push([token])
 
 
-def test_keep_follows_the_rows():
-    model = small_gpt()
+@EVERY_KIND
+def test_keep_follows_the_rows(kind):
+    model = small_model(kind)
     context = model.start([[1, 2, 3], [4, 5]], STEPS, room=3)
     before = context.logits
     context.keep([1, 0, 1])
@@ -55,8 +59,9 @@ def test_keep_follows_the_rows():
     torch.testing.assert_close(context.logits, model.start([[4, 5, 9, 11]], STEPS).logits, rtol=0, atol=1e-5)
 
 
-def test_several_tokens_at_once_join_the_cache():
-    model = small_gpt()
+@EVERY_KIND
+def test_several_tokens_at_once_join_the_cache(kind):
+    model = small_model(kind)
     tokens = torch.randint(23, (2, 12))
     cache = model.new_cache(2)
     with torch.no_grad():
@@ -89,9 +94,11 @@ def test_a_gpt2_from_transformers_gives_the_same_greedy_ids(tmp_path):
     assert list(generate(GPT.from_pretrained(tmp_path), prompt, 50, temperature=0)) == expected.tolist()
 
 
+@EVERY_KIND
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
-def test_other_dtypes(dtype):
-    model = GPT(GPTConfig(23, 16, 2, 2, 16)).to(dtype).eval()
+def test_other_dtypes(dtype, kind):
+    config = KINDS[kind](23, 16)
+    model = model_class(config)(config).to(dtype).eval()
     context = model.start([[1, 2, 3], [4]], STEPS)
     context.push([5, 6])
     expected = model.start([[1, 2, 3, 5], [4, 6]], STEPS).logits

@@ -8,14 +8,16 @@ from fastllm.errors import UserError
 from fastllm.generation import generate, generate_batch
 from fastllm.generation.decoding import batches
 from fastllm.models import GPT, GPTConfig
-from tests.generation.models import small_gpt
+from tests.generation.models import small_gpt, small_model
+from tests.models.kinds import EVERY_KIND
 
 PROMPTS = [[1], [4, 5, 6, 7], list(range(20)), [2] * 16, [1]]
 OPTIONS = {"temperature": 1.2, "top_k": 9, "top_p": 0.95, "min_p": 0.01, "repetition_penalty": 1.1}
 
 
-def test_a_sequence_is_the_same_alone_in_a_batch_and_streamed():
-    model = small_gpt()
+@EVERY_KIND
+def test_a_sequence_is_the_same_alone_in_a_batch_and_streamed(kind):
+    model = small_model(kind)
     together = generate_batch(model, PROMPTS, 50, seed=[3, 1, 4, 1, 5], **OPTIONS)
     assert together[0].ids != together[4].ids  # the same prompt with another seed
     for prompt, seed, result in zip(PROMPTS, [3, 1, 4, 1, 5], together, strict=True):
@@ -39,22 +41,32 @@ def test_the_size_of_batches_changes_nothing(seed):
 def test_batches_are_of_a_gigabyte():
     with torch.device("meta"):
         gpt2, small = GPT(GPTConfig.preset("gpt2")), GPT(GPTConfig.preset("shakespeare"))
-    assert batches(gpt2, 30, None)[0] == slice(0, 14)  # 2 x 12 layers x 1024 x 768 float32 are 75 MB
-    assert [part.stop for part in batches(small, 200, None)] == [64, 128, 192, 256]
-    assert [part.stop for part in batches(small, 7, 4, num_beams=2)] == [2, 4, 6, 8]
-    assert batches(small, 2, 1, num_beams=4) == [slice(0, 1), slice(1, 2)]
-    assert batches(small, 0, None) == []
+    long, short = [range(1000)] * 30, [[1]] * 200
+    assert batches(gpt2, long, 24, None)[0] == slice(0, 14)  # 2 x 12 layers x 1024 x 768 float32 are 75 MB
+    assert batches(gpt2, long, 2000, None)[0] == slice(0, 14)  # no more than the context is ever held
+    assert batches(gpt2, short, 99, None)[0] == slice(0, 64)
+    assert [part.stop for part in batches(small, short, 10, None)] == [64, 128, 192, 256]
+    assert [part.stop for part in batches(small, short[:7], 10, 4, num_beams=2)] == [2, 4, 6, 8]
+    assert batches(small, short[:2], 10, 1, num_beams=4) == [slice(0, 1), slice(1, 2)]
+    assert batches(small, [], 10, None) == []
 
 
-def test_a_batch_holds_no_more_sequences_than_it_may(monkeypatch):
+def test_a_batch_holds_no_more_sequences_and_tokens_than_it_needs(monkeypatch):
     model, rooms, new_cache = small_gpt(), [], GPT.new_cache
-    monkeypatch.setattr(GPT, "new_cache", lambda self, batch: rooms.append(batch) or new_cache(self, batch))
+
+    def watched(self, batch, capacity=None):
+        rooms.append((batch, capacity))
+        return new_cache(self, batch, capacity)
+
+    monkeypatch.setattr(GPT, "new_cache", watched)
     generate_batch(model, [[1]] * 7, 2, seed=0, batch_size=3)
-    assert rooms == [3, 3, 1]
+    generate_batch(model, [[1]], 99, seed=0)
+    assert rooms == [(3, 3), (3, 3), (1, 3), (1, model.context_length)]
 
 
-def test_a_sequence_is_the_same_when_others_end_before_it():
-    model = small_gpt()
+@EVERY_KIND
+def test_a_sequence_is_the_same_when_others_end_before_it(kind):
+    model = small_model(kind)
     free = generate_batch(model, PROMPTS, 40, seed=0)
     stop = free[0].ids[2]
     results = generate_batch(model, PROMPTS, 40, seed=0, stop=[stop])
@@ -74,8 +86,9 @@ def test_same_for_any_number_of_threads(threads):
     assert results[0] == results[1] == results[2]
 
 
-def test_logprobs_are_the_models():
-    model = small_gpt()
+@EVERY_KIND
+def test_logprobs_are_the_models(kind):
+    model = small_model(kind)
     (result,) = generate_batch(model, [[4, 5, 6]], 10, seed=0, temperature=2.0)
     with torch.no_grad():
         logprobs = model(torch.tensor([[4, 5, 6, *result.ids]]))[0].log_softmax(-1)

@@ -4,13 +4,15 @@ import pytest
 import torch
 
 from fastllm.generation import beam_search_batch, generate_batch
-from tests.generation.models import Uncached, small_gpt
+from tests.generation.models import Uncached, small_gpt, small_model
+from tests.models.kinds import EVERY_KIND
 
 PROMPTS = [[1], [4, 5, 6, 7], list(range(12))]  # shorter and longer than the context of 8
 
 
-def test_equals_the_model_without_cache(device):
-    model = small_gpt(context=8).to(device)
+@pytest.mark.parametrize("kind", ["gpt", "llama-yarn", "mistral", "qwen3"])
+def test_equals_the_model_without_cache(device, kind):
+    model = small_model(kind, context=8).to(device)
     context, oracles = model.start(PROMPTS, 100), [Uncached(model, prompt) for prompt in PROMPTS]
     for step in range(10):
         expected = torch.stack([oracle.logits() for oracle in oracles])
@@ -51,9 +53,10 @@ def steps(model):
     yield alone.logits
 
 
-def test_no_step_asks_the_device_for_a_number():
+@EVERY_KIND
+def test_no_step_asks_the_device_for_a_number(kind):
     """Tensors on meta have no numbers: who asks for one gets an error."""
-    shapes = [tuple(logits.shape) for logits in steps(small_gpt(context=8).to("meta"))]
+    shapes = [tuple(logits.shape) for logits in steps(small_model(kind, context=8).to("meta"))]
     assert shapes == [(3, 23)] * 11 + [(4, 23), (1, 23)]
 
 

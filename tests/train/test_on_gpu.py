@@ -9,9 +9,11 @@ from fastllm.models import GPT, GPTConfig
 from fastllm.train import TrainConfig, checkpoint
 from fastllm.train.parallel import LossModule, Parallel
 from fastllm.train.stepper import Stepper
+from tests.models.kinds import TRAINED
 from tests.train.tiny import assert_same_weights, rows, train, train_until
 
 PRECISIONS = ["float32", "bfloat16", "float16"]
+RUNS = [*((precision, "gpt") for precision in PRECISIONS), ("float32", "llama"), ("bfloat16", "qwen3")]
 OPTIONS = ["--max_steps=10", "--eval_interval=5", "--learning_rate=1e-2", "--log_interval=1"]
 BATCH = Batch(torch.arange(48).view(6, 8) % 17, torch.arange(1, 49).view(6, 8) % 17, None)
 
@@ -29,22 +31,27 @@ def stepper(precision, **settings):
     return Stepper(config, model, LossModule(model), Parallel(), torch.device("cuda"))
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_a_run_learns_what_it_learns_on_the_cpu(precision, data, tmp_path):
+@pytest.mark.parametrize(("precision", "model"), RUNS)
+def test_a_run_learns_what_it_learns_on_the_cpu(precision, model, data, tmp_path):
     """No dropout: it draws from the device's own generator."""
     losses = {}
     for where in ("cpu", "cuda"):
-        options = ["--dropout=0", f"--device={where}", f"--precision={precision if where == 'cuda' else 'float32'}"]
+        options = [
+            *TRAINED[model],
+            "--dropout=0",
+            f"--device={where}",
+            f"--precision={precision if where == 'cuda' else 'float32'}",
+        ]
         assert train(data, tmp_path / where, *OPTIONS, *options) == 0
         losses[where] = [row["loss"] for row in rows(tmp_path / where) if "loss" in row]
     assert losses["cpu"][0] - losses["cpu"][-1] > 0.5
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-4 if precision == "float32" else 1e-2)
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_resume_is_exact(precision, data, tmp_path):
+@pytest.mark.parametrize(("precision", "model"), RUNS)
+def test_resume_is_exact(precision, model, data, tmp_path):
     straight, halfway = tmp_path / "straight", tmp_path / "halfway"
-    options = [*OPTIONS, "--device=cuda", f"--precision={precision}", "--micro_batch_size=3"]
+    options = [*OPTIONS, *TRAINED[model], "--device=cuda", f"--precision={precision}", "--micro_batch_size=3"]
     assert train(data, straight, *options) == 0
     config = TrainConfig.load(straight / "config.yaml")
     config.out = halfway

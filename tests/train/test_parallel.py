@@ -20,18 +20,13 @@ from fastllm.optim import AdamW
 from fastllm.train import TrainConfig, checkpoint, sharded
 from fastllm.train.evaluation import mean_loss
 from fastllm.train.parallel import Parallel
+from tests.models.kinds import TRAINED
 from tests.train.processes import run_together, together
 from tests.train.tiny import assert_same_weights, command, rows, train, weights
 
 # Dropout's masks follow the process; clipping must cut in on the global norm, which is about 1.
 OPTIONS = ["--n_layer=2", "--dropout=0", "--max_steps=10", "--eval_interval=5", "--log_interval=1",
            "--grad_clip=0.3", "--ema_decay=0.5", "--learning_rate=1e-2"]  # fmt: skip
-
-
-@pytest.fixture
-def alone(data, tmp_path):
-    assert train(data, tmp_path / "alone", *OPTIONS) == 0
-    return tmp_path / "alone"
 
 
 def assert_near(run, other):
@@ -43,10 +38,12 @@ def assert_near(run, other):
         assert {key: a[key] for key in known} == pytest.approx({key: b[key] for key in known}, rel=2e-4)
 
 
-@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
-def test_two_processes_train_what_one_does(kind, data, tmp_path, alone):
-    two = tmp_path / "two"
+@pytest.mark.parametrize(("kind", "model"), [("ddp", "gpt"), ("fsdp", "gpt"), ("ddp", "llama"), ("fsdp", "qwen3")])
+def test_two_processes_train_what_one_does(kind, model, data, tmp_path):
+    alone, two = tmp_path / "alone", tmp_path / "two"
+    assert train(data, alone, *OPTIONS, *TRAINED[model]) == 0
     options = [f"--parallel={kind}", "--micro_batch_size=1", "--sample_interval=5", "--keep_checkpoints=1"]
+    options += TRAINED[model]
     children = run_together(command(data, two, *OPTIONS, *options), 2)
     assert_near(alone, two)
     assert children[1].output() == ""  # one of them talks

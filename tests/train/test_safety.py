@@ -16,6 +16,7 @@ from fastllm import cli, files
 from fastllm.errors import UserError
 from fastllm.train import TrainConfig, checkpoint
 from fastllm.train.trainer import Trainer
+from tests.models.kinds import EVERY_TRAINED, TRAINED
 from tests.train.processes import Child, start_server
 from tests.train.tiny import TINY, assert_same_weights, command, rows, train, train_until, weights
 
@@ -23,9 +24,10 @@ from tests.train.tiny import TINY, assert_same_weights, command, rows, train, tr
 FULL = ["--micro_batch_size=3", "--ema_decay=0.9", "--keep_checkpoints=2", "--schedule=wsd", "--patience=50"]
 
 
-def test_resume_equals_an_undisturbed_run(data, tmp_path):
+@EVERY_TRAINED
+def test_resume_equals_an_undisturbed_run(model, data, tmp_path):
     straight, halfway = tmp_path / "straight", tmp_path / "halfway"
-    assert train(data, straight, *FULL, "--max_steps=30", "--eval_interval=10") == 0
+    assert train(data, straight, *FULL, *TRAINED[model], "--max_steps=30", "--eval_interval=10") == 0
     config = TrainConfig.load(straight / "config.yaml")
     config.out = halfway
     train_until(config, 7)
@@ -114,8 +116,8 @@ def kill_until_done(data, run, kills, longest, *options):
     return killed
 
 
-def check_kills(data, tmp_path, kills, steps):
-    options = [*FULL, f"--max_steps={steps}", "--eval_interval=4", "--log_interval=1"]
+def check_kills(data, tmp_path, kills, steps, model="gpt"):
+    options = [*FULL, *TRAINED[model], f"--max_steps={steps}", "--eval_interval=4", "--log_interval=1"]
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     start_server()
     started = time.monotonic()
@@ -128,8 +130,9 @@ def check_kills(data, tmp_path, kills, steps):
     assert [folder.name for folder in checkpoint.kept(straight)] == [folder.name for folder in checkpoint.kept(killed)]
 
 
-def test_killed_ten_times(data, tmp_path):
-    check_kills(data, tmp_path, 10, steps=60)
+@pytest.mark.parametrize("model", ["gpt", "llama"])
+def test_killed_ten_times(model, data, tmp_path):
+    check_kills(data, tmp_path, 10, steps=60, model=model)
 
 
 @pytest.mark.slow
