@@ -80,7 +80,7 @@ def _require_known_positions(model: ModelConfig, trained: ModelConfig) -> None:
     before, after = trained.context_length, model.context_length
     if after > before and getattr(model, "rope_factor", 1.0) <= getattr(trained, "rope_factor", 1.0):
         raise UserValueError(
-            f"train: 'context_length' ({after}) is longer than what the model was trained with ({before}), and positions "
+            f"train: 'context_length' ({after}) is longer than the model was trained with ({before}), and positions "
             f"past that mean nothing to it: scale them, by --rope_scaling yarn --rope_factor {after / before:.3g} "
             f"--rope_context {before}"
         )
