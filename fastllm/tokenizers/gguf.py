@@ -224,7 +224,7 @@ def _read(content: mmap.mmap, place: int, kind: int) -> tuple[Any, int]:
     if kind == _ARRAY:
         inner, count = struct.unpack_from("<IQ", content, place)
         place += struct.calcsize("<IQ")
-        if inner not in (_STRING, _ARRAY):
+        if inner != _STRING:  # of numbers; no file has arrays of arrays
             form = f"<{count}{_letter(inner)}"
             return list(struct.unpack_from(form, content, place)), place + struct.calcsize(form)
         values = []
