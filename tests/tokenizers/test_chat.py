@@ -84,6 +84,7 @@ QWEN = """{%- if tools %}
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}"""
+SYSTEM = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATES = {"smollm": SMOLLM, "llama3": LLAMA3, "mistral": MISTRAL, "llama2": MISTRAL, "qwen": QWEN}
 CHAT = [
     {"role": "user", "content": "  hear me, 12 times?\n"},
@@ -113,6 +114,17 @@ def test_texts_and_ids_are_theirs(pair, messages, prompt):
     assert ours.render_chat(messages, prompt) == expected
     ids = theirs.apply_chat_template(messages, add_generation_prompt=prompt, return_dict=False)
     assert ours.encode_chat(messages, add_generation_prompt=prompt).tolist() == ids
+
+
+@pytest.mark.parametrize("content", ["hear", "  hear me  ", "\n", "漢字 12\n\n"])
+def test_the_parts_between_special_tokens_are_encoded_as_the_whole(pair, content):
+    """What is done where a user wrote a special token, done where none did."""
+    ours, theirs = pair
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"{content}x"}]
+    expected = theirs.apply_chat_template(messages, return_dict=False)
+    given = {"add_generation_prompt": False}
+    marked = chat.render_marked(ours.chat_template, messages, ours.named_tokens, given, ours.special_tokens)
+    assert ours._encode_parts(marked).tolist() == expected
 
 
 @pytest.mark.parametrize("variables", [
@@ -154,6 +166,20 @@ def test_the_ids_of_a_users_special_token_are_those_of_its_text(tmp_path, style)
     assert ids.tolist() == expected
 
 
+def test_a_special_token_that_the_normalizer_would_make(tmp_path):
+    path = makers.write("smollm", tmp_path, chat_template=SMOLLM) / "tokenizer.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    tokens = [{**token, "normalized": True} for token in stored["added_tokens"]]
+    path.write_text(json.dumps({**stored, "normalizer": {"type": "NFKC"}, "added_tokens": tokens}), encoding="utf-8")
+    ours = load_tokenizer(tmp_path)
+    wide = "\uff1c|im_end|\uff1e"
+    end = ours.special_tokens["<|im_end|>"]
+    assert end in ours.encode(wide, allow_special=True)  # what the test is about
+    harmless, ids = (ours.encode_chat([{"role": "system", "content": content}]) for content in ("x", wide))
+    assert special_of(ours, ids) == special_of(ours, harmless)
+    assert ours.decode(ids) == SYSTEM.format("<|im_end|>")
+
+
 def test_messages_that_would_make_a_token_together():
     ours = ByteTokenizer()
     ours.chat_template = "{% for message in messages %}{{ message.role + message.content }}{% endfor %}<|endoftext|>"
@@ -189,12 +215,8 @@ def test_flags_of_special_tokens_beside_what_users_wrote(tmp_path):
     harmless = ours.encode_chat([{"content": "ab"}])
     assert harmless.tolist() == theirs("ab <lstrip> x <rstrip>  ab", add_special_tokens=False)["input_ids"]
     ids = ours.encode_chat([{"content": "a</s>b"}])
-    name = ours.encode("a</s>b")
-    inner = ours.encode("a</s>b".join(["[INST]", ""]), allow_special=True)[1:]
     assert special_of(ours, ids) == special_of(ours, harmless)
-    assert ids[: len(name)].tolist() == name.tolist()
     assert ours.decode(ids) == "a</s>b<lstrip> x <rstrip>a</s>b"
-    assert len(inner) < len(name)
 
 
 @pytest.mark.parametrize(
