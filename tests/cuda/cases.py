@@ -84,6 +84,8 @@ CASES = [
          {}, "in two chunks"),
     Case(ops.rotary_embedding, {"input": torch.randn(2, 3, 4, 8), "cos": torch.randn(9, 2).double(),
          "sin": torch.randn(9, 2).double()}, {"layout": "bthd", "interleaved": True, "positions": 2}, "interleaved"),
+    Case(ops.rotary_embedding, {"input": torch.randn(2, 3, 7, 8), "cos": torch.randn(9, 4), "sin": torch.randn(9, 4)},
+         {"layout": "bthd", "num_heads": 5}, "of the first heads"),
     Case(ops.softmax, {"input": rows(40, 3)}, {"dim": 0}, "over columns"),
     Case(ops.softmax, {"input": rows(2, 5000, torch.bfloat16)}, {"dim": -1}, "of long rows"),
     Case(ops.softmax, {"input": rows(2, 33_000)}, {"dim": -1}, "of few rows, in pieces"),

@@ -18,6 +18,8 @@ MUTANTS = [
            "if (++column == period) column = 0;", "++column;", "ops/test_dropout.py"),
     Mutant("rotary_embedding on CUDA: neighbours turn by others' angles", "csrc/cuda/rotary_embedding.cu",
            "sin[kHalf * kWidth / 2 + i]", "sin[i]", "ops/test_rotary_embedding.py"),
+    Mutant("rotary_embedding on CUDA: all of four heads turn if the first does", "csrc/cuda/rotary_embedding.cu",
+           "if (i < turning) {", "if (0 < turning) {", "ops/test_rotary_embedding.py"),
     Mutant("rotary_embedding on CUDA: the last heads are four", "csrc/cuda/rotary_embedding.cu",
            "heads - head < kHeads ? static_cast<int>(heads - head) : kHeads", "kHeads", "ops/test_rotary_embedding.py"),
     Mutant("norms on CUDA: a long row's variance is its last chunk's", "csrc/cuda/norm_forward.cu",
