@@ -42,11 +42,6 @@ Tensor rotary_embedding_cpu(const Tensor& input, const Tensor& cos, const Tensor
 using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, bool, c10::string_view, c10::SymInt,
                          const OptionalTensor&, bool, std::optional<int64_t>);
 
-const c10::TypedOperatorHandle<Signature>& rotary() {
-  static const auto op = find_op<Signature>("fastllm::rotary_embedding");
-  return op;
-}
-
 struct RotaryEmbedding : torch::autograd::Function<RotaryEmbedding> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& cos, const Tensor& sin,
                         bool interleaved, c10::string_view layout, const c10::SymInt& offset,
@@ -58,15 +53,17 @@ struct RotaryEmbedding : torch::autograd::Function<RotaryEmbedding> {
     ctx->saved_data["offset"] = offset;
     ctx->saved_data["inverse"] = inverse;
     ctx->saved_data["num_heads"] = num_heads;
-    return rotary().call(input, cos, sin, interleaved, layout, offset, positions, inverse, num_heads);
+    return find_op<"rotary_embedding", Signature>().call(input, cos, sin, interleaved, layout, offset, positions,
+                                                         inverse, num_heads);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
-    const Tensor grad = rotary().call(grad_outputs[0], saved[0], saved[1], data["interleaved"].toBool(),
-                                      data["layout"].toStringRef(), data["offset"].toSymInt(), optional(saved[2]),
-                                      !data["inverse"].toBool(), data["num_heads"].toOptional<int64_t>());
+    const Tensor grad = find_op<"rotary_embedding", Signature>().call(
+        grad_outputs[0], saved[0], saved[1], data["interleaved"].toBool(), data["layout"].toStringRef(),
+        data["offset"].toSymInt(), optional(saved[2]), !data["inverse"].toBool(),
+        data["num_heads"].toOptional<int64_t>());
     return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
@@ -76,7 +73,7 @@ Tensor rotary_embedding_autograd(const Tensor& input, const Tensor& cos, const T
                                  bool inverse, std::optional<int64_t> num_heads) {
   const std::pair<const char*, const Tensor&> tables[] = {{"cos", cos}, {"sin", sin}};
   for (const auto& [name, table] : tables) {
-    FASTLLM_CHECK(!at::GradMode::is_enabled() || !table.requires_grad(), kOp, name,
+    FASTLLM_CHECK(!at::GradMode::is_enabled() || !wants_gradient(table), kOp, name,
                   "not require a gradient: the tables are constants", "one that does");
   }
   return RotaryEmbedding::apply(input, cos, sin, interleaved, layout, offset, positions, inverse, num_heads);

@@ -49,11 +49,10 @@ inline RotaryArguments check_rotary_embedding(const char* op, const Tensor& inpu
                            " rows of 'cos'"),
                   offset);
   }
-  const auto table = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   RotaryArguments a{{},
                     input.stride(3) == 1 || input.size(3) <= 1 ? input : input.contiguous(),
-                    cos.to(table).contiguous(),
-                    sin.to(table).contiguous(),
+                    cos.to(compute_type(input)).contiguous(),
+                    sin.to(compute_type(input)).contiguous(),
                     or_undefined(positions)};
   const bool of_each_token = positions && positions->dim() == 2;
   a.rotary = {.batch = batch,
