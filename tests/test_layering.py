@@ -12,10 +12,10 @@ PACKAGE = Path(__file__).parent.parent / "fastllm"
 LAYERS = [
     {"errors"},
     {"_extension", "memory"},
-    {"files", "ops"},
+    {"files"},
+    {"ops", "tokenizers"},
     {"nn", "optim"},
     {"models"},
-    {"tokenizers"},
     {"data", "generation"},
     {"train"},
     {"cli"},

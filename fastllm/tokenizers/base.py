@@ -247,7 +247,8 @@ class Tokenizer(ABC):
     def encode_chat(self, messages: chat.Messages, add_generation_prompt: bool = True, **variables: Any) -> np.ndarray:
         """Return the ids of a conversation, int64.
 
-        Special tokens that the template writes are ids. In what messages and variables hold their names stay text.
+        Special tokens that the template writes are ids. Where messages or variables hold their names these stay text;
+        tokens that are added but not special are found there, as in every text.
 
         Args:
             messages: as in render_chat.
@@ -260,9 +261,10 @@ class Tokenizer(ABC):
         """
         given = {**variables, "add_generation_prompt": add_generation_prompt}
         marked = chat.render_marked(self._template, messages, self._roles(), given, self.special_tokens)
-        return self._encode_marked(marked) if marked.mark in marked.text else self.encode(marked.text, True)
+        return self._encode_marked(marked)
 
     def _encode_marked(self, marked: chat.Marked) -> np.ndarray:
+        """Return the ids of a chat; the names that the template wrote are special tokens."""
         return encode_around(
             marked.names, self.special_tokens, marked.text, lambda part: self._encode(part.replace(marked.mark, ""))
         )

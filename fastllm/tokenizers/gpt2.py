@@ -35,6 +35,7 @@ from fastllm.tokenizers.storage import digest, parse_json, read_file, read_json
 
 VOCAB, MERGES = "vocab.json", "merges.txt"  # Hugging Face's names; OpenAI's are encoder.json and vocab.bpe
 NAMES = ((VOCAB, MERGES), ("encoder.json", "vocab.bpe"))
+_CLASSES = ("GPT2Tokenizer", "GPT2TokenizerFast", "PreTrainedTokenizerFast", "TokenizersBackend")  # transformers'
 # How GPT-2 cuts text into words before it merges, with possessive quantifiers, which match the same and do not recurse:
 # English contractions; a space with letters, digits or other signs; spaces, of which the last goes to the next word.
 _WORDS = r"'(?:[sdmt]|ll|ve|re)| ?\p{L}++| ?\p{N}++| ?[^\s\p{L}\p{N}]++|\s++$|\s+(?!\S)|\s"
@@ -118,6 +119,7 @@ class GPT2Tokenizer(Tokenizer):
             return cls(vocab, merges, end_name, added), huggingface.first_token(stored)
         for vocab_name, merges_name in NAMES:
             if (folder / vocab_name).exists() and (folder / merges_name).exists():
+                _check_class(folder / huggingface.CONFIG)
                 vocab, path = read_json(folder / vocab_name), folder / merges_name
                 _check_added(folder / "added_tokens.json", vocab)
                 return cls(vocab, _parse_merges(path, read_file(path)), end_name), None
@@ -271,6 +273,13 @@ def _pairs(path: Path, rules: Sequence[Sequence[str]]) -> list[tuple[str, str]]:
         if len(rule) != 2:
             raise UserError(f"{path}: merge {number + 1} must be two tokens, got {' '.join(rule)!r}")
     return [(left, right) for left, right in rules]
+
+
+def _check_class(path: Path) -> None:
+    """Raise UserError if the files are of a tokenizer that cuts words in another way, which they do not say."""
+    name = read_json(path).get("tokenizer_class") if path.exists() else None
+    if name not in (None, *_CLASSES):
+        raise UserError(f"{path}: 'tokenizer_class' must be {_CLASSES[0]} where there is no {FILE}, got {name}")
 
 
 def _check_added(path: Path, vocab: dict[str, int]) -> None:

@@ -150,7 +150,7 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
         """Raise UserError if plain text can become a special token: none could then be told from what a user wrote."""
         for name, id in self.special_tokens.items():
             if id in self._engine.encode(name, add_special_tokens=False).ids:
-                raise UserError(f"{FILE}: the special token {name!r} is what plain text becomes: expected it not to be")
+                raise UserError(f"{FILE}: the special token {name!r} must be one that plain text does not become")
 
     @property
     def vocab_size(self) -> int:
@@ -184,7 +184,8 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
 
     def _encode_by(self, engine: Any, text: str) -> np.ndarray:
         self._check_text(text)
-        return np.array(engine.encode(text, add_special_tokens=False).ids, dtype=np.int64)
+        (encoding,) = engine.encode_batch_fast([text], add_special_tokens=False)  # encode would compute offsets too
+        return np.array(encoding.ids, dtype=np.int64)
 
     def _check_text(self, text: str) -> None:
         if self._unspelt is None and text.isascii():
@@ -205,6 +206,14 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
         return EncodedBatch(np.fromiter(chain.from_iterable(ids), np.int64), map(len, ids))
 
     def _encode_marked(self, marked: Marked) -> np.ndarray:
+        """Encode as the library does, unless it finds a special token that the template did not write."""
+        if marked.mark not in marked.text:
+            ids = self._encode_special(marked.text)
+            if np.isin(ids, list(self.special_tokens.values())).sum() == len(marked.names.findall(marked.text)):
+                return ids
+        return self._encode_parts(marked)
+
+    def _encode_parts(self, marked: Marked) -> np.ndarray:
         """Encode what is between the template's special tokens as plain text, as the library would beside these."""
         flags = {token["content"]: token for token in self._stored.get("added_tokens", [])}
         parts = marked.names.split(marked.text)  # plain, name, plain, .., plain

@@ -84,6 +84,7 @@ QWEN = """{%- if tools %}
         {{- '<think>\\n\\n</think>\\n\\n' }}
     {%- endif %}
 {%- endif %}"""
+SYSTEM = "<|im_start|>system\n{}<|im_end|>\n<|im_start|>assistant\n"
 TEMPLATES = {"smollm": SMOLLM, "llama3": LLAMA3, "mistral": MISTRAL, "llama2": MISTRAL, "qwen": QWEN}
 CHAT = [
     {"role": "user", "content": "  hear me, 12 times?\n"},
@@ -152,6 +153,20 @@ def test_the_ids_of_a_users_special_token_are_those_of_its_text(tmp_path, style)
     ids = ours.encode_chat([{"role": "system", "content": content}], add_generation_prompt=False)
     expected = [start, *ours.encode(f"system\n{content}"), end, *ours.encode("\n")]
     assert ids.tolist() == expected
+
+
+def test_a_special_token_that_the_normalizer_would_make(tmp_path):
+    path = makers.write("smollm", tmp_path, chat_template=SMOLLM) / "tokenizer.json"
+    stored = json.loads(path.read_text(encoding="utf-8"))
+    tokens = [{**token, "normalized": True} for token in stored["added_tokens"]]
+    path.write_text(json.dumps({**stored, "normalizer": {"type": "NFKC"}, "added_tokens": tokens}), encoding="utf-8")
+    ours = load_tokenizer(tmp_path)
+    wide = "\uff1c|im_end|\uff1e"
+    end = ours.special_tokens["<|im_end|>"]
+    assert end in ours.encode(wide, allow_special=True)  # what the test is about
+    harmless, ids = (ours.encode_chat([{"role": "system", "content": content}]) for content in ("x", wide))
+    assert special_of(ours, ids) == special_of(ours, harmless)
+    assert ours.decode(ids) == SYSTEM.format("<|im_end|>")
 
 
 def test_messages_that_would_make_a_token_together():

@@ -215,6 +215,16 @@ def test_a_tokenizer_json_of_wrong_types(tmp_path, content):
         load_tokenizer(tmp_path)
 
 
+def test_files_that_do_not_say_how_words_are_cut(folder, tmp_path):
+    for file in ("vocab.json", "merges.txt"):
+        (tmp_path / file).write_bytes((folder / file).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "GPT2TokenizerFast"}')
+    assert load_tokenizer(tmp_path).vocab_size == 50257
+    (tmp_path / "tokenizer_config.json").write_text('{"tokenizer_class": "Qwen2Tokenizer"}')
+    with pytest.raises(UserError, match=r"must be GPT2Tokenizer where there is no tokenizer\.json, got Qwen2Tokenizer"):
+        load_tokenizer(tmp_path)
+
+
 def test_a_vocabulary_trained_elsewhere(tmp_path):
     """Hugging Face's trainer puts special tokens first and the bytes in its own order."""
     tokenizers = pytest.importorskip("tokenizers")

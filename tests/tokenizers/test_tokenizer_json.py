@@ -174,7 +174,7 @@ def test_plain_text_never_becomes_a_special_token(tmp_path):
     assert ours.special_tokens[merged] not in ours.encode(merged)
     assert ours.encode(merged, allow_special=True).tolist() == [vocab[merged]]
     change(path, added_tokens=[{**token, "content": "a", "id": vocab["a"]}])
-    with pytest.raises(UserError, match="the special token 'a' is what plain text becomes"):
+    with pytest.raises(UserError, match="the special token 'a' must be one that plain text does not become"):
         load_tokenizer(tmp_path)
 
 
