@@ -37,7 +37,7 @@ class CausalSelfAttention(torch.nn.Module):
 
         Args:
             input: (B, T, C).
-            segment_ids: (B, T) int that may not fall along a row: tokens attend within their segment.
+            segment_ids: (B, T) int, non-decreasing along a row: tokens attend within their segment.
             cache: for inference: the tokens join those in it, and segment_ids are not looked at.
         """
         qkv = self.qkv(input).unflatten(-1, (3, self.n_head, -1))  # (B, T, 3, H, D)
