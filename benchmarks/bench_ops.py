@@ -110,6 +110,10 @@ def rotary_of_torch(x: torch.Tensor, cos: torch.Tensor, sin: torch.Tensor) -> to
     return torch.cat([first * cos - second * sin, second * cos + first * sin], -1)
 
 
+def add_and_rms_norm(residual: torch.Tensor, weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    return F.rms_norm(residual, weight.shape, weight), residual
+
+
 def add_and_norm(residual: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     return F.layer_norm(residual, weight.shape, weight, bias), residual
 
@@ -134,6 +138,12 @@ def norms(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterator[Cas
         "dropout_add_layer_norm", f"{shape} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c), leaf(c)),
         lambda x, r, w, b: ops.dropout_add_layer_norm(x, r, w, b, 0.1),
         lambda x, r, w, b: add_and_norm(r + F.dropout(x, 0.1), w, b),
+        compiled=compiled, forward={"bytes": 4 * size}, backward={"bytes": 9 * size}, tolerance=None,
+    )  # fmt: skip
+    yield from both_ways(
+        "dropout_add_rms_norm", f"{shape} p=0.1", lambda: (leaf(n, c), leaf(n, c), leaf(c)),
+        lambda x, r, w: ops.dropout_add_rms_norm(x, r, w, 0.1),
+        lambda x, r, w: add_and_rms_norm(r + F.dropout(x, 0.1), w),
         compiled=compiled, forward={"bytes": 4 * size}, backward={"bytes": 9 * size}, tolerance=None,
     )  # fmt: skip
 

@@ -101,7 +101,7 @@ class AdamW(torch.optim.Optimizer):
         max_grad_norm: float | None = None,
     ) -> None:
         if max_grad_norm is not None and not max_grad_norm > 0:
-            raise ValueError(f"AdamW: 'max_grad_norm' must be over 0 or None, got {max_grad_norm}")
+            raise ValueError(f"AdamW: 'max_grad_norm' must be positive or None, got {max_grad_norm}")
         # The keys torch.optim.AdamW stores, so that state_dicts go both ways.
         defaults = {
             "lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay, "amsgrad": amsgrad,

@@ -22,7 +22,7 @@ def swiglu(input, up=None):
     return gate * torch.sigmoid(gate) * up
 
 
-def rotary_embedding(input, cos, sin, interleaved=False, layout="bhtd", positions=0):
+def rotary_embedding(input, cos, sin, interleaved=False, layout="bhtd", positions=0, num_heads=None):
     """(x, y) -> (x cos - y sin, x sin + y cos) for each pair."""
     heads = input if layout == "bhtd" else input.transpose(1, 2)
     start = torch.as_tensor(positions)
@@ -34,6 +34,8 @@ def rotary_embedding(input, cos, sin, interleaved=False, layout="bhtd", position
     turned = [x * cos - y * sin, x * sin + y * cos]
     turned = torch.stack(turned, -1).flatten(-2) if interleaved else torch.cat(turned, -1)
     output = torch.cat([turned, rest], -1)
+    if num_heads is not None:
+        output = torch.cat([output[:, :num_heads], heads[:, num_heads:]], 1)
     return output if layout == "bhtd" else output.transpose(1, 2)
 
 

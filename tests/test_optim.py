@@ -323,7 +323,7 @@ def test_works_with_a_scheduler():
     [
         ({"lr": -1.0}, "'lr' must be at least 0, got -1.0"),
         ({"betas": (0.9, 1.0)}, r"'betas' must be in \[0, 1\)"),
-        ({"max_grad_norm": 0.0}, "'max_grad_norm' must be over 0 or None, got 0.0"),
+        ({"max_grad_norm": 0.0}, "'max_grad_norm' must be positive or None, got 0.0"),
     ],
 )
 def test_wrong_settings(options, message):

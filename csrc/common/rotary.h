@@ -14,7 +14,8 @@ namespace fastllm {
 struct Rotary {
   int64_t batch, outer, inner, head_dim;
   bool tokens_outer;
-  int64_t strides[3];  // of input: batch, outer, inner
+  int64_t strides[3];     // of input: batch, outer, inner
+  int64_t turning_heads;  // how many of a token's heads turn, the first ones; the others are copied
 
   // Pair i of `pairs` is elements i and i + pairs, or if interleaved 2 i and 2 i + 1; what lies past them is copied. It
   // turns by the angle whose cosine and sine stand at [position][i] of two contiguous tables of `table_rows` rows.

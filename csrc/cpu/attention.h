@@ -36,7 +36,7 @@ struct Attention {
   C scale;
   int64_t shift;               // query i stands at position i + shift of the keys,
   int64_t left, right;         // and sees the keys from there - left to there + right
-  const int64_t* key_lengths;  // (B) keys that count, or null
+  const int64_t* key_lengths;  // (B) keys that count, in [0, tk]; or null
   const Run* runs;             // (B, Tq): token i sees no keys outside its run; Tq = Tk, shift = 0; null: no bound
   const C* mask;               // added to the scores, by the strides below (0: broadcast); null: none
   int64_t mask_strides[4];     // of (B, H, Tq, Tk)

@@ -145,7 +145,7 @@ void store_rows(const Compute<T>* in, int64_t stride, int64_t rows, int64_t widt
 // Keys that batch element b has.
 template <typename T>
 int64_t key_count(const Attention<T>& a, int64_t b) {
-  return a.key_lengths ? std::clamp<int64_t>(a.key_lengths[b], 0, a.tk) : a.tk;
+  return a.key_lengths ? a.key_lengths[b] : a.tk;
 }
 
 // Which part of the scores a tile is.

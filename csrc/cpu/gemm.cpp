@@ -60,9 +60,6 @@ constexpr int64_t kTasks = 6;
 constexpr int64_t kPackedFloats = 2 * 1024 * 1024;
 constexpr int64_t kHeldBlocks = 16;
 
-// Columns that a task of pack_b packs.
-constexpr int64_t kPackCols = 64;
-
 constexpr int kPackedBSlot = 2;
 constexpr int kPackedASlot = 3;
 
@@ -306,29 +303,6 @@ void for_each_block(const Product& product, const Cut& cut, const Body& body) {
 }
 
 }  // namespace
-
-int64_t packed_b_size(int64_t n, int64_t k) {
-  return round_up(n, kLanes) * k;
-}
-
-void pack_b(int64_t n, int64_t k, GemmOperand b, float* packed) {
-  const PackedB all{packed, depth_block(k), 0, round_up(n, kLanes)};
-  const int64_t blocks = ceil_div(k, all.block);
-  parallel_for(blocks * ceil_div(n, kPackCols), [&](int64_t task) {
-    const int64_t index = task % blocks, col = task / blocks * kPackCols;
-    const int64_t k0 = index * all.block, depth = std::min(all.block, k - k0);
-    pack_b_block(b, k0, depth, col, std::min(kPackCols, n - col), all.panel(index, depth, col));
-  });
-}
-
-void gemm_packed(int64_t m, int64_t n, int64_t k, GemmOperand a, const float* packed, float* c, int64_t c_stride,
-                 const GemmOptions& options) {
-  const Product product{m, n, k, a, c, c_stride, options};
-  const PackedB all{const_cast<float*>(packed), depth_block(k), 0, round_up(n, kLanes)};
-  for_each_block(product, Cut(product), [&](int64_t i0, int64_t i1, int64_t j0, int64_t j1) {
-    multiply_block(product, 0, k, nullptr, all, i0, i1, j0, j1);
-  });
-}
 
 void gemm(int64_t m, int64_t n, int64_t k, GemmOperand a, GemmOperand b, float* c, int64_t c_stride,
           const GemmOptions& options) {

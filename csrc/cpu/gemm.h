@@ -3,7 +3,7 @@
 //
 // The result is the same bit for bit from run to run and for any number of threads, and an element of C depends on its
 // own row of A and column of B alone, never on M, N or on where the tile edges fall: a row computed alone equals the
-// same row in a batch, and gemm equals gemm_packed.
+// same row in a batch.
 #pragma once
 
 #include <cstdint>
@@ -31,11 +31,5 @@ struct GemmOptions {
 // It uses scratch slots 2 and 3 of common/parallel.h.
 void gemm(int64_t m, int64_t n, int64_t k, GemmOperand a, GemmOperand b, float* c, int64_t c_stride,
           const GemmOptions& options = {});
-
-// The same with a B that many products share, laid out for the kernel once: pack_b fills packed_b_size(n, k) floats.
-int64_t packed_b_size(int64_t n, int64_t k);
-void pack_b(int64_t n, int64_t k, GemmOperand b, float* packed);
-void gemm_packed(int64_t m, int64_t n, int64_t k, GemmOperand a, const float* packed, float* c, int64_t c_stride,
-                 const GemmOptions& options = {});
 
 }  // namespace fastllm

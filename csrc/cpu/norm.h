@@ -1,5 +1,5 @@
 // Layer norm (Ba et al., 2016) and RMS norm (Zhang & Sennrich, 2019) over rows, optionally of residual + dropout(input
-// + input_bias) made in the same pass. Serves layer_norm, rms_norm and dropout_add_layer_norm.
+// + input_bias) made in the same pass. Serves layer_norm, rms_norm, dropout_add_layer_norm and dropout_add_rms_norm.
 #pragma once
 
 #include <cstdint>

@@ -62,9 +62,10 @@ void rotary_embedding(const Rotary& r, const T* input, const Compute<T>* cos, co
       const int64_t inner = row % r.inner, outer = row / r.inner % r.outer, batch = row / (r.inner * r.outer);
       const T* in = input + batch * r.strides[0] + outer * r.strides[1] + inner * r.strides[2];
       T* out = output + row * r.head_dim;
+      const int64_t pairs = (r.tokens_outer ? inner : outer) < r.turning_heads ? r.pairs : 0;
       const int64_t angles = r.position(batch, r.tokens_outer ? outer : inner) * r.pairs;
-      turn_head(r.pairs, in, cos + angles, sin + angles, sign, out);
-      std::copy(in + 2 * r.pairs, in + r.head_dim, out + 2 * r.pairs);
+      turn_head(pairs, in, cos + angles, sin + angles, sign, out);
+      std::copy(in + 2 * pairs, in + r.head_dim, out + 2 * pairs);
     }
   });
 }

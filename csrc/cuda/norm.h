@@ -1,4 +1,5 @@
-// CUDA kernels of layer_norm, rms_norm and dropout_add_layer_norm: no torch header, raw pointers and a stream.
+// CUDA kernels of layer_norm, rms_norm, dropout_add_layer_norm and dropout_add_rms_norm: no torch header, raw pointers
+// and a stream.
 #pragma once
 
 #include <cstdint>

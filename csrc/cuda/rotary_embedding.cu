@@ -77,6 +77,7 @@ __global__ void __launch_bounds__(kThreads, 4)
   const bool known = position >= 0 && position < r.table_rows;
   const int64_t head = static_cast<int64_t>(blockIdx.x % head_groups) * kHeads;
   const int count = heads - head < kHeads ? static_cast<int>(heads - head) : kHeads;
+  const int turning = static_cast<int>(r.turning_heads - head);  // the first so many of them
   const int64_t next_input = r.tokens_outer ? r.strides[2] : r.strides[1];
   const int64_t next_output = r.tokens_outer ? r.head_dim : tokens * r.head_dim;
   input += b * r.strides[0] + t * (r.tokens_outer ? r.strides[1] : r.strides[2]) + head * next_input;
@@ -113,11 +114,13 @@ __global__ void __launch_bounds__(kThreads, 4)
     for (int i = 0; i < count; ++i, from += next_input, to += next_output) {
       Packed<T, kWidth> x = Packed<T, kWidth>::load(from + first), y{};
       if (second < head_dim) y = Packed<T, kWidth>::load(from + second);
-      if (tiled) {
-        if (first_turns) turn_neighbours<0>(x, cos, sin);
-        if (second_turns) turn_neighbours<1>(y, cos, sin);
-      } else if (first_turns) {
-        turn_apart(x, y, cos, sin);
+      if (i < turning) {
+        if (tiled) {
+          if (first_turns) turn_neighbours<0>(x, cos, sin);
+          if (second_turns) turn_neighbours<1>(y, cos, sin);
+        } else if (first_turns) {
+          turn_apart(x, y, cos, sin);
+        }
       }
       x.store(to + first);
       if (second < head_dim) y.store(to + second);

@@ -50,7 +50,7 @@ std::vector<Run> prepare_runs(const char* op, const Tensor& segment_ids) {
   for (int64_t row = 0; row < b; ++row, ids += t, row_runs += t) {
     for (int64_t begin = 0, end = 1; begin < t; begin = end++) {
       while (end < t && ids[end] == ids[begin]) ++end;
-      FASTLLM_CHECK(end == t || ids[end] > ids[begin], op, "segment_ids", "not fall along a row",
+      FASTLLM_CHECK(end == t || ids[end] > ids[begin], op, "segment_ids", "be non-decreasing along a row",
                     c10::str(ids[end - 1], " before ", ids[end], " at [", row, ", ", end, "]"));
       std::fill(row_runs + begin, row_runs + end, Run{begin, end});
     }
@@ -152,10 +152,6 @@ using OnCpu = AttentionOps<forward, backward>;
 // Autograd and autocast: what follows the operands and the mask is passed on as it is
 // ---------------------------------------------------------------------------------------------------------------------
 
-bool differentiable(const OptionalTensor& mask) {
-  return mask.has_value() && mask->requires_grad();
-}
-
 template <typename... Values>
 c10::IValue pack(const Values&... values) {
   c10::impl::GenericList list(c10::AnyType::get());
@@ -187,22 +183,21 @@ struct Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTe
           Sdpa<Result(const Tensor&, const Tensor&, const Tensor&, const OptionalTensor&, Rest...)>> {
   static variable_list forward(AutogradContext* ctx, const Tensor& query, const Tensor& key, const Tensor& value,
                                const OptionalTensor& attn_mask, Rest... rest) {
-    static auto op = find_op<decltype(OnCpu::sdpa)>("fastllm::scaled_dot_product_attention");
-    ctx->saved_data["need_mask"] = differentiable(attn_mask);
+    ctx->saved_data["need_mask"] = wants_gradient(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, statistics] = op.call(query, key, value, attn_mask, rest...);
+    const auto [output, statistics] =
+        find_op<"scaled_dot_product_attention", decltype(OnCpu::sdpa)>().call(query, key, value, attn_mask, rest...);
     ctx->save_for_backward({query, key, value, output, statistics, or_undefined(attn_mask)});
     ctx->mark_non_differentiable({statistics});
     return {output, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(OnCpu::sdpa_backward)>("fastllm::scaled_dot_product_attention_backward");
     const variable_list s = ctx->get_saved_variables();
     const auto [dq, dk, dv, dmask] = unpacked<Rest...>(ctx->saved_data["rest"], [&](const auto&... rest) {
-      return op.call(grads[0], s[0], s[1], s[2], s[3], s[4], optional(s[5]), rest...,
-                     ctx->saved_data["need_mask"].toBool());
+      return find_op<"scaled_dot_product_attention_backward", decltype(OnCpu::sdpa_backward)>().call(
+          grads[0], s[0], s[1], s[2], s[3], s[4], optional(s[5]), rest..., ctx->saved_data["need_mask"].toBool());
     });
     return first_order_only("scaled_dot_product_attention", with_undefined({dq, dk, dv, dmask}, sizeof...(Rest)));
   }
@@ -215,57 +210,31 @@ template <typename Result, typename... Rest>
 struct Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>
     : torch::autograd::Function<Packed<Result(const Tensor&, const OptionalTensor&, Rest...)>> {
   static variable_list forward(AutogradContext* ctx, const Tensor& qkv, const OptionalTensor& attn_mask, Rest... rest) {
-    static auto op = find_op<decltype(OnCpu::packed)>("fastllm::attention_packed");
-    ctx->saved_data["need_mask"] = differentiable(attn_mask);
+    ctx->saved_data["need_mask"] = wants_gradient(attn_mask);
     ctx->saved_data["rest"] = pack(rest...);
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, statistics] = op.call(qkv, attn_mask, rest...);
+    const auto [output, statistics] =
+        find_op<"attention_packed", decltype(OnCpu::packed)>().call(qkv, attn_mask, rest...);
     ctx->save_for_backward({qkv, output, statistics, or_undefined(attn_mask)});
     ctx->mark_non_differentiable({statistics});
     return {output, statistics};
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(OnCpu::packed_backward)>("fastllm::attention_packed_backward");
     const variable_list s = ctx->get_saved_variables();
     const auto [dqkv, dmask] = unpacked<Rest...>(ctx->saved_data["rest"], [&](const auto&... rest) {
-      return op.call(grads[0], s[0], s[1], s[2], optional(s[3]), rest..., ctx->saved_data["need_mask"].toBool());
+      return find_op<"attention_packed_backward", decltype(OnCpu::packed_backward)>().call(
+          grads[0], s[0], s[1], s[2], optional(s[3]), rest..., ctx->saved_data["need_mask"].toBool());
     });
     return first_order_only("attention_packed", with_undefined({dqkv, dmask}, sizeof...(Rest)));
   }
 };
 
-// A kernel with the signature of `cpu` that runs Function.
-template <typename Function, typename Result, typename... Args>
-auto autograd_kernel(Result (*)(Args...)) {
-  return +[](Args... args) -> Result {
-    const variable_list out = Function::apply(args...);
-    return {out[0], out[1]};
-  };
-}
-
+// The operands are cast; a mask is added to float32 scores as it is.
 template <c10::DeviceType kDevice>
-Tensor cast(const Tensor& tensor) {
-  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), tensor, kDevice);
-}
-
-template <c10::DeviceType kDevice, typename Result, typename... Rest>
-auto sdpa_autocast(Result (*)(const Tensor&, const Tensor&, const Tensor&, Rest...)) {
-  return +[](const Tensor& query, const Tensor& key, const Tensor& value, Rest... rest) -> Result {
-    static auto op = find_op<decltype(OnCpu::sdpa)>("fastllm::scaled_dot_product_attention");
-    c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-    return op.call(cast<kDevice>(query), cast<kDevice>(key), cast<kDevice>(value), rest...);
-  };
-}
-
-template <c10::DeviceType kDevice, typename Result, typename... Rest>
-auto packed_autocast(Result (*)(const Tensor&, Rest...)) {
-  return +[](const Tensor& qkv, Rest... rest) -> Result {
-    static auto op = find_op<decltype(OnCpu::packed)>("fastllm::attention_packed");
-    c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-    return op.call(cast<kDevice>(qkv), rest...);
-  };
-}
+using AutocastSdpa = AutocastKernel<"scaled_dot_product_attention", decltype(OnCpu::sdpa), kDevice, 3>;
+template <c10::DeviceType kDevice>
+using AutocastPacked = AutocastKernel<"attention_packed", decltype(OnCpu::packed), kDevice, 1>;
 
 }  // namespace
 
@@ -276,7 +245,7 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
       "float? softcap, Tensor? rng_state";
   const std::string packed_options =
       "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, Tensor? key_lengths, Tensor? segment_ids, "
-      "int? window_left, int? window_right, Tensor? alibi_slopes, float? softcap, Tensor? rng_state";
+      "int? window_left, int? window_right, Tensor? alibi_slopes, float? softcap, Tensor? rng_state, int? num_heads";
   const std::string sdpa = "(Tensor query, Tensor key, Tensor value, " + sdpa_options + ") -> (Tensor, Tensor)";
   const std::string sdpa_backward =
       "(Tensor grad_output, Tensor query, Tensor key, Tensor value, Tensor output, Tensor statistics, " + sdpa_options +
@@ -295,17 +264,17 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("scaled_dot_product_attention", autograd_kernel<Sdpa<decltype(OnCpu::sdpa)>>(OnCpu::sdpa));
-  m.impl("attention_packed", autograd_kernel<Packed<decltype(OnCpu::packed)>>(OnCpu::packed));
+  m.impl("scaled_dot_product_attention", AutogradKernel<Sdpa<decltype(OnCpu::sdpa)>, decltype(OnCpu::sdpa)>::call);
+  m.impl("attention_packed", AutogradKernel<Packed<decltype(OnCpu::packed)>, decltype(OnCpu::packed)>::call);
 }
 
 TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
-  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CPU>(OnCpu::sdpa));
-  m.impl("attention_packed", packed_autocast<c10::DeviceType::CPU>(OnCpu::packed));
+  m.impl("scaled_dot_product_attention", AutocastSdpa<c10::DeviceType::CPU>::call);
+  m.impl("attention_packed", AutocastPacked<c10::DeviceType::CPU>::call);
 }
 TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
-  m.impl("scaled_dot_product_attention", sdpa_autocast<c10::DeviceType::CUDA>(OnCpu::sdpa));
-  m.impl("attention_packed", packed_autocast<c10::DeviceType::CUDA>(OnCpu::packed));
+  m.impl("scaled_dot_product_attention", AutocastSdpa<c10::DeviceType::CUDA>::call);
+  m.impl("attention_packed", AutocastPacked<c10::DeviceType::CUDA>::call);
 }
 
 }  // namespace fastllm

@@ -39,11 +39,21 @@ inline Operands tokens_first(const Tensor& query, const Tensor& key, const Tenso
           unit_last_stride(value).transpose(1, 2)};
 }
 
-inline Operands unpack(const char* op, const Tensor& qkv) {
+// Of (B, T, 3, H, D); or if num_heads, H, is given, of (B, T, H + 2 Hkv, D).
+inline Operands unpack(const char* op, const Tensor& qkv, std::optional<int64_t> num_heads) {
   check_floating(op, "qkv", qkv);
-  FASTLLM_CHECK(qkv.dim() == 5 && qkv.size(2) == 3, op, "qkv", "have shape (B, T, 3, H, D)", qkv.sizes());
+  if (!num_heads) {
+    FASTLLM_CHECK(qkv.dim() == 5 && qkv.size(2) == 3, op, "qkv",
+                  "have shape (B, T, 3, H, D), or with num_heads (B, T, H + 2 K, D)", qkv.sizes());
+    const Tensor packed = unit_last_stride(qkv);
+    return {packed.select(2, 0), packed.select(2, 1), packed.select(2, 2)};
+  }
+  FASTLLM_CHECK(qkv.dim() == 4, op, "qkv", "have shape (B, T, H + 2 K, D) where num_heads is given", qkv.sizes());
   const Tensor packed = unit_last_stride(qkv);
-  return {packed.select(2, 0), packed.select(2, 1), packed.select(2, 2)};
+  const int64_t all = packed.size(2), h = *num_heads, hkv = (all - h) / 2;
+  FASTLLM_CHECK(h > 0 && hkv > 0 && h + 2 * hkv == all && h % hkv == 0, op, "num_heads",
+                c10::str("be H of the H + 2 K = ", all, " heads of 'qkv', with K a divisor of H"), h);
+  return {packed.narrow(2, 0, h), packed.narrow(2, h, hkv), packed.narrow(2, h + hkv, hkv)};
 }
 
 // The distances that a query sees: from its position - left to its position + right, which is at position i + shift.
@@ -146,7 +156,7 @@ inline void check_options(const char* op, const Operands& o, const AttentionOpti
     check_shape(op, "segment_ids", *options.segment_ids, {b, t});
   }
   if (options.alibi_slopes) check_slopes(op, *options.alibi_slopes, o);
-  FASTLLM_CHECK(!options.softcap || *options.softcap > 0, op, "softcap", "be over 0", *options.softcap);
+  FASTLLM_CHECK(!options.softcap || *options.softcap > 0, op, "softcap", "be positive", *options.softcap);
   const std::pair<const char*, std::optional<int64_t>> sides[] = {{"window_left", options.window_left},
                                                                   {"window_right", options.window_right}};
   for (const auto& [name, side] : sides) FASTLLM_CHECK(!side || *side >= 0, op, name, "be at least 0", *side);
@@ -203,9 +213,9 @@ struct AttentionOps {
                                            const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
                                            std::optional<int64_t> window_left, std::optional<int64_t> window_right,
                                            const OptionalTensor& alibi_slopes, std::optional<double> softcap,
-                                           const OptionalTensor& rng_state) {
+                                           const OptionalTensor& rng_state, std::optional<int64_t> num_heads) {
     const char* op = "attention_packed";
-    return forward(op, unpack(op, qkv),
+    return forward(op, unpack(op, qkv, num_heads),
                    {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false, window_left, window_right,
                     alibi_slopes, softcap, rng_state});
   }
@@ -215,16 +225,16 @@ struct AttentionOps {
       const OptionalTensor& attn_mask, double dropout_p, bool is_causal, std::optional<double> scale,
       const OptionalTensor& key_lengths, const OptionalTensor& segment_ids, std::optional<int64_t> window_left,
       std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
-      const OptionalTensor& rng_state, bool need_mask) {
+      const OptionalTensor& rng_state, std::optional<int64_t> num_heads, bool need_mask) {
     const char* op = "attention_packed_backward";
-    const Operands o = unpack(op, qkv);
+    const Operands o = unpack(op, qkv, num_heads);
     check_same_shape(op, "grad_output", grad_output, "output", output);
-    check_shape(op, "statistics", statistics, {qkv.size(0), qkv.size(3), qkv.size(1), 2});
+    check_shape(op, "statistics", statistics, {o.query.size(0), o.query.size(2), o.query.size(1), 2});
     Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
     const Tensor grad_mask = backward(op, grad_output, o, output, statistics,
                                       {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false,
                                        window_left, window_right, alibi_slopes, softcap, rng_state},
-                                      need_mask, unpack(op, grad_qkv));
+                                      need_mask, unpack(op, grad_qkv, num_heads));
     return {grad_qkv, grad_mask};
   }
 

@@ -83,18 +83,8 @@ Tensor cross_entropy_backward_cpu(const Tensor& grad_output, const Tensor& input
 // Autograd and autocast
 // ---------------------------------------------------------------------------------------------------------------------
 
-std::tuple<Tensor, Tensor> call_forward(const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                                        int64_t ignore_index, c10::string_view reduction, double label_smoothing,
-                                        bool wide_loss) {
-  static auto op = find_op<decltype(cross_entropy_cpu)>("fastllm::cross_entropy");
-  return op.call(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
-}
-
-Tensor call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& target, const OptionalTensor& weight,
-                     const Tensor& statistics, int64_t ignore_index, c10::string_view reduction,
-                     double label_smoothing) {
-  static auto op = find_op<decltype(cross_entropy_backward_cpu)>("fastllm::cross_entropy_backward");
-  return op.call(grad_output, input, target, weight, statistics, ignore_index, reduction, label_smoothing);
+auto& forward_op() {
+  return find_op<"cross_entropy", decltype(cross_entropy_cpu)>();
 }
 
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
@@ -103,7 +93,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
                                double label_smoothing, bool wide_loss) {
     at::AutoDispatchBelowADInplaceOrView guard;
     const auto [loss, statistics] =
-        call_forward(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
+        forward_op().call(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
     ctx->save_for_backward({input, target, or_undefined(weight), statistics});
     ctx->saved_data["ignore_index"] = ignore_index;
     ctx->saved_data["reduction"] = std::string(reduction);
@@ -114,7 +104,7 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor grad = call_backward(
+    const Tensor grad = find_op<"cross_entropy_backward", decltype(cross_entropy_backward_cpu)>().call(
         grad_outputs[0], saved[0], saved[1], optional(saved[2]), saved[3], ctx->saved_data["ignore_index"].toInt(),
         ctx->saved_data["reduction"].toStringRef(), ctx->saved_data["label_smoothing"].toDouble());
     return first_order_only("cross_entropy", {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
@@ -126,17 +116,16 @@ std::tuple<Tensor, Tensor> cross_entropy_autograd(const Tensor& input, const Ten
                                                   c10::string_view reduction, double label_smoothing, bool wide_loss) {
   FASTLLM_CHECK(!at::GradMode::is_enabled() || !wants_gradient(weight), "cross_entropy", "weight",
                 "not require a gradient: the weights of classes are constants", "one that does");
-  const variable_list outputs =
-      CrossEntropy::apply(input, target, weight, ignore_index, reduction, label_smoothing, wide_loss);
-  return {outputs[0], outputs[1]};
+  return AutogradKernel<CrossEntropy, decltype(cross_entropy_cpu)>::call(input, target, weight, ignore_index, reduction,
+                                                                         label_smoothing, wide_loss);
 }
 
 template <c10::DeviceType kDevice>
 std::tuple<Tensor, Tensor> cross_entropy_autocast(const Tensor& input, const Tensor& target,
                                                   const OptionalTensor& weight, int64_t ignore_index,
                                                   c10::string_view reduction, double label_smoothing, bool) {
-  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  return call_forward(input, target, weight, ignore_index, reduction, label_smoothing, /*wide_loss=*/true);
+  const BelowAutocast<kDevice> guard;
+  return forward_op().call(input, target, weight, ignore_index, reduction, label_smoothing, /*wide_loss=*/true);
 }
 
 }  // namespace

@@ -44,16 +44,16 @@ Tensor decode_attention_cpu(const Tensor& query, const Tensor& k_cache, const Te
 Tensor decode_attention_autograd(const Tensor& query, const Tensor& k_cache, const Tensor& v_cache,
                                  const Tensor& lengths, std::optional<double> scale, std::optional<int64_t> window_left,
                                  const OptionalTensor& alibi_slopes, std::optional<double> softcap) {
-  static auto op = find_op<decltype(decode_attention_cpu)>("fastllm::decode_attention");
   const std::pair<const char*, Tensor> tensors[] = {
       {"query", query}, {"k_cache", k_cache}, {"v_cache", v_cache}, {"alibi_slopes", or_undefined(alibi_slopes)}};
   for (const auto& [name, tensor] : tensors)
-    FASTLLM_CHECK(!at::GradMode::is_enabled() || !tensor.defined() || !tensor.requires_grad(), kOp, name,
+    FASTLLM_CHECK(!at::GradMode::is_enabled() || !wants_gradient(tensor), kOp, name,
                   "not require a gradient: it is for inference (call it under torch.no_grad, or train with "
                   "scaled_dot_product_attention)",
                   "one that does");
   at::AutoDispatchBelowADInplaceOrView guard;
-  return op.call(query, k_cache, v_cache, lengths, scale, window_left, alibi_slopes, softcap);
+  return find_op<"decode_attention", decltype(decode_attention_cpu)>().call(query, k_cache, v_cache, lengths, scale,
+                                                                            window_left, alibi_slopes, softcap);
 }
 
 }  // namespace

@@ -68,12 +68,11 @@ inline DecodeArguments check_decode_attention(const char* op, const Tensor& quer
   check_slopes(op, options.alibi_slopes, query);
   const auto& [scale, left, slopes, softcap] = options;
   FASTLLM_CHECK(!left || *left >= 0, op, "window_left", "be at least 0", *left);
-  FASTLLM_CHECK(!softcap || *softcap > 0, op, "softcap", "be over 0", *softcap);
+  FASTLLM_CHECK(!softcap || *softcap > 0, op, "softcap", "be positive", *softcap);
   const int64_t d = query.size(3), capacity = k_cache.size(2);
-  const auto dtype = query.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   return {.query = query.stride(3) == 1 || d <= 1 ? query : query.contiguous(),
           .lengths = lengths.contiguous(),
-          .slopes = slopes ? slopes->to(dtype).contiguous() : Tensor(),
+          .slopes = slopes ? slopes->to(compute_type(query)).contiguous() : Tensor(),
           .left = std::min(left.value_or(capacity), capacity),
           .scale = scale.value_or(1.0 / std::sqrt(static_cast<double>(std::max<int64_t>(1, d)))),
           .softcap = softcap.value_or(0.0)};

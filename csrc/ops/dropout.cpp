@@ -43,12 +43,6 @@ std::tuple<Tensor, Tensor> dropout_add_backward_cpu(const Tensor& grad_output, d
 // Autograd
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor call_forward(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
-                    const OptionalTensor& rng_state) {
-  static auto op = find_op<decltype(dropout_add_cpu)>("fastllm::dropout_add");
-  return op.call(input, residual, bias, p, rng_state);
-}
-
 struct DropoutAdd : torch::autograd::Function<DropoutAdd> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& residual,
                         const OptionalTensor& bias, double p, const OptionalTensor& rng_state) {
@@ -59,27 +53,21 @@ struct DropoutAdd : torch::autograd::Function<DropoutAdd> {
     ctx->saved_data["through_dropout"] = through_dropout;
     ctx->saved_data["need_residual"] = wants_gradient(residual);
     ctx->saved_data["need_bias"] = wants_gradient(bias);
-    return call_forward(input, residual, bias, p, rng_state);
+    return find_op<"dropout_add", decltype(dropout_add_cpu)>().call(input, residual, bias, p, rng_state);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    static auto op = find_op<decltype(dropout_add_backward_cpu)>("fastllm::dropout_add_backward");
     auto& data = ctx->saved_data;
     const Tensor rng_state = ctx->get_saved_variables()[0];
     Tensor grad_input, grad_bias;
     if (data["through_dropout"].toBool()) {
-      std::tie(grad_input, grad_bias) =
-          op.call(grad_outputs[0], data["p"].toDouble(), optional(rng_state), data["need_bias"].toBool());
+      std::tie(grad_input, grad_bias) = find_op<"dropout_add_backward", decltype(dropout_add_backward_cpu)>().call(
+          grad_outputs[0], data["p"].toDouble(), optional(rng_state), data["need_bias"].toBool());
     }
     const Tensor grad_residual = data["need_residual"].toBool() ? grad_outputs[0] : Tensor();
     return first_order_only("dropout_add", {grad_input, grad_residual, grad_bias, Tensor(), Tensor()});
   }
 };
-
-Tensor dropout_add_autograd(const Tensor& input, const OptionalTensor& residual, const OptionalTensor& bias, double p,
-                            const OptionalTensor& rng_state) {
-  return DropoutAdd::apply(input, residual, bias, p, rng_state);
-}
 
 }  // namespace
 
@@ -94,7 +82,7 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("dropout_add", dropout_add_autograd);
+  m.impl("dropout_add", AutogradKernel<DropoutAdd, decltype(dropout_add_cpu)>::call);
 }
 
 }  // namespace fastllm

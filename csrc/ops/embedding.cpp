@@ -64,39 +64,33 @@ struct Embedding : torch::autograd::Function<Embedding> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight,
                         std::optional<int64_t> padding_idx, const OptionalTensor& position_weight,
                         int64_t position_offset) {
-    static auto op = find_op<decltype(embedding_cpu)>("fastllm::embedding");
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({kept_if(wants_gradient(weight), input)});
     ctx->saved_data["num_embeddings"] = weight.sym_size(0);
     ctx->saved_data["padding_idx"] = padding_idx;
     if (wants_gradient(position_weight)) ctx->saved_data["num_positions"] = position_weight->sym_size(0);
     ctx->saved_data["position_offset"] = position_offset;
-    return op.call(input, weight, padding_idx, position_weight, position_offset);
+    return find_op<"embedding", decltype(embedding_cpu)>().call(input, weight, padding_idx, position_weight,
+                                                                position_offset);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     using Backward = Tensor(const Tensor&, const Tensor&, c10::SymInt, std::optional<int64_t>);
     using PositionBackward = Tensor(const Tensor&, c10::SymInt, int64_t);
-    static auto op = find_op<Backward>("fastllm::embedding_backward");
-    static auto position_op = find_op<PositionBackward>("fastllm::embedding_position_backward");
     const Tensor tokens = ctx->get_saved_variables()[0];
     auto& data = ctx->saved_data;
     Tensor grad_weight, grad_position;
     if (tokens.defined()) {
-      grad_weight =
-          op.call(grads[0], tokens, data["num_embeddings"].toSymInt(), data["padding_idx"].toOptional<int64_t>());
+      grad_weight = find_op<"embedding_backward", Backward>().call(grads[0], tokens, data["num_embeddings"].toSymInt(),
+                                                                   data["padding_idx"].toOptional<int64_t>());
     }
     if (!data["num_positions"].isNone()) {
-      grad_position = position_op.call(grads[0], data["num_positions"].toSymInt(), data["position_offset"].toInt());
+      grad_position = find_op<"embedding_position_backward", PositionBackward>().call(
+          grads[0], data["num_positions"].toSymInt(), data["position_offset"].toInt());
     }
     return first_order_only("embedding", {Tensor(), grad_weight, Tensor(), grad_position, Tensor()});
   }
 };
-
-Tensor embedding_autograd(const Tensor& input, const Tensor& weight, std::optional<int64_t> padding_idx,
-                          const OptionalTensor& position_weight, int64_t position_offset) {
-  return Embedding::apply(input, weight, padding_idx, position_weight, position_offset);
-}
 
 }  // namespace
 
@@ -115,7 +109,7 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("embedding", embedding_autograd);
+  m.impl("embedding", AutogradKernel<Embedding, decltype(embedding_cpu)>::call);
 }
 
 }  // namespace fastllm

@@ -52,38 +52,18 @@ std::tuple<Tensor, Tensor> bias_gelu_backward_cpu(const Tensor& grad_output, con
 // Autograd
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor call_gelu(const Tensor& input, c10::string_view approximate) {
-  static auto op = find_op<decltype(gelu_cpu)>("fastllm::gelu");
-  return op.call(input, approximate);
-}
-
-Tensor call_gelu_backward(const Tensor& grad_output, const Tensor& input, c10::string_view approximate) {
-  static auto op = find_op<decltype(gelu_backward_cpu)>("fastllm::gelu_backward");
-  return op.call(grad_output, input, approximate);
-}
-
-Tensor call_bias_gelu(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
-  static auto op = find_op<decltype(bias_gelu_cpu)>("fastllm::bias_gelu");
-  return op.call(input, bias, approximate);
-}
-
-std::tuple<Tensor, Tensor> call_bias_gelu_backward(const Tensor& grad_output, const Tensor& input, const Tensor& bias,
-                                                   c10::string_view approximate) {
-  static auto op = find_op<decltype(bias_gelu_backward_cpu)>("fastllm::bias_gelu_backward");
-  return op.call(grad_output, input, bias, approximate);
-}
-
 struct Gelu : torch::autograd::Function<Gelu> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, c10::string_view approximate) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({input});
     ctx->saved_data["approximate"] = std::string(approximate);
-    return call_gelu(input, approximate);
+    return find_op<"gelu", decltype(gelu_cpu)>().call(input, approximate);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const Tensor input = ctx->get_saved_variables()[0];
-    const Tensor grad = call_gelu_backward(grad_outputs[0], input, ctx->saved_data["approximate"].toStringRef());
+    const Tensor grad = find_op<"gelu_backward", decltype(gelu_backward_cpu)>().call(
+        grad_outputs[0], input, ctx->saved_data["approximate"].toStringRef());
     return first_order_only("gelu", {grad, Tensor()});
   }
 };
@@ -93,24 +73,16 @@ struct BiasGelu : torch::autograd::Function<BiasGelu> {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({input, bias});
     ctx->saved_data["approximate"] = std::string(approximate);
-    return call_bias_gelu(input, bias, approximate);
+    return find_op<"bias_gelu", decltype(bias_gelu_cpu)>().call(input, bias, approximate);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto [grad_input, grad_bias] =
-        call_bias_gelu_backward(grad_outputs[0], saved[0], saved[1], ctx->saved_data["approximate"].toStringRef());
+    const auto [grad_input, grad_bias] = find_op<"bias_gelu_backward", decltype(bias_gelu_backward_cpu)>().call(
+        grad_outputs[0], saved[0], saved[1], ctx->saved_data["approximate"].toStringRef());
     return first_order_only("bias_gelu", {grad_input, grad_bias, Tensor()});
   }
 };
-
-Tensor gelu_autograd(const Tensor& input, c10::string_view approximate) {
-  return Gelu::apply(input, approximate);
-}
-
-Tensor bias_gelu_autograd(const Tensor& input, const Tensor& bias, c10::string_view approximate) {
-  return BiasGelu::apply(input, bias, approximate);
-}
 
 }  // namespace
 
@@ -129,8 +101,8 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("gelu", gelu_autograd);
-  m.impl("bias_gelu", bias_gelu_autograd);
+  m.impl("gelu", AutogradKernel<Gelu, decltype(gelu_cpu)>::call);
+  m.impl("bias_gelu", AutogradKernel<BiasGelu, decltype(bias_gelu_cpu)>::call);
 }
 
 }  // namespace fastllm

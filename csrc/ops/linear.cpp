@@ -75,47 +75,23 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
 // Autograd and autocast
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor call_linear(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  static auto op = find_op<decltype(linear_cpu)>("fastllm::linear");
-  return op.call(input, weight, bias);
-}
-
-std::tuple<Tensor, Tensor, Tensor> call_linear_backward(const Tensor& grad_output, const OptionalTensor& input,
-                                                        const OptionalTensor& weight, bool need_bias) {
-  static auto op = find_op<decltype(linear_backward_cpu)>("fastllm::linear_backward");
-  return op.call(grad_output, input, weight, need_bias);
-}
-
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({kept_if(wants_gradient(weight), input), kept_if(wants_gradient(input), weight)});
     ctx->saved_data["has_bias"] = bias.has_value();  // needs_input_grad counts only the tensors that were given
-    return call_linear(input, weight, bias);
+    return find_op<"linear", decltype(linear_cpu)>().call(input, weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     const bool need_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
-    const auto [grad_input, grad_weight, grad_bias] =
-        call_linear_backward(grad_outputs[0], ctx->needs_input_grad(1) ? optional(saved[0]) : std::nullopt,
-                             ctx->needs_input_grad(0) ? optional(saved[1]) : std::nullopt, need_bias);
+    const auto [grad_input, grad_weight, grad_bias] = find_op<"linear_backward", decltype(linear_backward_cpu)>().call(
+        grad_outputs[0], ctx->needs_input_grad(1) ? optional(saved[0]) : std::nullopt,
+        ctx->needs_input_grad(0) ? optional(saved[1]) : std::nullopt, need_bias);
     return first_order_only("linear", {grad_input, grad_weight, grad_bias});
   }
 };
-
-Tensor linear_autograd(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  return Linear::apply(input, weight, bias);
-}
-
-template <c10::DeviceType kDevice>
-Tensor linear_autocast(const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
-  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
-  return call_linear(at::autocast::cached_cast(dtype, input, kDevice),
-                     at::autocast::cached_cast(dtype, weight, kDevice),
-                     at::autocast::cached_cast(dtype, bias, kDevice));
-}
 
 }  // namespace
 
@@ -132,13 +108,13 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("linear", linear_autograd);
+  m.impl("linear", AutogradKernel<Linear, decltype(linear_cpu)>::call);
 }
 TORCH_LIBRARY_IMPL(fastllm, AutocastCPU, m) {
-  m.impl("linear", linear_autocast<c10::DeviceType::CPU>);
+  m.impl("linear", AutocastKernel<"linear", decltype(linear_cpu), c10::DeviceType::CPU, 3>::call);
 }
 TORCH_LIBRARY_IMPL(fastllm, AutocastCUDA, m) {
-  m.impl("linear", linear_autocast<c10::DeviceType::CUDA>);
+  m.impl("linear", AutocastKernel<"linear", decltype(linear_cpu), c10::DeviceType::CUDA, 3>::call);
 }
 
 }  // namespace fastllm

@@ -211,25 +211,8 @@ std::tuple<Tensor, Tensor, Tensor> backward_cpu(const Tensor& grad_output, const
 // Autograd and autocast
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor call_forward(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                    int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss) {
-  static auto op = find_op<decltype(linear_cross_entropy_cpu)>("fastllm::linear_cross_entropy");
-  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
-}
-
-auto call_with_gradients(const Tensor& input, const Tensor& weight, const Tensor& target, const OptionalTensor& bias,
-                         int64_t ignore_index, c10::string_view reduction, double label_smoothing, bool wide_loss,
-                         const Wanted& wanted) {
-  static auto op = find_op<decltype(with_gradients_cpu)>("fastllm::linear_cross_entropy_with_gradients");
-  return op.call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss, wanted.input,
-                 wanted.weight, wanted.bias);
-}
-
-auto call_backward(const Tensor& grad_output, const Tensor& input, const Tensor& weight, const Tensor& target,
-                   const OptionalTensor& bias, int64_t ignore_index, double label_smoothing, const Wanted& wanted) {
-  static auto op = find_op<decltype(backward_cpu)>("fastllm::linear_cross_entropy_backward");
-  return op.call(grad_output, input, weight, target, bias, ignore_index, label_smoothing, wanted.input, wanted.weight,
-                 wanted.bias);
+auto& forward_op() {
+  return find_op<"linear_cross_entropy", decltype(linear_cross_entropy_cpu)>();
 }
 
 struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
@@ -243,11 +226,12 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
       ctx->save_for_backward({input, weight, target, or_undefined(bias)});
       ctx->saved_data["ignore_index"] = ignore_index;
       ctx->saved_data["label_smoothing"] = label_smoothing;
-      return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
+      return forward_op().call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
     }
     const auto [loss, grad_input, grad_weight, grad_bias] =
-        call_with_gradients(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss,
-                            {wants_gradient(input), wants_gradient(weight), wants_gradient(bias)});
+        find_op<"linear_cross_entropy_with_gradients", decltype(with_gradients_cpu)>().call(
+            input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss, wants_gradient(input),
+            wants_gradient(weight), wants_gradient(bias));
     ctx->save_for_backward({grad_input, grad_weight, grad_bias});
     return loss;
   }
@@ -259,9 +243,10 @@ struct LinearCrossEntropy : torch::autograd::Function<LinearCrossEntropy> {
     if (ctx->saved_data["per_row"].toBool()) {
       const bool need_bias = saved[3].defined() && ctx->needs_input_grad(3);
       std::tie(grad_input, grad_weight, grad_bias) =
-          call_backward(grad, saved[0], saved[1], saved[2], optional(saved[3]), ctx->saved_data["ignore_index"].toInt(),
-                        ctx->saved_data["label_smoothing"].toDouble(),
-                        {ctx->needs_input_grad(0), ctx->needs_input_grad(1), need_bias});
+          find_op<"linear_cross_entropy_backward", decltype(backward_cpu)>().call(
+              grad, saved[0], saved[1], saved[2], optional(saved[3]), ctx->saved_data["ignore_index"].toInt(),
+              ctx->saved_data["label_smoothing"].toDouble(), ctx->needs_input_grad(0), ctx->needs_input_grad(1),
+              need_bias);
     } else {  // autograd takes them to their tensors' dtypes
       if (saved[0].defined()) grad_input = saved[0] * grad;
       if (saved[1].defined()) grad_weight = saved[1] * grad;
@@ -279,7 +264,7 @@ Tensor linear_cross_entropy_autograd(const Tensor& input, const Tensor& weight, 
       at::GradMode::is_enabled() && (wants_gradient(input) || wants_gradient(weight) || wants_gradient(bias));
   if (!needs_grad) {  // the gradients would be made in vain
     at::AutoDispatchBelowADInplaceOrView guard;
-    return call_forward(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
+    return forward_op().call(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
   }
   return LinearCrossEntropy::apply(input, weight, target, bias, ignore_index, reduction, label_smoothing, wide_loss);
 }
@@ -288,12 +273,10 @@ template <c10::DeviceType kDevice>
 Tensor linear_cross_entropy_autocast(const Tensor& input, const Tensor& weight, const Tensor& target,
                                      const OptionalTensor& bias, int64_t ignore_index, c10::string_view reduction,
                                      double label_smoothing, bool) {
-  c10::impl::ExcludeDispatchKeyGuard guard(at::autocast::get_autocast_dispatch_key_from_device_type(kDevice));
-  const at::ScalarType dtype = at::autocast::get_autocast_dtype(kDevice);
-  return call_forward(at::autocast::cached_cast(dtype, input, kDevice),
-                      at::autocast::cached_cast(dtype, weight, kDevice), target,
-                      at::autocast::cached_cast(dtype, bias, kDevice), ignore_index, reduction, label_smoothing,
-                      /*wide_loss=*/true);  // as torch's autocast gives losses
+  const BelowAutocast<kDevice> guard;
+  return forward_op().call(autocast<kDevice>(input), autocast<kDevice>(weight), target, autocast<kDevice>(bias),
+                           ignore_index, reduction, label_smoothing,
+                           /*wide_loss=*/true);  // as torch's autocast gives losses
 }
 
 }  // namespace

@@ -21,11 +21,6 @@ struct LossOptions {
   }
 };
 
-// What losses are computed in.
-inline at::ScalarType compute_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // A SoftmaxStatistics of each element of `shape`, whose last dimension holds the two.
 inline Tensor empty_statistics(std::vector<int64_t> shape, const Tensor& input) {
   shape.push_back(2);

@@ -1,5 +1,8 @@
-// fastllm::layer_norm, rms_norm, dropout_add_layer_norm and their backward: one family over one pair of kernels.
+// fastllm::layer_norm, rms_norm, dropout_add_layer_norm, dropout_add_rms_norm and their backward: one family over one
+// pair of kernels.
 #include "ops/norm.h"
+
+#include <array>
 
 #include "cpu/norm.h"
 #include "ops/dropout.h"
@@ -13,7 +16,7 @@ namespace {
 
 // Parameters are small: kernels compute with them in the compute type.
 Tensor parameter(const OptionalTensor& tensor, const Tensor& input) {
-  return tensor ? tensor->to(norm_compute_type(input)).contiguous() : Tensor();
+  return tensor ? tensor->to(compute_type(input)).contiguous() : Tensor();
 }
 
 template <typename C>
@@ -32,7 +35,7 @@ Statistics norm_cpu(const char* op, bool rms, const Tensor& input, at::IntArrayR
                     const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
   const NormShape shape = check_norm(op, input, normalized_shape, weight, bias);
   const Tensor x = input.contiguous(), w = parameter(weight, input), b = parameter(bias, input);
-  const auto computing = input.options().dtype(norm_compute_type(input));
+  const auto computing = input.options().dtype(compute_type(input));
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous);
   Tensor mean = at::empty({rms ? 0 : shape.rows}, computing), rstd = at::empty({shape.rows}, computing);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
@@ -55,23 +58,22 @@ std::tuple<Tensor, Tensor> rms_norm_cpu(const Tensor& input, at::IntArrayRef nor
   return {output, rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cpu(const Tensor& input, const Tensor& residual,
-                                                                      const OptionalTensor& weight,
-                                                                      const OptionalTensor& bias, double p, double eps,
-                                                                      const OptionalTensor& input_bias,
-                                                                      const OptionalTensor& rng_state) {
-  const char* op = "dropout_add_layer_norm";
-  const NormShape shape = check_dropout_add_layer_norm(op, input, residual, weight, bias, input_bias);
+using Added = std::tuple<Tensor, Tensor, Tensor, Tensor>;  // output, new_residual, mean, rstd
+
+Added dropout_add_norm_cpu(const char* op, bool rms, const Tensor& input, const Tensor& residual,
+                           const OptionalTensor& weight, const OptionalTensor& bias, double p, double eps,
+                           const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
+  const NormShape shape = check_dropout_add_norm(op, input, residual, weight, bias, input_bias);
   const auto dropout = dropout_params(op, p, rng_state, input);
   const Tensor w = parameter(weight, input), b = parameter(bias, input);
   const Tensor added = input_bias ? input_bias->to(input.scalar_type()).contiguous() : Tensor();
   const Tensor x = input.contiguous(), r = residual.contiguous();
-  const auto computing = input.options().dtype(norm_compute_type(input));
+  const auto computing = input.options().dtype(compute_type(input));
   Tensor output = at::empty_like(x, at::MemoryFormat::Contiguous), new_residual = at::empty_like(output);
-  Tensor mean = at::empty({shape.rows}, computing), rstd = at::empty({shape.rows}, computing);
+  Tensor mean = at::empty({rms ? 0 : shape.rows}, computing), rstd = at::empty({shape.rows}, computing);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
     using C = Compute<T>;
-    norm_forward<T>({shape.rows, shape.cols, false, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
+    norm_forward<T>({shape.rows, shape.cols, rms, eps, x.const_data_ptr<T>(), data<C>(w), data<C>(b),
                      output.mutable_data_ptr<T>(), mean.mutable_data_ptr<C>(), rstd.mutable_data_ptr<C>(),
                      r.const_data_ptr<T>(), data<T>(added), new_residual.mutable_data_ptr<T>(),
                      dropout ? &*dropout : nullptr});
@@ -79,7 +81,24 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cpu(const Tens
   return {output, new_residual, mean, rstd};
 }
 
-// The gradients of all three ops. grad_input is undefined where it would equal grad_normalized (no dropout).
+Added dropout_add_layer_norm_cpu(const Tensor& input, const Tensor& residual, const OptionalTensor& weight,
+                                 const OptionalTensor& bias, double p, double eps, const OptionalTensor& input_bias,
+                                 const OptionalTensor& rng_state) {
+  return dropout_add_norm_cpu("dropout_add_layer_norm", false, input, residual, weight, bias, p, eps, input_bias,
+                              rng_state);
+}
+
+std::tuple<Tensor, Tensor, Tensor> dropout_add_rms_norm_cpu(const Tensor& input, const Tensor& residual,
+                                                            const OptionalTensor& weight, double p,
+                                                            std::optional<double> eps, const OptionalTensor& input_bias,
+                                                            const OptionalTensor& rng_state) {
+  const auto [output, new_residual, mean, rstd] =
+      dropout_add_norm_cpu("dropout_add_rms_norm", true, input, residual, weight, std::nullopt, p,
+                           rms_norm_eps(eps, input), input_bias, rng_state);
+  return {output, new_residual, rstd};
+}
+
+// The gradients of all four ops. grad_input is undefined where it would equal grad_normalized (no dropout).
 using Gradients = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;  // normalized, weight, bias, input, input_bias
 
 Gradients norm_backward_cpu(const OptionalTensor& grad_output, const OptionalTensor& grad_residual,
@@ -98,7 +117,7 @@ Gradients norm_backward_cpu(const OptionalTensor& grad_output, const OptionalTen
   Tensor grad_x = at::empty_like(x, at::MemoryFormat::Contiguous);
   Tensor grad_input = dropout ? at::empty_like(grad_x) : Tensor();
   const auto like = [&](const OptionalTensor& t) {
-    return t ? at::empty(t->sizes(), t->options().dtype(norm_compute_type(x))) : Tensor();
+    return t ? at::empty(t->sizes(), t->options().dtype(compute_type(x))) : Tensor();
   };
   Tensor grad_weight = like(weight), grad_bias = like(bias), grad_input_bias = like(input_bias);
   dispatch_floating(x.scalar_type(), [&]<typename T>() {
@@ -121,9 +140,9 @@ Gradients norm_backward_cpu(const OptionalTensor& grad_output, const OptionalTen
 Gradients call_backward(const Tensor& grad_output, const Tensor& grad_residual, const Tensor& normalized,
                         const Tensor& mean, const Tensor& rstd, const Tensor& weight, const Tensor& bias,
                         const Tensor& input_bias, double p, const Tensor& rng_state) {
-  static auto op = find_op<decltype(norm_backward_cpu)>("fastllm::norm_backward");
-  return op.call(optional(grad_output), optional(grad_residual), normalized, optional(mean), rstd, optional(weight),
-                 optional(bias), optional(input_bias), p, optional(rng_state));
+  return find_op<"norm_backward", decltype(norm_backward_cpu)>().call(
+      optional(grad_output), optional(grad_residual), normalized, optional(mean), rstd, optional(weight),
+      optional(bias), optional(input_bias), p, optional(rng_state));
 }
 
 // A parameter whose gradient is wanted, but not its values: of these backward needs shape and dtype alone. The shape is
@@ -144,21 +163,21 @@ struct Unread {
   Tensor normalized, statistic;
 
   Unread(const Tensor& grad, int64_t dims) : normalized(grad) {
-    const auto computing = grad.options().dtype(norm_compute_type(grad));
+    const auto computing = grad.options().dtype(compute_type(grad));
     const c10::SymInt rows = c10::multiply_integers(grad.sym_sizes().slice(0, grad.dim() - dims));
     statistic = at::zeros_symint({rows}, computing);
   }
 };
 
+using LayerNormSignature = Statistics(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, const OptionalTensor&,
+                                      double);
+
 struct LayerNorm : torch::autograd::Function<LayerNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                                const OptionalTensor& weight, const OptionalTensor& bias, double eps) {
-    static auto op = c10::Dispatcher::singleton()
-                         .findSchemaOrThrow("fastllm::layer_norm", "")
-                         .typed<Statistics(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&,
-                                           const OptionalTensor&, double)>();
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, mean, rstd] = op.call(input, normalized_shape, weight, bias, eps);
+    const auto [output, mean, rstd] =
+        find_op<"layer_norm", LayerNormSignature>().call(input, normalized_shape, weight, bias, eps);
     const bool normalized = wants_gradient(input) || wants_gradient(weight);
     ctx->save_for_backward({kept_if(normalized, input), kept_if(normalized, mean), kept_if(normalized, rstd),
                             kept_if(wants_gradient(input), weight)});
@@ -187,15 +206,14 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
   }
 };
 
+using RMSNormSignature = std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&,
+                                                    std::optional<double>);
+
 struct RMSNorm : torch::autograd::Function<RMSNorm> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, c10::SymIntArrayRef normalized_shape,
                                const OptionalTensor& weight, std::optional<double> eps) {
-    static auto op = c10::Dispatcher::singleton()
-                         .findSchemaOrThrow("fastllm::rms_norm", "")
-                         .typed<std::tuple<Tensor, Tensor>(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&,
-                                                           std::optional<double>)>();
     at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, rstd] = op.call(input, normalized_shape, weight, eps);
+    const auto [output, rstd] = find_op<"rms_norm", RMSNormSignature>().call(input, normalized_shape, weight, eps);
     ctx->save_for_backward({input, rstd, kept_if(wants_gradient(input), weight)});
     ctx->saved_data["dims"] = static_cast<int64_t>(normalized_shape.size());
     ctx->saved_data["weight"] = ParameterLike::describe(weight);
@@ -213,14 +231,12 @@ struct RMSNorm : torch::autograd::Function<RMSNorm> {
   }
 };
 
-struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
-  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& residual,
-                               const OptionalTensor& weight, const OptionalTensor& bias, double p, double eps,
-                               const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
-    static auto op = find_op<decltype(dropout_add_layer_norm_cpu)>("fastllm::dropout_add_layer_norm");
-    at::AutoDispatchBelowADInplaceOrView guard;
-    const auto [output, new_residual, mean, rstd] =
-        op.call(input, residual, weight, bias, p, eps, input_bias, rng_state);
+// What the two fused ops save and do alike. A mean is undefined for RMS norm.
+struct DropoutAddNorm {
+  static void save(AutogradContext* ctx, const Tensor& input, const Tensor& residual, const OptionalTensor& weight,
+                   const OptionalTensor& bias, double p, const OptionalTensor& input_bias,
+                   const OptionalTensor& rng_state, const Tensor& new_residual, const Tensor& mean,
+                   const Tensor& rstd) {
     const bool through_dropout = wants_gradient(input) || wants_gradient(input_bias);
     const bool summed = through_dropout || wants_gradient(residual);  // the gradient of what was added is wanted
     const bool normalized = summed || wants_gradient(weight);
@@ -230,16 +246,15 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
     ctx->saved_data["bias"] = ParameterLike::describe(bias);
     ctx->saved_data["input_bias"] = ParameterLike::describe(input_bias);
     ctx->saved_data["p"] = p;
-    ctx->mark_non_differentiable({mean, rstd});
     ctx->set_materialize_grads(false);  // one of the two gradients often does not come
-    return {output, new_residual, mean, rstd};
   }
 
-  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+  // Of input, residual, weight, bias and input_bias; all undefined if nothing comes in.
+  static std::array<Tensor, 5> gradients(AutogradContext* ctx, const variable_list& grads) {
     const variable_list s = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
     const Tensor& grad = grads[0].defined() ? grads[0] : grads[1];
-    if (!grad.defined()) return variable_list(8);  // nothing comes in, nothing goes out
+    if (!grad.defined()) return {};
     const Tensor weight = s[3].defined() ? s[3] : ParameterLike::make(data["weight"], grad, 1);
     const Tensor bias = ParameterLike::make(data["bias"], grad, 1);
     const Tensor input_bias = ParameterLike::make(data["input_bias"], grad, 1);
@@ -250,31 +265,48 @@ struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
     }
     const auto [dz, dw, db, dropped, dib] =
         call_backward(grads[0], grads[1], normalized, mean, rstd, weight, bias, input_bias, data["p"].toDouble(), s[4]);
-    return first_order_only("dropout_add_layer_norm",
-                            {dropped.defined() ? dropped : dz, dz, dw, db, Tensor(), Tensor(), dib, Tensor()});
+    return {dropped.defined() ? dropped : dz, dz, dw, db, dib};
   }
 };
 
-Statistics layer_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape, const OptionalTensor& weight,
-                               const OptionalTensor& bias, double eps) {
-  const variable_list out = LayerNorm::apply(input, normalized_shape, weight, bias, eps);
-  return {out[0], out[1], out[2]};
-}
+struct DropoutAddLayerNorm : torch::autograd::Function<DropoutAddLayerNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& residual,
+                               const OptionalTensor& weight, const OptionalTensor& bias, double p, double eps,
+                               const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, new_residual, mean, rstd] =
+        find_op<"dropout_add_layer_norm", decltype(dropout_add_layer_norm_cpu)>().call(input, residual, weight, bias, p,
+                                                                                       eps, input_bias, rng_state);
+    DropoutAddNorm::save(ctx, input, residual, weight, bias, p, input_bias, rng_state, new_residual, mean, rstd);
+    ctx->mark_non_differentiable({mean, rstd});
+    return {output, new_residual, mean, rstd};
+  }
 
-std::tuple<Tensor, Tensor> rms_norm_autograd(const Tensor& input, c10::SymIntArrayRef normalized_shape,
-                                             const OptionalTensor& weight, std::optional<double> eps) {
-  const variable_list out = RMSNorm::apply(input, normalized_shape, weight, eps);
-  return {out[0], out[1]};
-}
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto [dx, dr, dw, db, dib] = DropoutAddNorm::gradients(ctx, grads);
+    return first_order_only("dropout_add_layer_norm", {dx, dr, dw, db, Tensor(), Tensor(), dib, Tensor()});
+  }
+};
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_autograd(const Tensor& input, const Tensor& residual,
-                                                                           const OptionalTensor& weight,
-                                                                           const OptionalTensor& bias, double p,
-                                                                           double eps, const OptionalTensor& input_bias,
-                                                                           const OptionalTensor& rng_state) {
-  const variable_list out = DropoutAddLayerNorm::apply(input, residual, weight, bias, p, eps, input_bias, rng_state);
-  return {out[0], out[1], out[2], out[3]};
-}
+struct DropoutAddRMSNorm : torch::autograd::Function<DropoutAddRMSNorm> {
+  static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& residual,
+                               const OptionalTensor& weight, double p, std::optional<double> eps,
+                               const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
+    at::AutoDispatchBelowADInplaceOrView guard;
+    const auto [output, new_residual, rstd] =
+        find_op<"dropout_add_rms_norm", decltype(dropout_add_rms_norm_cpu)>().call(input, residual, weight, p, eps,
+                                                                                   input_bias, rng_state);
+    DropoutAddNorm::save(ctx, input, residual, weight, std::nullopt, p, input_bias, rng_state, new_residual, Tensor(),
+                         rstd);
+    ctx->mark_non_differentiable({rstd});
+    return {output, new_residual, rstd};
+  }
+
+  static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
+    const auto [dx, dr, dw, db, dib] = DropoutAddNorm::gradients(ctx, grads);
+    return first_order_only("dropout_add_rms_norm", {dx, dr, dw, Tensor(), Tensor(), dib, Tensor()});
+  }
+};
 
 }  // namespace
 
@@ -287,6 +319,9 @@ TORCH_LIBRARY_FRAGMENT(fastllm, m) {
       "dropout_add_layer_norm(Tensor input, Tensor residual, Tensor? weight, Tensor? bias, float p, float eps, "
       "Tensor? input_bias, Tensor? rng_state) -> (Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "dropout_add_rms_norm(Tensor input, Tensor residual, Tensor? weight, float p, float? eps, Tensor? input_bias, "
+      "Tensor? rng_state) -> (Tensor, Tensor, Tensor)");
+  m.def(
       "norm_backward(Tensor? grad_output, Tensor? grad_residual, Tensor normalized, Tensor? mean, Tensor rstd, "
       "Tensor? weight, Tensor? bias, Tensor? input_bias, float p, Tensor? rng_state) "
       "-> (Tensor, Tensor, Tensor, Tensor, Tensor)");
@@ -296,13 +331,15 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
   m.impl("layer_norm", layer_norm_cpu);
   m.impl("rms_norm", rms_norm_cpu);
   m.impl("dropout_add_layer_norm", dropout_add_layer_norm_cpu);
+  m.impl("dropout_add_rms_norm", dropout_add_rms_norm_cpu);
   m.impl("norm_backward", norm_backward_cpu);
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("layer_norm", layer_norm_autograd);
-  m.impl("rms_norm", rms_norm_autograd);
-  m.impl("dropout_add_layer_norm", dropout_add_layer_norm_autograd);
+  m.impl("layer_norm", AutogradKernel<LayerNorm, LayerNormSignature>::call);
+  m.impl("rms_norm", AutogradKernel<RMSNorm, RMSNormSignature>::call);
+  m.impl("dropout_add_layer_norm", AutogradKernel<DropoutAddLayerNorm, decltype(dropout_add_layer_norm_cpu)>::call);
+  m.impl("dropout_add_rms_norm", AutogradKernel<DropoutAddRMSNorm, decltype(dropout_add_rms_norm_cpu)>::call);
 }
 
 }  // namespace fastllm

@@ -1,4 +1,5 @@
-// The checks of layer_norm, rms_norm, dropout_add_layer_norm and of their backward, the same for every device.
+// The checks of layer_norm, rms_norm, dropout_add_layer_norm, dropout_add_rms_norm and of their backward, the same for
+// every device.
 #pragma once
 
 #include <limits>
@@ -12,16 +13,11 @@ struct NormShape {
   int64_t rows, cols;
 };
 
-// What statistics and the sums over rows are computed in.
-inline at::ScalarType norm_compute_type(const Tensor& t) {
-  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
-}
-
 // What rms_norm adds to the mean square unless told: the machine epsilon of what that is computed in, as torch does.
 inline double rms_norm_eps(std::optional<double> eps, const Tensor& input) {
   if (eps) return *eps;
-  return norm_compute_type(input) == at::kDouble ? std::numeric_limits<double>::epsilon()
-                                                 : std::numeric_limits<float>::epsilon();
+  return compute_type(input) == at::kDouble ? std::numeric_limits<double>::epsilon()
+                                            : std::numeric_limits<float>::epsilon();
 }
 
 // Parameters may be of any floating dtype beside the input's: float32 ones with bfloat16 activations are common.
@@ -46,9 +42,9 @@ inline NormShape check_norm(const char* op, const Tensor& input, at::IntArrayRef
   return {c10::multiply_integers(input.sizes().slice(0, outer)), c10::multiply_integers(normalized_shape)};
 }
 
-inline NormShape check_dropout_add_layer_norm(const char* op, const Tensor& input, const Tensor& residual,
-                                              const OptionalTensor& weight, const OptionalTensor& bias,
-                                              const OptionalTensor& input_bias) {
+inline NormShape check_dropout_add_norm(const char* op, const Tensor& input, const Tensor& residual,
+                                        const OptionalTensor& weight, const OptionalTensor& bias,
+                                        const OptionalTensor& input_bias) {
   check_floating(op, "input", input);
   FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
   check_same_shape(op, "residual", residual, "input", input);
@@ -69,7 +65,7 @@ inline NormShape check_norm_backward(const char* op, const OptionalTensor& grad_
   const Named gradients[] = {{"grad_output", &grad_output}, {"grad_residual", &grad_residual}};
 
   check_floating(op, "normalized", normalized);
-  const at::ScalarType computing = norm_compute_type(normalized);
+  const at::ScalarType computing = compute_type(normalized);
   const int64_t rows = rstd.numel();
   int64_t cols = rows ? normalized.numel() / rows : 0;
   FASTLLM_CHECK(rows * cols == normalized.numel(), op, "rstd", "have an element for each row of 'normalized'", rows);

@@ -13,8 +13,12 @@
 #include <torch/csrc/autograd/functions/basic_ops.h>
 #include <torch/library.h>
 
+#include <algorithm>
 #include <optional>
+#include <string>
 #include <tuple>
+#include <type_traits>
+#include <utility>
 
 #include "common/checks.h"
 
@@ -42,11 +46,88 @@ void dispatch_floating(at::ScalarType dtype, Body&& body) {
   }
 }
 
-// The dispatcher's entry for "fastllm::<name>". Keep the result in a static: the look-up is slow, the call is not.
-template <typename Signature>
-c10::TypedOperatorHandle<Signature> find_op(const char* name) {
-  return c10::Dispatcher::singleton().findSchemaOrThrow(name, "").typed<Signature>();
+// The dtype that kernels compute and keep statistics in.
+inline at::ScalarType compute_type(const Tensor& t) {
+  return t.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
 }
+
+// ---------------------------------------------------------------------------------------------------------------------
+// Calls through the dispatcher
+// ---------------------------------------------------------------------------------------------------------------------
+
+// A name as a template's argument.
+template <size_t kSize>
+struct OpName {
+  char text[kSize]{};
+
+  constexpr OpName(const char (&name)[kSize]) { std::copy_n(name, kSize, text); }
+};
+
+// The dispatcher's entry of fastllm::<kName>, looked up once: that is slow, a call is not. The signature is that of the
+// op's implementation, with SymInt where the schema has it.
+template <OpName kName, typename Signature>
+const c10::TypedOperatorHandle<Signature>& find_op() {
+  static const auto op = c10::Dispatcher::singleton()
+                             .findSchemaOrThrow((std::string("fastllm::") + kName.text).c_str(), "")
+                             .template typed<Signature>();
+  return op;
+}
+
+// `call` is the autograd kernel of an op that has this signature: it runs Function, a torch::autograd::Function whose
+// forward takes the op's arguments and returns its results.
+template <typename Function, typename Signature>
+struct AutogradKernel;
+
+template <typename Function, typename Result, typename... Args>
+struct AutogradKernel<Function, Result(Args...)> {
+  static Result call(Args... args) {
+    if constexpr (std::is_same_v<Result, Tensor>) {
+      return Function::apply(args...);
+    } else {
+      const variable_list results = Function::apply(args...);
+      return [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
+        return Result(results[kIndex]...);
+      }(std::make_index_sequence<std::tuple_size_v<Result>>{});
+    }
+  }
+};
+
+// While it lives, calls pass by autocast.
+template <c10::DeviceType kDevice>
+struct BelowAutocast {
+  c10::impl::ExcludeDispatchKeyGuard guard{at::autocast::get_autocast_dispatch_key_from_device_type(kDevice)};
+};
+
+// A floating tensor in the dtype that autocast runs in; any other argument as it is.
+template <c10::DeviceType kDevice, typename Argument>
+Argument autocast(const Argument& argument) {
+  return at::autocast::cached_cast(at::autocast::get_autocast_dtype(kDevice), argument, kDevice);
+}
+
+// `call` is the autocast kernel of fastllm::<kName>: it casts the first kCount arguments.
+template <OpName kName, typename Signature, c10::DeviceType kDevice, size_t kCount>
+struct AutocastKernel;
+
+template <OpName kName, typename Result, typename... Args, c10::DeviceType kDevice, size_t kCount>
+struct AutocastKernel<kName, Result(Args...), kDevice, kCount> {
+  static Result call(Args... args) {
+    const BelowAutocast<kDevice> guard;
+    return [&]<size_t... kIndex>(std::index_sequence<kIndex...>) {
+      return find_op<kName, Result(Args...)>().call(cast_if<(kIndex < kCount)>(args)...);
+    }(std::index_sequence_for<Args...>{});
+  }
+
+ private:
+  template <bool kCast, typename Argument>
+  static Argument cast_if(const Argument& argument) {
+    if constexpr (kCast) return autocast<kDevice>(argument);
+    return argument;
+  }
+};
+
+// ---------------------------------------------------------------------------------------------------------------------
+// What autograd functions share
+// ---------------------------------------------------------------------------------------------------------------------
 
 inline OptionalTensor optional(const Tensor& tensor) {
   return tensor.defined() ? OptionalTensor(tensor) : std::nullopt;

@@ -21,9 +21,10 @@ void check_positions(const Rotary& r, int64_t tokens) {
 }
 
 Tensor rotary_embedding_cpu(const Tensor& input, const Tensor& cos, const Tensor& sin, bool interleaved,
-                            c10::string_view layout, int64_t offset, const OptionalTensor& positions, bool inverse) {
+                            c10::string_view layout, int64_t offset, const OptionalTensor& positions, bool inverse,
+                            std::optional<int64_t> num_heads) {
   const RotaryArguments a =
-      check_rotary_embedding(kOp, input, cos, sin, interleaved, layout, offset, positions, inverse);
+      check_rotary_embedding(kOp, input, cos, sin, interleaved, layout, offset, positions, inverse, num_heads);
   check_positions(a.rotary, a.rotary.tokens_outer ? a.rotary.outer : a.rotary.inner);
   Tensor output = at::empty(input.sizes(), input.options());
   dispatch_floating(input.scalar_type(), [&]<typename T>() {
@@ -38,46 +39,44 @@ Tensor rotary_embedding_cpu(const Tensor& input, const Tensor& cos, const Tensor
 // Autograd
 // ---------------------------------------------------------------------------------------------------------------------
 
-Tensor call(const Tensor& input, const Tensor& cos, const Tensor& sin, bool interleaved, c10::string_view layout,
-            const c10::SymInt& offset, const OptionalTensor& positions, bool inverse) {
-  using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, bool, c10::string_view, c10::SymInt,
-                           const OptionalTensor&, bool);
-  static auto op = find_op<Signature>("fastllm::rotary_embedding");
-  return op.call(input, cos, sin, interleaved, layout, offset, positions, inverse);
-}
+using Signature = Tensor(const Tensor&, const Tensor&, const Tensor&, bool, c10::string_view, c10::SymInt,
+                         const OptionalTensor&, bool, std::optional<int64_t>);
 
 struct RotaryEmbedding : torch::autograd::Function<RotaryEmbedding> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& cos, const Tensor& sin,
                         bool interleaved, c10::string_view layout, const c10::SymInt& offset,
-                        const OptionalTensor& positions, bool inverse) {
+                        const OptionalTensor& positions, bool inverse, std::optional<int64_t> num_heads) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({cos, sin, or_undefined(positions)});
     ctx->saved_data["interleaved"] = interleaved;
     ctx->saved_data["layout"] = std::string(layout);
     ctx->saved_data["offset"] = offset;
     ctx->saved_data["inverse"] = inverse;
-    return call(input, cos, sin, interleaved, layout, offset, positions, inverse);
+    ctx->saved_data["num_heads"] = num_heads;
+    return find_op<"rotary_embedding", Signature>().call(input, cos, sin, interleaved, layout, offset, positions,
+                                                         inverse, num_heads);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
-    const Tensor grad =
-        call(grad_outputs[0], saved[0], saved[1], data["interleaved"].toBool(), data["layout"].toStringRef(),
-             data["offset"].toSymInt(), optional(saved[2]), !data["inverse"].toBool());
-    return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
+    const Tensor grad = find_op<"rotary_embedding", Signature>().call(
+        grad_outputs[0], saved[0], saved[1], data["interleaved"].toBool(), data["layout"].toStringRef(),
+        data["offset"].toSymInt(), optional(saved[2]), !data["inverse"].toBool(),
+        data["num_heads"].toOptional<int64_t>());
+    return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 
 Tensor rotary_embedding_autograd(const Tensor& input, const Tensor& cos, const Tensor& sin, bool interleaved,
                                  c10::string_view layout, c10::SymInt offset, const OptionalTensor& positions,
-                                 bool inverse) {
+                                 bool inverse, std::optional<int64_t> num_heads) {
   const std::pair<const char*, const Tensor&> tables[] = {{"cos", cos}, {"sin", sin}};
   for (const auto& [name, table] : tables) {
-    FASTLLM_CHECK(!at::GradMode::is_enabled() || !table.requires_grad(), kOp, name,
+    FASTLLM_CHECK(!at::GradMode::is_enabled() || !wants_gradient(table), kOp, name,
                   "not require a gradient: the tables are constants", "one that does");
   }
-  return RotaryEmbedding::apply(input, cos, sin, interleaved, layout, offset, positions, inverse);
+  return RotaryEmbedding::apply(input, cos, sin, interleaved, layout, offset, positions, inverse, num_heads);
 }
 
 }  // namespace
@@ -85,7 +84,7 @@ Tensor rotary_embedding_autograd(const Tensor& input, const Tensor& cos, const T
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   m.def(
       "rotary_embedding(Tensor input, Tensor cos, Tensor sin, bool interleaved=False, str layout=\"bhtd\", "
-      "SymInt offset=0, Tensor? positions=None, bool inverse=False) -> Tensor");
+      "SymInt offset=0, Tensor? positions=None, bool inverse=False, int? num_heads=None) -> Tensor");
 }
 
 TORCH_LIBRARY_IMPL(fastllm, CPU, m) {

@@ -24,7 +24,8 @@ inline void check_rotary_tables(const char* op, const Tensor& input, const Tenso
 
 inline RotaryArguments check_rotary_embedding(const char* op, const Tensor& input, const Tensor& cos, const Tensor& sin,
                                               bool interleaved, c10::string_view layout, int64_t offset,
-                                              const OptionalTensor& positions, bool inverse) {
+                                              const OptionalTensor& positions, bool inverse,
+                                              std::optional<int64_t> num_heads) {
   check_floating(op, "input", input);
   FASTLLM_CHECK(layout == "bhtd" || layout == "bthd", op, "layout", "be 'bhtd' or 'bthd'", "'", layout, "'");
   const bool tokens_outer = layout == "bthd";
@@ -32,6 +33,9 @@ inline RotaryArguments check_rotary_embedding(const char* op, const Tensor& inpu
                 input.sizes());
   check_rotary_tables(op, input, cos, sin);
   const int64_t batch = input.size(0), tokens = input.size(tokens_outer ? 1 : 2), table_rows = cos.size(0);
+  const int64_t heads = input.size(tokens_outer ? 2 : 1);
+  FASTLLM_CHECK(!num_heads || (*num_heads >= 0 && *num_heads <= heads), op, "num_heads",
+                c10::str("be in [0, ", heads, "], the number of heads of 'input'"), *num_heads);
   if (positions) {
     FASTLLM_CHECK_TYPE(positions->scalar_type() == at::kLong, op, "positions", "be int64", positions->scalar_type());
     FASTLLM_CHECK(
@@ -45,11 +49,10 @@ inline RotaryArguments check_rotary_embedding(const char* op, const Tensor& inpu
                            " rows of 'cos'"),
                   offset);
   }
-  const auto table = input.scalar_type() == at::kDouble ? at::kDouble : at::kFloat;
   RotaryArguments a{{},
                     input.stride(3) == 1 || input.size(3) <= 1 ? input : input.contiguous(),
-                    cos.to(table).contiguous(),
-                    sin.to(table).contiguous(),
+                    cos.to(compute_type(input)).contiguous(),
+                    sin.to(compute_type(input)).contiguous(),
                     or_undefined(positions)};
   const bool of_each_token = positions && positions->dim() == 2;
   a.rotary = {.batch = batch,
@@ -58,6 +61,7 @@ inline RotaryArguments check_rotary_embedding(const char* op, const Tensor& inpu
               .head_dim = input.size(3),
               .tokens_outer = tokens_outer,
               .strides = {a.input.stride(0), a.input.stride(1), a.input.stride(2)},
+              .turning_heads = num_heads.value_or(heads),
               .pairs = cos.size(1),
               .interleaved = interleaved,
               .inverse = inverse,

@@ -6,12 +6,12 @@
 
 namespace fastllm {
 
-struct Rows {
+struct RowView {
   Tensor tensor;
   int64_t count, cols, stride;  // stride: from one row's start to the next's
 
   // `tensor` has at least one dimension.
-  explicit Rows(const Tensor& t) : tensor(t), cols(t.size(-1)) {
+  explicit RowView(const Tensor& t) : tensor(t), cols(t.size(-1)) {
     count = c10::multiply_integers(t.sizes().slice(0, t.dim() - 1));
     const auto found = stride_of(t);
     if (!found) tensor = t.contiguous();

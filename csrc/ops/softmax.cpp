@@ -31,24 +31,19 @@ Tensor softmax_backward_cpu(const Tensor& grad_output, const Tensor& output, int
 
 struct Softmax : torch::autograd::Function<Softmax> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, int64_t dim) {
-    static auto op = find_op<decltype(softmax_cpu)>("fastllm::softmax");
     at::AutoDispatchBelowADInplaceOrView guard;
-    const Tensor output = op.call(input, dim);
+    const Tensor output = find_op<"softmax", decltype(softmax_cpu)>().call(input, dim);
     ctx->save_for_backward({output});
     ctx->saved_data["dim"] = dim;
     return output;
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    static auto op = find_op<decltype(softmax_backward_cpu)>("fastllm::softmax_backward");
-    const Tensor grad = op.call(grads[0], ctx->get_saved_variables()[0], ctx->saved_data["dim"].toInt());
+    const Tensor grad = find_op<"softmax_backward", decltype(softmax_backward_cpu)>().call(
+        grads[0], ctx->get_saved_variables()[0], ctx->saved_data["dim"].toInt());
     return first_order_only("softmax", {grad, Tensor()});
   }
 };
-
-Tensor softmax_autograd(const Tensor& input, int64_t dim) {
-  return Softmax::apply(input, dim);
-}
 
 }  // namespace
 
@@ -63,7 +58,7 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("softmax", softmax_autograd);
+  m.impl("softmax", AutogradKernel<Softmax, decltype(softmax_cpu)>::call);
 }
 
 }  // namespace fastllm

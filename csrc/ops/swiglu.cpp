@@ -39,27 +39,21 @@ std::tuple<Tensor, Tensor> swiglu_backward_cpu(const Tensor& grad_output, const 
 
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& up) {
-    static auto op = find_op<decltype(swiglu_cpu)>("fastllm::swiglu");
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({input, kept_if(wants_gradient(input), up)});
     ctx->saved_data["packed"] = !up.has_value();
-    return op.call(input, up);
+    return find_op<"swiglu", decltype(swiglu_cpu)>().call(input, up);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
-    static auto op = find_op<decltype(swiglu_backward_cpu)>("fastllm::swiglu_backward");
     const variable_list saved = ctx->get_saved_variables();
     // The gradient of `up` does not look at it: where it alone is wanted, the gate stands in.
     const Tensor& up = saved[1].defined() ? saved[1] : saved[0];
-    const auto [grad_input, grad_up] =
-        op.call(grad_outputs[0], saved[0], ctx->saved_data["packed"].toBool() ? std::nullopt : OptionalTensor(up));
+    const auto [grad_input, grad_up] = find_op<"swiglu_backward", decltype(swiglu_backward_cpu)>().call(
+        grad_outputs[0], saved[0], ctx->saved_data["packed"].toBool() ? std::nullopt : OptionalTensor(up));
     return first_order_only("swiglu", {grad_input, grad_up});
   }
 };
-
-Tensor swiglu_autograd(const Tensor& input, const OptionalTensor& up) {
-  return SwigluFunction::apply(input, up);
-}
 
 }  // namespace
 
@@ -74,7 +68,7 @@ TORCH_LIBRARY_IMPL(fastllm, CPU, m) {
 }
 
 TORCH_LIBRARY_IMPL(fastllm, Autograd, m) {
-  m.impl("swiglu", swiglu_autograd);
+  m.impl("swiglu", AutogradKernel<SwigluFunction, decltype(swiglu_cpu)>::call);
 }
 
 }  // namespace fastllm

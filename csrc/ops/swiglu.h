@@ -12,8 +12,8 @@ inline const void* second_half(const Tensor& packed) {
 
 // gate and up, `rows` of `cols` each: two tensors, or the halves [gate, up] of one.
 struct SwigluInput {
-  Rows first;
-  std::optional<Rows> second;
+  RowView first;
+  std::optional<RowView> second;
   int64_t rows, cols;
 
   const void* gate() const { return first.tensor.const_data_ptr(); }
@@ -38,7 +38,7 @@ struct SwigluGradients {
 inline SwigluInput check_swiglu(const char* op, const Tensor& input, const OptionalTensor& up) {
   check_floating(op, "input", input);
   FASTLLM_CHECK(input.dim() >= 1, op, "input", "have at least one dimension", "a scalar");
-  const Rows first(input);
+  const RowView first(input);
   if (!up) {
     FASTLLM_CHECK(first.cols % 2 == 0, op, "input", "have an even last dimension, gate and up (or give 'up')",
                   input.sizes());
@@ -47,7 +47,7 @@ inline SwigluInput check_swiglu(const char* op, const Tensor& input, const Optio
   check_same_device(op, "up", *up, "input", input);
   check_same_dtype(op, "up", *up, "input", input);
   check_same_shape(op, "up", *up, "input", input);
-  return {first, Rows(*up), first.count, first.cols};
+  return {first, RowView(*up), first.count, first.cols};
 }
 
 inline at::DimVector swiglu_shape(const Tensor& input, int64_t cols) {

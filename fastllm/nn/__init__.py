@@ -2,7 +2,7 @@
 
 from fastllm.nn.activation import GELU, Softmax
 from fastllm.nn.attention import CausalSelfAttention
-from fastllm.nn.dropout import Dropout, DropoutAdd, DropoutAddLayerNorm
+from fastllm.nn.dropout import Dropout, DropoutAdd, DropoutAddLayerNorm, DropoutAddRMSNorm
 from fastllm.nn.embedding import Embedding, PositionalEmbedding
 from fastllm.nn.feed_forward import FeedForward, GatedFeedForward
 from fastllm.nn.kv_cache import CacheLayer, KVCache
@@ -19,6 +19,7 @@ __all__ = [
     "Dropout",
     "DropoutAdd",
     "DropoutAddLayerNorm",
+    "DropoutAddRMSNorm",
     "Embedding",
     "FeedForward",
     "GatedFeedForward",

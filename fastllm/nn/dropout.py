@@ -4,7 +4,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
-from fastllm.nn.norm import LayerNorm
+from fastllm.nn.norm import LayerNorm, RMSNorm
 from fastllm.ops._only_default import only_default
 
 
@@ -67,10 +67,7 @@ class DropoutAddLayerNorm(LayerNorm):
         dtype: torch.dtype | None = None,
     ) -> None:
         super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
-        if len(self.normalized_shape) != 1:
-            raise ValueError(
-                f"DropoutAddLayerNorm: 'normalized_shape' must be the last dimension's size, got {normalized_shape}"
-            )
+        _check_one_dimension(self, normalized_shape)
         self.p = p
 
     # Not LayerNorm's signature: this layer adds before it normalises.
@@ -87,3 +84,52 @@ class DropoutAddLayerNorm(LayerNorm):
     def extra_repr(self) -> str:
         """Show p beside LayerNorm's settings."""
         return f"{super().extra_repr()}, p={self.p}"
+
+
+class DropoutAddRMSNorm(RMSNorm):
+    """The same seam with an RMS norm, in one pass over memory.
+
+    new_residual = residual + dropout(input); normed = RMSNorm(new_residual), to be used as DropoutAddLayerNorm's. Its
+    state_dict is that of torch.nn.RMSNorm.
+
+    Args:
+        normalized_shape: C, the size of the last dimension.
+        p: dropout probability.
+        eps, elementwise_affine, device, dtype: as in torch.nn.RMSNorm.
+
+    Raises:
+        ValueError: normalized_shape is of several dimensions.
+    """
+
+    def __init__(
+        self,
+        normalized_shape: int,
+        p: float = 0.1,
+        eps: float | None = None,
+        elementwise_affine: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
+        _check_one_dimension(self, normalized_shape)
+        self.p = p
+
+    # Not RMSNorm's signature: this layer adds before it normalises.
+    def forward(self, input: Tensor, residual: Tensor | None = None) -> tuple[Tensor, Tensor]:  # type: ignore[override]
+        """Return (normed, new_residual), each (*, C); without a residual, new_residual is dropout(input)."""
+        if residual is None:
+            new_residual = ops.dropout(input, self.p, self.training)
+            return super().forward(new_residual), new_residual
+        input = input.to(residual.dtype)  # under autocast a branch is half precision; the stream keeps its own
+        return ops.dropout_add_rms_norm(input, residual, self.weight, self.p, self.eps, training=self.training)
+
+    def extra_repr(self) -> str:
+        """Show p beside RMSNorm's settings."""
+        return f"{super().extra_repr()}, p={self.p}"
+
+
+def _check_one_dimension(layer: LayerNorm | RMSNorm, normalized_shape: int) -> None:
+    if len(layer.normalized_shape) != 1:
+        raise ValueError(
+            f"{type(layer).__name__}: 'normalized_shape' must be the last dimension's size, got {normalized_shape}"
+        )

@@ -17,7 +17,7 @@ from fastllm.ops.embedding import embedding
 from fastllm.ops.gelu import bias_gelu, gelu
 from fastllm.ops.linear import linear
 from fastllm.ops.linear_cross_entropy import linear_cross_entropy
-from fastllm.ops.norm import dropout_add_layer_norm, layer_norm, rms_norm
+from fastllm.ops.norm import dropout_add_layer_norm, dropout_add_rms_norm, layer_norm, rms_norm
 from fastllm.ops.rotary_embedding import rotary_embedding, rotary_tables
 from fastllm.ops.softmax import softmax
 from fastllm.ops.swiglu import swiglu
@@ -31,6 +31,7 @@ __all__ = [
     "dropout",
     "dropout_add",
     "dropout_add_layer_norm",
+    "dropout_add_rms_norm",
     "embedding",
     "gelu",
     "layer_norm",

@@ -55,13 +55,13 @@ def scaled_dot_product_attention(
         key_lengths: (B,) int64 or int32, in [0, Tk], how many keys of each batch element count; what lies behind is not
             read. On CUDA, where looking at them would stall, one out of range counts as the nearest end.
         segment_ids: (B, T) int64 or int32, for self-attention (Tq = Tk = T): token i sees token j only if their ids are
-            equal, as several documents packed into one row need. Ids may not fall along a row, so that a segment is a
-            run of neighbours: what lies outside it is not computed. On CUDA this is not checked, for the host would
-            have to wait: there, the results of a row whose ids fall are undefined.
+            equal, as several documents packed into one row need. Ids must be non-decreasing along a row, so that a
+            segment is a run of neighbours: what lies outside it is not computed. On CUDA this is not checked, for the
+            host would have to wait: there, the results of a row whose ids decrease are undefined.
         window: (left, right): a query sees no more than that many keys before and after its own position; -1 is no
             bound (Beltagy et al., "Longformer", 2020). What lies outside is not computed.
-        alibi_slopes: (H,) or (B, H): a score falls by slope * distance (Press et al., "Train short, test long", 2022);
-            not differentiable.
+        alibi_slopes: (H,) or (B, H): slope * distance is subtracted from a score (Press et al., "Train short, test
+            long", 2022); not differentiable.
         softcap: scores become softcap * tanh(score / softcap) before mask and slopes (Gemma 2, 2024).
         causal_align: "top-left", as torch, or "bottom-right": the last query stands at the last key.
         rng_state: as for :func:`fastllm.ops.dropout`; element i of the mask runs over (B, H, Tq, Tk rounded up to a
@@ -71,7 +71,7 @@ def scaled_dot_product_attention(
         (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or segment_ids fall (lengths and ids: on a CPU).
+        ValueError: shapes do not fit, an argument is out of range, or segment_ids decrease (lengths and ids: on a CPU).
         TypeError: dtypes or devices do not fit.
 
     Example:
@@ -112,23 +112,29 @@ def attention_packed(
     alibi_slopes: Tensor | None = None,
     softcap: float | None = None,
     rng_state: Tensor | None = None,
+    num_heads: int | None = None,
 ) -> Tensor:
     """Attend within a fused projection: it is read where it is, and backward writes one packed gradient.
 
     Args:
-        qkv: (B, T, 3, H, D), the last dimension contiguous; queries, keys and values in this order.
+        qkv: (B, T, 3, H, D), the last dimension contiguous; queries, keys and values in this order. With num_heads it
+            is (B, T, H + 2 K, D): H heads of queries, K of keys, K of values, where K divides H and each head of keys
+            serves H / K neighbouring heads of queries (Ainslie et al., "GQA", 2023).
         attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, window, alibi_slopes, softcap, rng_state: as
             for :func:`scaled_dot_product_attention`.
+        num_heads: H, where qkv has four dimensions.
 
     Returns:
         (B, T, H, D), contiguous.
 
     Raises:
-        ValueError: shapes do not fit, an argument is out of range, or segment_ids fall (lengths and ids: on a CPU).
+        ValueError: shapes do not fit, an argument is out of range, or segment_ids decrease (lengths and ids: on a CPU).
         TypeError: dtypes or devices do not fit.
 
     Example:
         >>> attention_packed(torch.zeros(2, 5, 3, 4, 8)).shape
+        torch.Size([2, 5, 4, 8])
+        >>> attention_packed(torch.zeros(2, 5, 4 + 2 * 2, 8), num_heads=4).shape
         torch.Size([2, 5, 4, 8])
     """
     if is_causal_bias(attn_mask):
@@ -137,8 +143,9 @@ def attention_packed(
     state = rng_state_for(qkv, dropout_p, True, rng_state)
     left, right = split_window("attention_packed", window)
     return torch.ops.fastllm.attention_packed.default(
-        qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, left, right, alibi_slopes, softcap, state
-    )[0]
+        qkv, attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, left, right, alibi_slopes, softcap,
+        state, num_heads,
+    )[0]  # fmt: skip
 
 
 def _is_upper_left(op: str, bias: Any, tq: int, tk: int) -> bool:
@@ -187,7 +194,9 @@ def _(grad_output, query, key, value, output, statistics, attn_mask, *options):
 
 @register_fake("attention_packed")
 def _(qkv, *options):
-    b, t, _, h, d = qkv.shape
+    b, t, *_, h, d = qkv.shape
+    num_heads = options[-1]
+    h = h if num_heads is None else num_heads
     return qkv.new_empty((b, t, h, d)), _statistics(qkv, b, h, t)
 
 

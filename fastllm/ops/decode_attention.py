@@ -41,7 +41,7 @@ def decode_attention(
         scale: default 1 / sqrt(D).
         window: (left, right): a query sees no more than `left` keys before its own position, -1 is no bound; `right`
             changes nothing here, as no key after a query is seen.
-        alibi_slopes: (H,) or (B, H): a score falls by slope * distance.
+        alibi_slopes: (H,) or (B, H): slope * distance is subtracted from a score.
         softcap: scores become softcap * tanh(score / softcap).
 
     Returns:

@@ -1,4 +1,4 @@
-"""Layer norm, RMS norm, and layer norm fused with the residual addition before it."""
+"""Layer norm and RMS norm, alone and fused with the residual addition before them."""
 
 import math
 from collections.abc import Sequence
@@ -104,6 +104,44 @@ def dropout_add_layer_norm(
     return outputs[0], outputs[1]
 
 
+def dropout_add_rms_norm(
+    input: Tensor,
+    residual: Tensor,
+    weight: Tensor | None,
+    p: float = 0.1,
+    eps: float | None = None,
+    training: bool = True,
+    input_bias: Tensor | None = None,
+    *,
+    rng_state: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Add and normalise in one pass: new_residual = residual + dropout(input + input_bias), and its RMS norm.
+
+    Args:
+        input: (*, C); float32, float64, bfloat16 or float16.
+        residual: of input's shape and dtype.
+        weight: (C,), of any floating dtype, or None.
+        p: dropout probability, in [0, 1].
+        eps: added to the mean square; as for :func:`rms_norm`.
+        training: False adds without dropout.
+        input_bias: (C,) or None.
+        rng_state: as for :func:`fastllm.ops.dropout`.
+
+    Returns:
+        (normed, new_residual), contiguous, of input's shape and dtype.
+
+    Raises:
+        ValueError: p is not in [0, 1], or shapes do not fit.
+        TypeError: dtypes or devices do not fit.
+
+    Example:
+        >>> dropout_add_rms_norm(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 2.0]), None, p=0.0)
+        (tensor([1., 1.]), tensor([2., 2.]))
+    """
+    state = rng_state_for(input, p, training, rng_state)
+    return torch.ops.fastllm.dropout_add_rms_norm.default(input, residual, weight, p, eps, input_bias, state)[:2]
+
+
 def _statistics(input: Tensor, dims: int) -> Tensor:
     rows = math.prod(input.shape[: input.dim() - dims])  # torch.Size.numel() would make a dynamic shape a constant
     return input.new_empty((rows,), dtype=torch.float64 if input.dtype == torch.float64 else torch.float32)
@@ -128,6 +166,11 @@ def _(input, residual, weight, bias, p, eps, input_bias, rng_state):
         _statistics(input, 1),
         _statistics(input, 1),
     )
+
+
+@register_fake("dropout_add_rms_norm")
+def _(input, residual, weight, p, eps, input_bias, rng_state):
+    return input.new_empty(input.shape), input.new_empty(input.shape), _statistics(input, 1)
 
 
 @register_fake("norm_backward")

@@ -64,6 +64,7 @@ LOSS = {"input": rows(6, 40), "target": torch.tensor([1, 39, -100, 3, 7, 20]), "
 PRODUCT = {"input": rows(6, 8), "linear_weight": rows(40, 8), "target": LOSS["target"], "linear_bias": torch.randn(40)}
 CASES = [
     *(Case(function, CALLS[function], OTHERS.get(function, {})) for function in CALLS),
+    Case(ops.attention_packed, {"qkv": torch.randn(2, 3, 8, 8)}, {"num_heads": 4}, "of unequal heads"),
     Case(ops.bias_gelu, {"input": rows(300, 9), "bias": torch.randn(9)}, {"approximate": "tanh"}, "of many rows"),
     Case(ops.cross_entropy, LOSS, {"reduction": "sum", "label_smoothing": 0.1}, "summed and smoothed"),
     Case(ops.cross_entropy, LOSS, {"reduction": "none"}, "of each row"),
@@ -71,6 +72,8 @@ CASES = [
          {"p": 0.3}, "of many rows"),
     Case(ops.dropout_add_layer_norm, {"input": rows(2, 5000), "residual": rows(2, 5000), "weight": torch.rand(5000),
          "bias": torch.randn(5000), "input_bias": torch.randn(5000), "rng_state": STATE}, {}, "of long rows"),
+    Case(ops.dropout_add_rms_norm, {"input": rows(2, 5000), "residual": rows(2, 5000), "weight": torch.rand(5000),
+         "input_bias": torch.randn(5000), "rng_state": STATE}, {}, "of long rows"),
     Case(ops.embedding, {"input": torch.randint(0, 7, (3, 50)), "weight": rows(7, 5)}, {"padding_idx": 3}, "padded"),
     Case(ops.layer_norm, {"input": rows(3, 16, torch.bfloat16), "weight": torch.rand(16).half(),
          "bias": torch.rand(16)}, {"normalized_shape": (16,)}, "with parameters of other dtypes"),
@@ -84,6 +87,8 @@ CASES = [
          {}, "in two chunks"),
     Case(ops.rotary_embedding, {"input": torch.randn(2, 3, 4, 8), "cos": torch.randn(9, 2).double(),
          "sin": torch.randn(9, 2).double()}, {"layout": "bthd", "interleaved": True, "positions": 2}, "interleaved"),
+    Case(ops.rotary_embedding, {"input": torch.randn(2, 3, 7, 8), "cos": torch.randn(9, 4), "sin": torch.randn(9, 4)},
+         {"layout": "bthd", "num_heads": 5}, "of the first heads"),
     Case(ops.softmax, {"input": rows(40, 3)}, {"dim": 0}, "over columns"),
     Case(ops.softmax, {"input": rows(2, 5000, torch.bfloat16)}, {"dim": -1}, "of long rows"),
     Case(ops.softmax, {"input": rows(2, 33_000)}, {"dim": -1}, "of few rows, in pieces"),

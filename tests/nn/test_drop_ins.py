@@ -88,18 +88,34 @@ def test_linear_cross_entropy_loss(bias):
     torch.testing.assert_close(module(x, target), expected)
 
 
-def test_dropout_add_layer_norm_is_its_parts():
-    module = nn.DropoutAddLayerNorm(8, p=0.0)
+FUSED_NORMS = [(nn.DropoutAddLayerNorm, torch.nn.LayerNorm), (nn.DropoutAddRMSNorm, torch.nn.RMSNorm)]
+
+
+@pytest.mark.parametrize(("fused", "norm"), FUSED_NORMS)
+def test_dropout_add_norm_is_its_parts(fused, norm):
+    module, theirs = fused(8, p=0.0), norm(8)
+    assert module.state_dict().keys() == theirs.state_dict().keys()
+    theirs.weight.data.uniform_()
+    module.load_state_dict(theirs.state_dict())
     x, residual = torch.randn(3, 8), torch.randn(3, 8)
     normed, new_residual = module(x, residual)
     torch.testing.assert_close(new_residual, x + residual)
-    torch.testing.assert_close(normed, torch.nn.functional.layer_norm(x + residual, (8,)))
+    torch.testing.assert_close(normed, theirs(x + residual))
     normed, new_residual = module(x)
     torch.testing.assert_close(new_residual, x)
-    torch.testing.assert_close(normed, torch.nn.functional.layer_norm(x, (8,)))
+    torch.testing.assert_close(normed, theirs(x))
+    assert repr(module).endswith("p=0.0)")
 
 
-@pytest.mark.parametrize("module", [nn.Dropout(0.5), nn.DropoutAdd(0.5), nn.DropoutAddLayerNorm(64, 0.5)])
+@pytest.mark.parametrize("fused", [fused for fused, _ in FUSED_NORMS])
+def test_dropout_add_norm_of_a_branch_in_half_precision(fused):
+    module, x, residual = fused(8, p=0.0), torch.randn(3, 8).bfloat16(), torch.randn(3, 8)
+    normed, new_residual = module(x, residual)
+    assert normed.dtype == torch.float32
+    assert torch.equal(new_residual, x.float() + residual)
+
+
+@pytest.mark.parametrize("module", [nn.Dropout(0.5), nn.DropoutAdd(0.5), *(fused(64, 0.5) for fused, _ in FUSED_NORMS)])
 def test_dropout_follows_the_training_flag(module):
     x, residual = torch.randn(32, 64), torch.randn(32, 64)
     inputs = (x,) if isinstance(module, nn.Dropout) else (x, residual)
@@ -141,6 +157,7 @@ def test_feed_forward():
             lambda: nn.DropoutAddLayerNorm((3, 5)),
             r"'normalized_shape' must be the last dimension's size, got \(3, 5\)",
         ),
+        (lambda: nn.DropoutAddRMSNorm((3, 5)), r"DropoutAddRMSNorm: 'normalized_shape' must be the last .*\(3, 5\)"),
         (lambda: nn.CausalSelfAttention(10, 3), r"'n_embd' must be a multiple of n_head \(3\), got 10"),
         (lambda: nn.Softmax()(torch.randn(3)), "'dim' must be an int"),
     ],

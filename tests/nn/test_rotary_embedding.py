@@ -19,6 +19,32 @@ def test_is_the_op_over_its_tables(interleaved, layout):
     assert rotary.extra_repr() == f"6, base=500.0, interleaved={interleaved}, layout={layout!r}"
 
 
+def test_given_frequencies_are_kept():
+    frequencies = torch.tensor([0.5, 1e-3])
+    rotary = nn.RotaryEmbedding(4, 6, frequencies=frequencies, scale=1.25)
+    expected = ops.rotary_tables(12, 4, frequencies=frequencies.double(), scale=1.25)
+    frequencies.zero_()  # nobody else's tensor
+    assert torch.equal(rotary.cos, expected[0][:6])
+    narrow = copy.deepcopy(rotary).bfloat16()
+    for grown in (rotary, narrow):
+        grown.grow(7)
+        assert torch.equal(grown.cos, expected[0])
+        assert torch.equal(grown.sin, expected[1])
+    assert not rotary.state_dict()
+    with torch.device("meta"):
+        on_meta = nn.RotaryEmbedding(4, 12, frequencies=rotary.frequencies, scale=1.25)
+    assert on_meta.cos.is_meta
+    assert torch.equal(on_meta.to_empty(device="cpu").sin, expected[1])
+    assert rotary.extra_repr() == "4, frequencies given, scale=1.25, interleaved=False, layout='bhtd'"
+
+
+def test_the_first_heads_alone():
+    rotary, x = nn.RotaryEmbedding(4, layout="bthd"), torch.randn(2, 5, 6, 8)
+    output = rotary(x, 3, num_heads=4)
+    assert torch.equal(output[:, :, :4], rotary(x, 3)[:, :, :4])
+    assert torch.equal(output[:, :, 4:], x[:, :, 4:])
+
+
 @pytest.mark.parametrize("layout", ["bhtd", "bthd"])
 def test_tables_grow(layout):
     rotary, x = nn.RotaryEmbedding(4, 2, layout=layout), torch.randn(1, 3, 5, 4)

@@ -52,7 +52,7 @@ def test_constructor_and_forward_are_torchs_to_the_letter(name):
 
 @pytest.mark.parametrize("make", [
     *((getattr(nn, name), *MAKE[name][0]) for name in ("Embedding", "LayerNorm", "Linear", "RMSNorm")),
-    (nn.LinearCrossEntropyLoss, 9, 11), (nn.DropoutAddLayerNorm, 9),
+    (nn.LinearCrossEntropyLoss, 9, 11), (nn.DropoutAddLayerNorm, 9), (nn.DropoutAddRMSNorm, 9),
 ], ids=lambda make: make[0].__name__)  # fmt: skip
 def test_skip_init_device_and_dtype(make):
     kind, *arguments = make

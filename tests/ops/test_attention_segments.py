@@ -142,7 +142,7 @@ def test_op_contract_compile_threads(threads):
     args = (q, k, v, None, 0.0, True, None, False, None, ids, False, None, None, None, None, None)
     harness.assert_op_contract(torch.ops.fastllm.scaled_dot_product_attention.default, args)
     packed = torch.randn(2, 101, 3, 2, 8, requires_grad=True)
-    args = (packed, None, 0.0, True, None, None, ids, None, None, None, None, None)
+    args = (packed, None, 0.0, True, None, None, ids, None, None, None, None, None, None)
     harness.assert_op_contract(torch.ops.fastllm.attention_packed.default, args)
     ours = lambda packed, ids: ops.attention_packed(packed, is_causal=True, segment_ids=ids)  # noqa: E731
     harness.assert_compiles(ours, [packed, ids])
@@ -165,7 +165,7 @@ PACKED = torch.randn(2, 3, 3, 1, 8)
         (
             lambda: ops.attention_packed(PACKED, segment_ids=torch.tensor([[0, 1, 1], [0, 2, 1]])),
             ValueError,
-            r"attention_packed: 'segment_ids' must not fall along a row, got 2 before 1 at \[1, 2\]",
+            r"attention_packed: 'segment_ids' must be non-decreasing along a row, got 2 before 1 at \[1, 2\]",
         ),
         (
             lambda: ops.attention_packed(PACKED, segment_ids=torch.zeros(3, dtype=torch.int64)),

@@ -255,7 +255,7 @@ Q, K, N = torch.randn(2, 4, 1, 8), torch.randn(2, 4, 6, 8), torch.tensor([1, 6])
         (lambda: ops.decode_attention(Q, K, K, N + 1), ValueError, r"in \[0, 6\], the capacity.*got 7 at position 1"),
         (lambda: ops.decode_attention(Q, K, K, N - 2), ValueError, r"'lengths' must be in \[0, 6\].*got -1"),
         (lambda: ops.decode_attention(Q, K, K, N, window=3), ValueError, r"decode_attention: 'window' must be"),
-        (lambda: ops.decode_attention(Q, K, K, N, softcap=0.0), ValueError, "'softcap' must be over 0, got 0"),
+        (lambda: ops.decode_attention(Q, K, K, N, softcap=0.0), ValueError, "'softcap' must be positive, got 0"),
         (lambda: ops.decode_attention(Q, K, K, N, alibi_slopes=torch.rand(3)), ValueError, "'alibi_slopes' must have"),
     ],
 )

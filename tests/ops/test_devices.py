@@ -29,6 +29,10 @@ CALLS = {
         "input": torch.randn(2, 3), "residual": torch.randn(2, 3), "weight": torch.ones(3), "bias": torch.ones(3),
         "input_bias": torch.ones(3), "rng_state": STATE,
     },
+    ops.dropout_add_rms_norm: {
+        "input": torch.randn(2, 3), "residual": torch.randn(2, 3), "weight": torch.ones(3), "input_bias": torch.ones(3),
+        "rng_state": STATE,
+    },
     ops.embedding: {"input": torch.tensor([[1, 2]]), "weight": torch.randn(5, 3), "position_weight": torch.randn(2, 3)},
     ops.gelu: {"input": torch.randn(2, 3)},
     ops.layer_norm: {"input": torch.randn(2, 3), "weight": torch.ones(3), "bias": torch.ones(3)},

@@ -1,4 +1,4 @@
-"""fastllm.ops.layer_norm, rms_norm and dropout_add_layer_norm."""
+"""fastllm.ops.layer_norm, rms_norm, dropout_add_layer_norm and dropout_add_rms_norm."""
 
 import pytest
 import torch
@@ -76,6 +76,42 @@ def test_dropout_add_layer_norm_matches_reference(cols, p, with_bias, dtype, dev
         return torch.stack([reference.layer_norm(new_residual, (cols,), w, b, 1e-2), new_residual])
 
     harness.assert_matches_reference(ours, expected, [x, residual, weight, bias, *extra], dtype, device=device)
+
+
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+@pytest.mark.parametrize("p", [0.0, 0.5, 1.0])  # 0.5: what is kept is scaled by a float32, and 2 is one
+@pytest.mark.parametrize("cols", [1, 7, 64, 129])
+@pytest.mark.parametrize("affine", [True, False])
+def test_dropout_add_rms_norm_matches_reference(affine, cols, p, dtype, device):
+    x, weight, bias = inputs(33, cols)
+    residual = torch.randn(33, cols, dtype=torch.float64, requires_grad=True)
+    parameters = [weight, bias] if affine else []  # the bias is the input's
+
+    def ours(x, r, w=None, b=None):
+        state = STATE.to(device)
+        return torch.stack(ops.dropout_add_rms_norm(x, r, w, p, 1e-2, input_bias=b, rng_state=state))
+
+    def expected(x, r, w=None, b=None):
+        new_residual = reference.dropout_add(x, r, p, STATE, b)
+        return torch.stack([reference.rms_norm(new_residual, (cols,), w, 1e-2), new_residual])
+
+    harness.assert_matches_reference(ours, expected, [x, residual, *parameters], dtype, device=device)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("cols", LONG_ROWS)
+def test_long_rows_of_dropout_add_rms_norm(cols, dtype, device):
+    x, weight, bias = inputs(2, cols)
+    residual = torch.randn_like(x, requires_grad=True)
+
+    def ours(x, r, w, b):
+        return torch.stack(ops.dropout_add_rms_norm(x, r, w, 0.3, input_bias=b, rng_state=STATE.to(device)))
+
+    def expected(x, r, w, b):
+        total = reference.dropout_add(x, r, 0.3, STATE, b)
+        return torch.stack([reference.rms_norm(total, (cols,), w, torch.finfo(torch.float32).eps), total])
+
+    harness.assert_matches_reference(ours, expected, [x, residual, weight, bias], dtype, device=device)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -158,6 +194,8 @@ def test_dropout_mask_is_the_contract_s(cols, dtype, device):
     outputs = ops.dropout_add_layer_norm(ones, 0 * ones, None, None, 0.3, rng_state=STATE.to(device))
     expected = reference.dropout_multipliers((9, cols), 0.3, STATE).to(dtype)
     assert torch.equal(outputs[1].cpu(), expected)
+    outputs = ops.dropout_add_rms_norm(ones, 0 * ones, None, 0.3, rng_state=STATE.to(device))
+    assert torch.equal(outputs[1].cpu(), expected)
 
 
 @pytest.mark.parametrize("moved", ["input", "weight", "gradient"])
@@ -185,13 +223,18 @@ def test_memory_that_is_not_aligned(moved, device):
 def test_either_output_alone_has_its_gradients(which, device):
     x, weight, bias = (t.detach().float().to(device).requires_grad_() for t in inputs(5, 12))
     residual = torch.randn(5, 12, device=device, requires_grad=True)
-    ours = ops.dropout_add_layer_norm(x, residual, weight, bias, p=0.0)[which].square().sum()
     total = x + residual
-    expected = (reference.layer_norm(total, (12,), weight, bias), total)[which].square().sum()
-    for a, b in zip(
-        torch.autograd.grad(ours, [x, residual]), torch.autograd.grad(expected, [x, residual]), strict=True
+    for outputs, expected in (
+        (
+            ops.dropout_add_layer_norm(x, residual, weight, bias, p=0.0),
+            reference.layer_norm(total, (12,), weight, bias),
+        ),
+        (ops.dropout_add_rms_norm(x, residual, weight, p=0.0, eps=1e-5), reference.rms_norm(total, (12,), weight)),
     ):
-        torch.testing.assert_close(a, b)
+        ours, theirs = outputs[which].square().sum(), (expected, total)[which].square().sum()
+        grads = torch.autograd.grad(ours, [x, residual])
+        for a, b in zip(grads, torch.autograd.grad(theirs, [x, residual], retain_graph=True), strict=True):
+            torch.testing.assert_close(a, b)
 
 
 def about(mean, cols, dtype):
@@ -273,6 +316,8 @@ def test_rms_norm_adds_the_epsilon_that_torch_adds(dtype, device):
         tolerance = 2 * torch.finfo(dtype).eps
         torch.testing.assert_close(output, peer, rtol=tolerance, atol=tolerance)
         torch.testing.assert_close(nn.RMSNorm(64, dtype=dtype)(x * scale), peer, rtol=tolerance, atol=tolerance)
+        fused = ops.dropout_add_rms_norm((x * scale).to(device), torch.zeros_like(x).to(device), None, p=0.0)[0].cpu()
+        assert torch.equal(fused, output)
 
 
 @pytest.mark.parametrize("eps", [None, 1e-5])
@@ -295,6 +340,7 @@ def test_empty(shape, device):
         lambda: ops.layer_norm(x, shape[1:], weight, bias),
         lambda: ops.layer_norm(x, shape[1:], None, bias),
         lambda: ops.dropout_add_layer_norm(x, x, weight, bias, rng_state=STATE.to(device))[0],
+        lambda: ops.dropout_add_rms_norm(x, x, weight, input_bias=bias, rng_state=STATE.to(device))[0],
     ):
         output = call()
         assert output.shape == shape
@@ -331,6 +377,10 @@ def test_gradcheck():
     assert torch.autograd.gradcheck(
         lambda *t: ops.dropout_add_layer_norm(*t, p=0.4, rng_state=state), [x, residual, weight, bias]
     )
+    assert torch.autograd.gradcheck(
+        lambda x, r, w, b: ops.dropout_add_rms_norm(x, r, w, 0.4, input_bias=b, rng_state=state),
+        [x, residual, weight, bias],
+    )
 
 
 def test_op_contract():
@@ -342,6 +392,9 @@ def test_op_contract():
         harness.assert_op_contract(torch.ops.fastllm.rms_norm.default, (x, (5,), weight, eps))
     args = (x, residual, weight, bias, 0.3, 1e-5, None, state)
     harness.assert_op_contract(torch.ops.fastllm.dropout_add_layer_norm.default, args)
+    for eps in (1e-5, None):
+        args = (x, residual, weight, 0.3, eps, bias, state)
+        harness.assert_op_contract(torch.ops.fastllm.dropout_add_rms_norm.default, args)
 
 
 def test_is_deterministic_on_every_device(device, parallelism):
@@ -349,7 +402,8 @@ def test_is_deterministic_on_every_device(device, parallelism):
     state = STATE.to(device)
 
     def both(x, w, b):
-        return torch.stack(ops.dropout_add_layer_norm(x, x, w, b, 0.3, input_bias=b, rng_state=state))
+        layer = ops.dropout_add_layer_norm(x, x, w, b, 0.3, input_bias=b, rng_state=state)
+        return torch.stack([*layer, *ops.dropout_add_rms_norm(x, x, w, 0.3, input_bias=b, rng_state=state)])
 
     harness.assert_deterministic(both, harness.on(device, [x, weight, bias]), parallelism)
 
@@ -357,6 +411,7 @@ def test_is_deterministic_on_every_device(device, parallelism):
 def test_compiles_and_is_deterministic(threads):
     x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(300, 65))
     harness.assert_compiles(lambda x, w, b: ops.layer_norm(x, (65,), w, b), [x, weight, bias])
+    harness.assert_compiles(lambda x, w, b: ops.dropout_add_rms_norm(x, x, w, 0, input_bias=b)[0], [x, weight, bias])
     # More elements than 64 tasks of 16 Ki hold, and no more rows than 64 blocks of 128: rows are cut by their number,
     # which must not be that of threads.
     x, weight, bias = (t.detach().float().requires_grad_() for t in inputs(3000, 1000))
@@ -375,6 +430,13 @@ X = torch.randn(2, 3)
         (lambda: ops.layer_norm(X.long(), (3,)), TypeError, "'input' must be float32.*got Long"),
         (lambda: ops.dropout_add_layer_norm(X, X, None, None, p=2.0), ValueError, r"'p' must be in \[0, 1\], got 2"),
         (lambda: ops.dropout_add_layer_norm(X, X[0], None, None), ValueError, "'residual' must have the shape"),
+        (
+            lambda: ops.dropout_add_rms_norm(X, X, None, p=-1.0),
+            ValueError,
+            r"dropout_add_rms_norm: 'p' must be in \[0, 1\], got -1",
+        ),
+        (lambda: ops.dropout_add_rms_norm(X, X, X), ValueError, r"'weight' must have shape \[3\], got \[2, 3\]"),
+        (lambda: ops.dropout_add_rms_norm(X, X.double(), None), TypeError, "'residual' must have the dtype of 'input'"),
     ],
 )
 def test_wrong_input(call, error, message):

@@ -79,6 +79,25 @@ def test_positions(which, layout, device):
     compare(x, *tables(4), torch.float32, device, layout=layout, positions=POSITIONS[which])
 
 
+# None; within and at the end of the 4 heads that a thread on CUDA takes; all.
+@pytest.mark.parametrize("num_heads", [0, 3, 4, 6, 7])
+@pytest.mark.parametrize("dtype", harness.DTYPES)
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("interleaved", [False, True])
+def test_the_first_heads_alone(interleaved, layout, dtype, num_heads, device):
+    x = torch.randn(shaped(2, 7, 5, 40, layout), dtype=torch.float64, requires_grad=True)
+    options = {"interleaved": interleaved, "layout": layout, "positions": POSITIONS["a sequence"][:2]}
+    compare(x, *tables(16), dtype, device, num_heads=num_heads, **options)
+
+
+def test_heads_that_do_not_turn_are_copied(device):
+    x = torch.full((1, 2, 3, 8), float("inf"), device=device)
+    cos, sin = (table.to(device) for table in ops.rotary_tables(P, 8))
+    output = ops.rotary_embedding(x, cos, sin, num_heads=1)
+    assert torch.equal(output[:, 1], x[:, 1])
+    assert output[:, 0].isnan().any()  # inf - inf
+
+
 def test_tokens_of_a_cache_turn_as_they_would_together():
     x, (cos, sin) = torch.randn(2, 3, 9, 8), ops.rotary_tables(P, 8)
     together = ops.rotary_embedding(x, cos, sin)
@@ -167,7 +186,8 @@ def test_gradients_of_first_and_second_order(interleaved):
     cos, sin = tables(2)
 
     def call(x):
-        return ops.rotary_embedding(x, cos, sin, interleaved=interleaved, positions=torch.tensor([3, 0]))
+        where = torch.tensor([3, 0])
+        return ops.rotary_embedding(x, cos, sin, interleaved=interleaved, positions=where, num_heads=2)
 
     assert torch.autograd.gradcheck(call, [x])
     assert torch.autograd.gradgradcheck(call, [x])
@@ -191,7 +211,7 @@ def test_op_contract_and_compile():
     positions = torch.tensor([1, 4])
     op = torch.ops.fastllm.rotary_embedding.default
     harness.assert_op_contract(op, (x, cos, sin, True, "bthd", 5, None))
-    harness.assert_op_contract(op, (x, cos, sin, False, "bhtd", 0, positions))
+    harness.assert_op_contract(op, (x, cos, sin, False, "bhtd", 0, positions, False, 3))
     for where in (3, positions):
         harness.assert_compiles(lambda x, at=where: ops.rotary_embedding(x, cos, sin, positions=at), [x])
 
@@ -216,6 +236,21 @@ def test_tables():
             angle = position * 100.0 ** (-2 * pair / 6)
             assert abs(cos[position, pair].item() - math.cos(angle)) < 6e-8
             assert abs(sin[position, pair].item() - math.sin(angle)) < 6e-8
+
+
+def test_tables_of_given_frequencies():
+    frequencies = torch.tensor([1.0, 0.25, 1e-4], dtype=torch.float64, requires_grad=True)
+    cos, sin = ops.rotary_tables(70000, 6, frequencies=frequencies, scale=1.5)
+    assert cos.dtype == sin.dtype == torch.float32
+    assert not cos.requires_grad
+    for position in (0, 1, 69999):
+        for pair, frequency in enumerate(frequencies.tolist()):
+            assert abs(cos[position, pair].item() - 1.5 * math.cos(position * frequency)) < 1.2e-7
+            assert abs(sin[position, pair].item() - 1.5 * math.sin(position * frequency)) < 1.2e-7
+    theirs = 100.0 ** -(torch.arange(0, 6, 2, dtype=torch.float64) / 6)
+    ours, expected = ops.rotary_tables(50, 6, frequencies=theirs), ops.rotary_tables(50, 6, 100.0)
+    assert torch.equal(ours[0], expected[0])
+    assert torch.equal(ours[1], expected[1])
 
 
 X = torch.randn(2, 4, 3, 8)
@@ -249,9 +284,18 @@ def rotate(x=X, cos=COS, sin=SIN, **options):
         (rotate(positions=torch.tensor([[0, 1, 2], [3, 10, 5]])), ValueError, r"in \[0, 10\).*got 10 in sequence 1"),
         (rotate(positions=torch.zeros(3).long()), ValueError, r"\(B\) = \[2\] or \(B, T\) = \[2, 3\], got \[3\]"),
         (rotate(positions=torch.zeros(2)), TypeError, "'positions' must be int64, got Float"),
+        (rotate(num_heads=5), ValueError, r"'num_heads' must be in \[0, 4\], the number of heads of 'input', got 5"),
+        (rotate(num_heads=4, layout="bthd"), ValueError, r"'num_heads' must be in \[0, 3\]"),
+        (rotate(num_heads=-1), ValueError, r"'num_heads' must be in \[0, 4\].*got -1"),
+        (rotate(num_heads=X), TypeError, "'num_heads' must be an int or None, got a Tensor"),
         (lambda: ops.rotary_tables(-1, 8), ValueError, "'length' must be at least 0, got -1"),
         (lambda: ops.rotary_tables(5, 7), ValueError, "'dim' must be even and at least 0, got 7"),
-        (lambda: ops.rotary_tables(5, 8, base=0), ValueError, "'base' must be over 0, got 0"),
+        (lambda: ops.rotary_tables(5, 8, base=0), ValueError, "'base' must be positive, got 0"),
+        (
+            lambda: ops.rotary_tables(5, 8, frequencies=torch.ones(5)),
+            ValueError,
+            r"'frequencies' must have shape \(dim / 2,\) = \[4\], got \[5\]",
+        ),
     ],
 )
 def test_wrong_input(call, error, message):

@@ -15,19 +15,28 @@ LOSS["linear_bias"] = torch.randn(5)
 LOGITS = set(LOSS)  # a gradient of theirs needs all that they are made of
 ATTENTION = {"query", "key", "value", "attn_mask", "output", "(2, 4, 3, 2)"}
 PACKED = {"qkv", "attn_mask", "output", "(2, 4, 3, 2)"}
-SUMMED = {"output 1", "(2,)", "weight"}  # of dropout_add_layer_norm: what the gradient of the sum needs
+SUMMED = {"output 1", "(2,)", "weight"}  # of a fused norm: what the gradient of the sum needs
 
 # What each argument's gradient needs: arguments by their names, outputs, and the shapes of what forward made besides.
 # The case is an op's call in test_devices.py unless it is given here.
 NEEDS = {
     # One pass makes all gradients of attention.
     "attention_packed": (ops.attention_packed, {"qkv": PACKED, "attn_mask": PACKED}),
+    "attention_packed with num_heads": (
+        ops.attention_packed, {"qkv": PACKED, "attn_mask": PACKED},
+        {"qkv": torch.randn(2, 3, 8, 8), "attn_mask": torch.randn(3, 3), "rng_state": STATE},
+        {"dropout_p": 0.5, "num_heads": 4},
+    ),
     "bias_gelu": (ops.bias_gelu, {"input": {"input", "bias"}, "bias": {"input", "bias"}}),
     "cross_entropy": (ops.cross_entropy, {"input": {"input", "target", "weight", "(2, 2)"}}),
     "dropout": (ops.dropout, {"input": {"rng_state"}}),
     "dropout_add": (ops.dropout_add, {"input": {"rng_state"}, "residual": set(), "bias": {"rng_state"}}),
     "dropout_add_layer_norm": (ops.dropout_add_layer_norm, {
         "input": SUMMED | {"rng_state"}, "residual": SUMMED, "weight": SUMMED - {"weight"}, "bias": set(),
+        "input_bias": SUMMED | {"rng_state"},
+    }),
+    "dropout_add_rms_norm": (ops.dropout_add_rms_norm, {
+        "input": SUMMED | {"rng_state"}, "residual": SUMMED, "weight": SUMMED - {"weight"},
         "input_bias": SUMMED | {"rng_state"},
     }),
     "embedding": (ops.embedding, {"weight": {"input"}, "position_weight": set()}),

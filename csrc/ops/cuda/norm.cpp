@@ -1,4 +1,4 @@
-// fastllm::layer_norm, rms_norm, dropout_add_layer_norm and their backward on CUDA.
+// fastllm::layer_norm, rms_norm, dropout_add_layer_norm, dropout_add_rms_norm and their backward on CUDA.
 #include "cuda/norm.h"
 
 #include "ops/cuda.h"
@@ -23,7 +23,7 @@ struct ParameterData {
   }
 };
 
-// Rows that are normalised: what the three ops have in common.
+// Rows that are normalised: what the four ops have in common.
 struct NormForward {
   Tensor input;
   ParameterData weight, bias;
@@ -75,26 +75,49 @@ std::tuple<Tensor, Tensor> rms_norm_cuda(const Tensor& input, at::IntArrayRef no
   return {norm.output, norm.rstd};
 }
 
-std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cuda(const Tensor& input, const Tensor& residual,
-                                                                       const OptionalTensor& weight,
-                                                                       const OptionalTensor& bias, double p, double eps,
-                                                                       const OptionalTensor& input_bias,
-                                                                       const OptionalTensor& rng_state) {
-  const char* op = "dropout_add_layer_norm";
-  const NormShape shape = check_dropout_add_layer_norm(op, input, residual, weight, bias, input_bias);
+struct Added {
+  NormForward norm;
+  Tensor new_residual;
+};
+
+Added dropout_add_norm_cuda(const char* op, bool rms, const Tensor& input, const Tensor& residual,
+                            const OptionalTensor& weight, const OptionalTensor& bias, double p, double eps,
+                            const OptionalTensor& input_bias, const OptionalTensor& rng_state) {
+  const NormShape shape = check_dropout_add_norm(op, input, residual, weight, bias, input_bias);
   const cuda::DType dtype = cuda_dtype(op, "input", input);
   const CudaGuard guard(input);
   const DropoutState state(op, p, rng_state, input);
   const Tensor r = residual.contiguous();
   const ParameterData added(input_bias, input);
-  NormForward norm(dtype, false, shape, input, weight, bias, eps);
+  NormForward norm(dtype, rms, shape, input, weight, bias, eps);
   Tensor new_residual = at::empty_like(norm.output);
   norm.params.residual = r.const_data_ptr();
   norm.params.input_bias = added;
   norm.params.new_residual = new_residual.mutable_data_ptr();
   norm.params.dropout = state.dropout;
   check_launch(op, cuda::norm_forward(norm.params, current_stream()));
+  return {norm, new_residual};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> dropout_add_layer_norm_cuda(const Tensor& input, const Tensor& residual,
+                                                                       const OptionalTensor& weight,
+                                                                       const OptionalTensor& bias, double p, double eps,
+                                                                       const OptionalTensor& input_bias,
+                                                                       const OptionalTensor& rng_state) {
+  const auto [norm, new_residual] = dropout_add_norm_cuda("dropout_add_layer_norm", false, input, residual, weight,
+                                                          bias, p, eps, input_bias, rng_state);
   return {norm.output, new_residual, norm.mean, norm.rstd};
+}
+
+std::tuple<Tensor, Tensor, Tensor> dropout_add_rms_norm_cuda(const Tensor& input, const Tensor& residual,
+                                                             const OptionalTensor& weight, double p,
+                                                             std::optional<double> eps,
+                                                             const OptionalTensor& input_bias,
+                                                             const OptionalTensor& rng_state) {
+  const auto [norm, new_residual] =
+      dropout_add_norm_cuda("dropout_add_rms_norm", true, input, residual, weight, std::nullopt, p,
+                            rms_norm_eps(eps, input), input_bias, rng_state);
+  return {norm.output, new_residual, norm.rstd};
 }
 
 // A parameter's gradient as the kernels write it: in the parameter's dtype, or for float64 in float32.
@@ -175,6 +198,7 @@ FASTLLM_CUDA_IMPL(m) {
   m.impl("layer_norm", layer_norm_cuda);
   m.impl("rms_norm", rms_norm_cuda);
   m.impl("dropout_add_layer_norm", dropout_add_layer_norm_cuda);
+  m.impl("dropout_add_rms_norm", dropout_add_rms_norm_cuda);
   m.impl("norm_backward", norm_backward_cuda);
 }
 

@@ -8,11 +8,12 @@ namespace fastllm {
 namespace {
 
 Tensor rotary_embedding_cuda(const Tensor& input, const Tensor& cos, const Tensor& sin, bool interleaved,
-                             c10::string_view layout, int64_t offset, const OptionalTensor& positions, bool inverse) {
+                             c10::string_view layout, int64_t offset, const OptionalTensor& positions, bool inverse,
+                             std::optional<int64_t> num_heads) {
   const char* op = "rotary_embedding";
   const CudaGuard guard(input);
   const RotaryArguments a =
-      check_rotary_embedding(op, input, cos, sin, interleaved, layout, offset, positions, inverse);
+      check_rotary_embedding(op, input, cos, sin, interleaved, layout, offset, positions, inverse, num_heads);
   const cuda::DType dtype = cuda_dtype(op, "input", input);
   Tensor output = at::empty(input.sizes(), input.options());
   const cuda::RotaryParams params{.dtype = dtype,

@@ -47,24 +47,25 @@ Tensor copy(const Tensor& input, const Tensor& state, c10::string_view mistake) 
   return output;
 }
 
+Tensor call_copy(const Tensor& input, const Tensor& state, c10::string_view mistake) {
+  static const auto op =
+      c10::Dispatcher::singleton().findSchemaOrThrow("emulator_planted::copy", "").typed<decltype(copy)>();
+  return op.call(input, state, mistake);
+}
+
 struct Copy : torch::autograd::Function<Copy> {
   static Tensor forward(torch::autograd::AutogradContext* ctx, const Tensor& input, const Tensor& state,
                         c10::string_view mistake) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({state});
-    return fastllm::find_op<decltype(copy)>("emulator_planted::copy").call(input, state, mistake);
+    return call_copy(input, state, mistake);
   }
   static torch::autograd::variable_list backward(torch::autograd::AutogradContext* ctx,
                                                  const torch::autograd::variable_list& grad_outputs) {
     const Tensor state = ctx->get_saved_variables()[0];
-    auto op = fastllm::find_op<decltype(copy)>("emulator_planted::copy");
-    return {op.call(grad_outputs[0].contiguous(), state, "writes its input"), Tensor(), Tensor()};
+    return {call_copy(grad_outputs[0].contiguous(), state, "writes its input"), Tensor(), Tensor()};
   }
 };
-
-Tensor copy_autograd(const Tensor& input, const Tensor& state, c10::string_view mistake) {
-  return Copy::apply(input, state, mistake);
-}
 
 }  // namespace
 
@@ -72,7 +73,7 @@ TORCH_LIBRARY_FRAGMENT(emulator_planted, m) {
   m.def("copy(Tensor input, Tensor(a!) state, str mistake) -> Tensor");
 }
 TORCH_LIBRARY_IMPL(emulator_planted, Autograd, m) {
-  m.impl("copy", copy_autograd);
+  m.impl("copy", fastllm::AutogradKernel<Copy, decltype(copy)>::call);
 }
 FASTLLM_CUDA_IMPL(m) {
   m.impl("copy", copy);
