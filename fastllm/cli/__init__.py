@@ -60,7 +60,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (MemoryError, RuntimeError) as error:
         if not _is_out_of_memory(error):
             raise
-        return _failed("there is not enough memory for this: take less at once (--batch_size), or a smaller model")
+        return _failed("there is not enough memory: use a smaller --batch_size or a smaller model")
 
 
 def _run(words: list[str]) -> int:

@@ -24,8 +24,8 @@ def add_to(commands) -> None:
     parser.add_argument("--max_new_tokens", type=int, default=512, help="how many tokens an answer has at most")
     add_sampling(parser)
     parser.add_argument("--seed", type=int, default=1337, help="the same seed and messages give the same answers")
-    parser.add_argument("--checkpoint", default="best", help="of a run: best, last, ema or one that was kept")
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for cuda where it can serve")
+    parser.add_argument("--checkpoint", default="best", help="a run's checkpoint: best, last, ema or one that was kept")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where it can be used")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")
     commands.add_subcommand("chat", parser, help="talk with an instruct model")
 
@@ -69,8 +69,8 @@ def _answer(chat, line: str) -> None:
     print()
     if chat.left_out > before:
         print(
-            f"fastllm: the conversation is longer than the model's context: it was not told the first {chat.left_out} "
-            "messages",
+            "fastllm: the conversation is longer than the model's context: the model no longer sees the first "
+            f"{chat.left_out} messages",
             file=sys.stderr,
         )
 

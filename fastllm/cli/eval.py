@@ -22,10 +22,10 @@ def add_to(commands) -> None:
     )
     parser.add_argument("--checkpoint", default="best", help="best, last, ema or one that --keep_checkpoints kept")
     parser.add_argument(
-        "--average", type=int, default=0, help="instead of one: the mean of so many that were kept last"
+        "--average", type=int, default=0, help="evaluate the mean of this many checkpoints, those that were kept last"
     )
     parser.add_argument("--out", type=Path | None, default=None, help="write the averaged model into this folder")
-    parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; changes the speed alone")
+    parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; it changes only the speed")
     parser.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")
     commands.add_subcommand("eval", parser, help="a model's loss over a whole split")
@@ -45,7 +45,7 @@ def run(arguments: Namespace) -> int:
         )
     check_checkpoint("eval", arguments, arguments.run)
     if not is_run(arguments.run) and (arguments.run.exists() and arguments.data is None):
-        raise UserError(f"eval: 'data' must be given, for {arguments.run} is not a run, which knows its own")
+        raise UserError(f"eval: 'data' must be given, because {arguments.run} is a model and not a run")
     if arguments.out is not None and not arguments.average:
         raise UserError("eval: 'out' is where --average writes its model; give --average too")
     if arguments.out is not None:
@@ -89,7 +89,7 @@ def _shown(value: float | None) -> str:
 
 
 def _config(source: Path) -> TrainConfig:
-    """Return a run's settings; a model that is no run's has none but its own."""
+    """Return a run's settings; a model without a run has only its own."""
     return TrainConfig.load(source / "config.yaml") if is_run(source) else TrainConfig()
 
 

@@ -21,7 +21,7 @@ def add_to(commands) -> None:
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist or be empty")
     parser.add_argument("--format", default="huggingface", help="huggingface, for transformers, or fastllm")
     parser.add_argument(
-        "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
+        "--checkpoint", default="best", help="a run's checkpoint: best, last, ema or one that --keep_checkpoints kept"
     )
     parser.add_argument("--tokenizer", type=Path, help="take the tokenizer of this data folder, run or model instead")
     commands.add_subcommand("export", parser, help="write a model for transformers, or take over one of nanoGPT's")

@@ -68,27 +68,35 @@ SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 def add_sampling(parser: Parser) -> None:
     """Add an option for each of SAMPLING."""
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="under 1 favours likely tokens; 0 takes the likeliest each time"
+        "--temperature", type=float, default=0.8, help="below 1 favours likely tokens; 0 always takes the likeliest"
     )
-    parser.add_argument("--top_k", type=int | None, default=None, help="draw among the k likeliest tokens only")
+    parser.add_argument("--top_k", type=int | None, default=None, help="draw only among the k likeliest tokens")
     parser.add_argument(
-        "--top_p", type=float | None, default=None, help="draw among the likeliest that together are this probable"
+        "--top_p",
+        type=float | None,
+        default=None,
+        help="draw among the likeliest tokens, as many as reach this probability together",
     )
     parser.add_argument(
         "--min_p",
         type=float | None,
         default=None,
-        help="leave out what has under this share of the likeliest's probability",
+        help="leave out tokens with less than this share of the likeliest token's probability",
     )
     parser.add_argument(
-        "--repetition_penalty", type=float, default=1.0, help="over 1: tokens that the text has are less likely"
+        "--repetition_penalty",
+        type=float,
+        default=1.0,
+        help="above 1: tokens that are already in the text become less likely",
     )
 
 
 def check_checkpoint(command: str, arguments: Namespace, folder: Path) -> None:
     """Raise UserError if --checkpoint was given for a model's folder, which has but one."""
     if "checkpoint" in arguments.given and folder.exists() and not is_run(folder):
-        raise UserError(f"{command}: 'checkpoint' is of a run, and {folder} is not a run; leave it out")
+        raise UserError(
+            f"{command}: 'checkpoint' chooses a checkpoint of a run, and {folder} is not a run; leave it out"
+        )
 
 
 def _description(config: type, name: str) -> str:

@@ -25,8 +25,8 @@ def add_to(commands) -> None:
     parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
     parser.add_argument(
         "--prompt", action="append", type=str, default=[], metavar="TEXT",
-        help=r"the text to continue, for several several times; \n is a new line, \\ a backslash; the default is a new "
-        "line",
+        help=r"the text to continue; repeat the option for several texts; \n is a new line, \\ a backslash; the "
+        "default is a new line",
     )  # fmt: skip
     parser.add_argument(
         "--prompt_file", type=Path | None, default=None,
@@ -35,36 +35,39 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--interactive",
         action="store_true",
-        help="ask for a prompt, again and again: each time with the next seed; Ctrl-C ends a text, Ctrl-D all",
+        help="ask for prompts until Ctrl-D, each with the next seed; Ctrl-C ends a text",
     )
     parser.add_argument("--max_new_tokens", type=int, default=500, help="how many tokens to add at most")
     parser.add_argument(
-        "--num_samples", type=int, default=1, help="how many texts for each prompt; of --num_beams the best ones"
+        "--num_samples", type=int, default=1, help="how many texts for each prompt; with --num_beams, the best ones"
     )
     add_sampling(parser)
     parser.add_argument(
         "--stop", action="append", type=str, default=[], metavar="TEXT",
-        help=r"a text that ends a sample, for several several times; \n is a new line",
+        help=r"a text that ends a sample; repeat the option for several texts; \n is a new line",
     )  # fmt: skip
     parser.add_argument(
-        "--num_beams", type=int, default=1, help="over 1: follow so many texts to find the likeliest, and draw nothing"
+        "--num_beams",
+        type=int,
+        default=1,
+        help="above 1: beam search over this many texts, which finds the likeliest and draws nothing",
     )
-    parser.add_argument("--length_penalty", default="gnmt", help="of beam search, how length counts: gnmt or power")
-    parser.add_argument("--alpha", type=float, default=0.6, help="of beam search: over 0, longer texts are favoured")
+    parser.add_argument("--length_penalty", default="gnmt", help="how beam search counts the length: gnmt or power")
+    parser.add_argument("--alpha", type=float, default=0.6, help="for beam search: above 0, longer texts are favoured")
     parser.add_argument(
         "--batch_size",
         type=int | None,
         default=None,
-        help="how many texts are made together; left out, as many as take a gigabyte; it changes no text",
+        help="how many texts are made together; the default is as many as fit in a gigabyte; it changes no text",
     )
     parser.add_argument("--seed", type=int, default=1337, help="the same seed gives the same text")
     parser.add_argument(
-        "--checkpoint", default="best", help="of a run: best, last, ema or one that --keep_checkpoints kept"
+        "--checkpoint", default="best", help="a run's checkpoint: best, last, ema or one that --keep_checkpoints kept"
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto for cuda where it can serve")
+    parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where it can be used")
     parser.add_argument(
         "--threads", type=int | None, default=None,
-        help="CPU threads; left out, torch's choice, but one where a step is too small to share; it changes no text",
+        help="CPU threads; the default is torch's choice, or one for a small model; it changes no text",
     )  # fmt: skip
     commands.add_subcommand("sample", parser, help="generate text from a run")
 

@@ -53,7 +53,7 @@ def run(arguments: Namespace) -> int:
         )
         return 128 + (received[0] if received else signal.SIGINT)  # a signal that only another process got
     if trainer.step < config.max_steps:
-        reporter.say(f"stopped after step {trainer.step}: no better in {config.patience} evaluations")
+        reporter.say(f"stopped after step {trainer.step}: no better validation loss in {config.patience} evaluations")
     curve = f"; curve in {trainer.run}/loss.png" if can_plot() else ""
     reporter.say(
         f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f} over the whole split{curve}; "
@@ -70,8 +70,8 @@ def _say_beginning(trainer, resume: str | None, reporter) -> None:
     if trainer.step == config.max_steps and not trainer.progress.evaluation_due:
         rises = config.schedule in ENDING
         reporter.say(
-            f"it is at step {trainer.step} already, its last; to go on give more: --max_steps N"
-            + (f" (the learning rate rises again then: {config.schedule} ends at max_steps)" if rises else "")
+            f"the run is already at its last step, {trainer.step}; to continue it, give a larger --max_steps"
+            + (f" (the learning rate then rises again: {config.schedule} ends at max_steps)" if rises else "")
         )
     if not can_plot():
         reporter.say("no loss.png will be drawn, as matplotlib is missing: pip install 'fastllm[train]'")
@@ -106,15 +106,15 @@ def _check_effect(arguments: Namespace) -> None:
     """Raise UserError for options of the command line that would do nothing."""
     typed = arguments.typed
     idle = {
-        "checkpoint": (arguments.resume is None, "says where --resume goes on: add --resume RUN"),
-        "decay_share": (arguments.schedule != "wsd" and arguments.resume is None, "is of --schedule wsd: add that"),
+        "checkpoint": (arguments.resume is None, "chooses where --resume continues: add --resume RUN"),
+        "decay_share": (arguments.schedule != "wsd" and arguments.resume is None, "belongs to --schedule wsd: add it"),
         "min_learning_rate": (
             arguments.schedule not in ENDING and arguments.resume is None,
-            f"is where --schedule {' and '.join(ENDING)} end: take one of them",
+            f"belongs to --schedule {' and '.join(ENDING)}: choose one of them",
         ),
         "micro_batch_size": (
             arguments.resume is None and (arguments.micro_batch_size or 0) > arguments.batch_size,
-            f"is a part of batch_size ({arguments.batch_size}): make it smaller",
+            f"must be at most batch_size ({arguments.batch_size}): make it smaller",
         ),
     }
     for name, (without_effect, why) in idle.items():
@@ -127,7 +127,7 @@ def _check_processes(arguments: Namespace) -> None:
 
     if "parallel" in arguments.typed and not Parallel().under_torchrun:
         raise UserError(
-            "train: 'parallel' says how several processes share the work, and this is one alone: start them with "
+            "train: 'parallel' says how several processes share the work, and there is only one: start several with "
             "torchrun --nproc_per_node=N -m fastllm train, or leave it out"
         )
 
@@ -152,7 +152,7 @@ def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
     if extra:
         options = ", --".join(extra)
         raise UserError(
-            f"train: --resume keeps the run's own settings but for --max_steps and those that change no result; leave "
+            f"train: --resume keeps the run's settings, except --max_steps and those that change no result; leave "
             f"out --{options}"
         )
     stored = TrainConfig.load(arguments.resume / "config.yaml")

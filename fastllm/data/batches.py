@@ -133,7 +133,7 @@ def windows(
         batch_size: rows; the last batch has what is left.
         rank: of this process.
         world_size: processes.
-        document_mask: as for :class:`Batches`; the first token of each document is no target then.
+        document_mask: as for :class:`Batches`; the first token of each document is then not a target.
     """
     starts = np.arange(0, len(split) - 1, context_length)
     groups = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]

@@ -88,7 +88,7 @@ def json_array(data: BinaryIO, name: str, field: str) -> Iterator[Chunk]:
         raise UserError(f"prepare text: {name}: expected ',' or ']' after record {number}, got {got}")
     if text.peek():
         raise UserError(
-            f"prepare text: {name} has more after its array; if it has a record on each line, name it .jsonl"
+            f"prepare text: {name} has more text after its array; if it has a record on each line, name it .jsonl"
         )
 
 
@@ -110,7 +110,7 @@ class _JsonText:
         self._text, self._place = "".join(parts), 0
 
     def peek(self) -> str:
-        """Return the next character that is no white space; "" at the end."""
+        """Return the next character that is not white space; "" at the end."""
         while True:
             self._place = _JSON_WHITE.match(self._text, self._place).end()  # type: ignore[union-attr]
             if self._place < len(self._text) or self._ended:
@@ -138,7 +138,7 @@ class _JsonText:
                 if self._ended or not unfinished:
                     raise
             else:
-                # A number may go on; what is no text is an error anyway.
+                # A number may continue there; what is not a string is an error anyway.
                 self._place = end
                 return value
             self._more()

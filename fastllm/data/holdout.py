@@ -50,7 +50,7 @@ class Survey:
         """Pass on the texts."""
         length, digest = 0, self._digest()
         for text, ends in chunks:
-            # White space does not count: a file's last document has a newline that its copy elsewhere has not.
+            # White space does not count: a file's last document may end in a newline that its copy elsewhere lacks.
             digest.update(text.encode("utf-8", "surrogatepass").translate(None, _WHITE))
             length += len(text)
             if ends:

@@ -28,7 +28,7 @@ class Piece(NamedTuple):
     text: str
     split: str
     ends: bool  # its document ends here
-    added: int = 0  # characters at its end that the source has not
+    added: int = 0  # characters at its end that are not in the source
 
 
 FindCut = Callable[[str, int], int]

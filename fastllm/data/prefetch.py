@@ -15,7 +15,7 @@ class Prefetcher:
     set. The thread starts with the first batch and ends with close().
 
     Args:
-        batches: what to read; while this is in use, nobody else may step through them.
+        batches: what to read; nothing else may step through them while this is in use.
         rows: of each batch, as for its next.
         depth: batches that are kept ready.
         pin: put them into page-locked memory, out of which a GPU fetches them by itself.

@@ -115,7 +115,7 @@ def prepare(
 
 
 def sources_of(folder: Path) -> list[str] | None:
-    """Return the names of what a data folder was made from; None if it is no data folder."""
+    """Return the names of what a data folder was made from; None if it is not a data folder."""
     try:
         sources = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))["sources"]
     except (OSError, ValueError, KeyError, TypeError):

@@ -54,8 +54,8 @@ class Chat:
     ) -> None:
         if tokenizer.chat_template is None:
             raise UserError(
-                "chat: the model has no chat template: it continues texts, and was not taught to answer; generate_text "
-                "and `fastllm sample` are for it"
+                "chat: the model has no chat template: it continues texts, and was not taught to answer; use "
+                "generate_text or `fastllm sample`"
             )
         if system is not None:
             check_type("chat", "system", system, str)
@@ -91,7 +91,7 @@ class Chat:
 
         Raises:
             UserError: text is empty, or with the system prompt longer than the model's context.
-            TypeError: text is no str.
+            TypeError: text is not a str.
         """
         check_type("chat", "text", text, str)
         if not text:
@@ -129,8 +129,8 @@ class Chat:
             if len(ids) + (_LEAST if last else wanted) <= longest:
                 return ids, left_out
         raise UserError(
-            f"chat: the message has {len(ids)} tokens with what is around it, and the model was trained to see "
-            f"{longest} at once, answer included: make it shorter"
+            f"chat: the message has {len(ids)} tokens with the template around it, and the model's context has "
+            f"{longest}, answer included: make it shorter"
         )
 
 

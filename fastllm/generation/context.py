@@ -94,7 +94,7 @@ def checked_prompt(model: Generator, prompt: Sequence[int] | Tensor) -> list[int
 
 
 def check_count(name: str, value: int, least: int) -> None:
-    """Raise UserError if a number is under least, TypeError if it is no whole number."""
+    """Raise UserError if a number is under least, TypeError if it is not a whole number."""
     if not isinstance(value, Integral):
         raise TypeError(f"generate: '{name}' must be a whole number, got {value!r}")
     if value < least:
@@ -102,6 +102,6 @@ def check_count(name: str, value: int, least: int) -> None:
 
 
 def check_vocabulary(model: Generator, vocabulary: int | None) -> None:
-    """Raise UserError if a model has not that many tokens, or none is left."""
+    """Raise UserError if a model does not have that many tokens, or none is left."""
     if vocabulary is not None and not 1 <= vocabulary <= model.vocab_size:
         raise UserValueError(f"generate: 'vocabulary' must be in [1, {model.vocab_size}], got {vocabulary}")

@@ -30,7 +30,7 @@ class Sampling:
 
     Raises:
         UserError: one is out of its range.
-        TypeError: one is no number, or top_k no whole one.
+        TypeError: one is not a number, or top_k not a whole one.
     """
 
     temperature: float = 1.0

@@ -125,7 +125,7 @@ class Model(torch.nn.Module, Generic[AnyConfig]):
             tokenizer: is written beside, for AutoTokenizer and for load_tokenizer.
 
         Raises:
-            ValueError: tokenizer has more tokens than the model, or the settings have no twin in transformers.
+            ValueError: tokenizer has more tokens than the model, or transformers has no class for such settings.
         """
         from fastllm.models.loading import save_huggingface
 

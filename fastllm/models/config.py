@@ -289,11 +289,11 @@ class LlamaConfig(ModelConfig):
         self._require("rope_factor", self.rope_factor >= 1, "be at least 1")
         self._require(
             "rope_high_frequency", self.rope_high_frequency > self.rope_low_frequency,
-            f"be over rope_low_frequency ({self.rope_low_frequency})",
+            f"be greater than rope_low_frequency ({self.rope_low_frequency})",
         )  # fmt: skip
         self._require(
             "rope_beta_fast", self.rope_beta_fast > self.rope_beta_slow > 0,
-            f"be over rope_beta_slow ({self.rope_beta_slow}), which must be positive",
+            f"be greater than rope_beta_slow ({self.rope_beta_slow}), which must be positive",
         )  # fmt: skip
 
     @property

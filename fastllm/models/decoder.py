@@ -86,7 +86,7 @@ class Decoder(Model[AnyConfig]):
 
         Raises:
             ValueError: tokens are not (B, T), or more than context_length or than the cache has room for.
-            TypeError: tokens are no tensor of whole numbers.
+            TypeError: tokens are not a tensor of whole numbers.
         """
         if cache is None:
             return self.output(self.hidden(tokens))
@@ -164,7 +164,7 @@ class Decoder(Model[AnyConfig]):
 
 
 class CachedContext:
-    """B sequences over one KV cache. A step waits for nothing on the device: who reads `logits` does.
+    """B sequences over one KV cache. A step does not wait for the device; reading `logits` does.
 
     On the CPU, in float32, each sequence has the same logits bit for bit whatever the others are.
 

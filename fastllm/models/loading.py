@@ -98,7 +98,7 @@ def with_weights(config: ModelConfig, weights: dict[str, Tensor], source: Path |
 def save_huggingface(model: Model, folder: Path, tokenizer: Any = None) -> None:
     """Write a folder for transformers; as :meth:`Model.save_huggingface`."""
     if model.config.kind not in WRITERS:
-        raise UserError(f"save_huggingface: transformers has no twin of a {model.config.kind} model")
+        raise UserError(f"save_huggingface: transformers has no class for a {model.config.kind} model")
     if tokenizer is not None:
         model.check_tokenizer(tokenizer, "save_huggingface")
     told = () if tokenizer is None else (tokenizer.start_of_text, tokenizer.end_of_text, tokenizer.vocab_size)

@@ -21,15 +21,15 @@ def read_config(folder: Path) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no JSON object.
+        ValueError: it is not a JSON object.
     """
     path = folder / CONFIG
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is missing: {folder} holds no model")
+        raise FileNotFoundError(f"{path} is missing: {folder} is not a model's folder")
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path} is damaged: it is no JSON ({error})") from error
+        raise ValueError(f"{path} is damaged: it is not JSON ({error})") from error
     if not isinstance(config, dict):
         raise ValueError(f"{path} is damaged: expected an object, got {type(config).__name__}")
     return config

@@ -11,7 +11,7 @@ def is_bare(layer: torch.nn.Module, *kinds: type[torch.nn.Module]) -> bool:
     """Return whether calling a layer does what its class does to its weight, and nothing else.
 
     A subclass, a layer of another kind in its place (LoRA, int8), a hook, a forward of its own and a weight that is a
-    tensor subclass all count as more: who asks must then call the layer.
+    tensor subclass all count as more: the caller must then call the layer.
 
     Args:
         layer: has a weight, if it is of one of the kinds.

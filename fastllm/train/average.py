@@ -66,7 +66,7 @@ def average_weights(folders: Iterable[Path]) -> Model:
     for folder in folders[1:]:
         other = load(folder)
         if other.config != model.config:
-            raise ValueError(f"average_weights: 'folders' must hold one model, {folder} differs from {folders[0]}")
+            raise ValueError(f"average_weights: 'folders' must all be of one model, {folder} differs from {folders[0]}")
         for name, value in other.state_dict().items():
             sums[name] += value
     model.load_state_dict({name: total / len(folders) for name, total in sums.items()})

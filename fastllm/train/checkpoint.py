@@ -201,7 +201,7 @@ def read_state(folder: Path) -> dict[str, Any]:
     state = torch.load(folder / _STATE, weights_only=True)
     if state.get("version") != _VERSION:
         raise UserError(
-            f"{folder} was written by another version of fastllm, which alone can continue it; its weights can start a "
-            f"new run: --init {folder}"
+            f"{folder} was written by another version of fastllm, and only that can continue it; its weights can start "
+            f"a new run: --init {folder}"
         )
     return state

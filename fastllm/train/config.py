@@ -56,7 +56,7 @@ class TrainConfig:
         ema_decay: of a moving average of the weights, evaluated beside them and saved as the checkpoint ema; 0 keeps
             none.
         precision: of matrix products: float32, bfloat16 or float16 (CUDA only, with loss scaling).
-        device: cpu, cuda, or auto for cuda where it can serve.
+        device: cpu, cuda, or auto: cuda where it can be used.
         parallel: how processes under torchrun share the work: ddp (each has the whole model) or fsdp (each has a part).
         activation_checkpointing: keep each block's input only and compute the block again in backward.
         compile: use torch.compile on each block.
@@ -124,7 +124,7 @@ class TrainConfig:
             self._require(name, value in choices, f"be {' or '.join(choices)}", did_you_mean(str(value), choices))
         self._require(
             "precision", self.precision != "float16" or self.parallel != "fsdp",
-            "be float32 or bfloat16 with fsdp (its loss scaling does not know sharded gradients)",
+            "be float32 or bfloat16 with fsdp (loss scaling does not support sharded gradients)",
         )  # fmt: skip
         self._require("decay_share", 0 < self.decay_share <= 1, "be in (0, 1]")
         self._require(
@@ -138,8 +138,8 @@ class TrainConfig:
             return []
         rate = learning_rate(self, self.max_steps - 1)
         return [
-            f"warmup_steps ({self.warmup_steps}) are not over when the run ({self.max_steps} steps) is: the "
-            f"learning rate only gets to {rate:.3g} of {self.learning_rate:.3g}"
+            f"warmup_steps ({self.warmup_steps}) must be less than max_steps ({self.max_steps}) for the full rate: the "
+            f"learning rate reaches only {rate:.3g} of {self.learning_rate:.3g}"
         ]
 
     def sequences_at_once(self, processes: int) -> int:

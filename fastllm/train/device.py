@@ -36,7 +36,7 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
 
 
 def for_generation(command: str, device: str, model: Model | type[Model]) -> torch.device:
-    """Return the device that a command generates on: of cpu, cuda, and auto for cuda where it can serve.
+    """Return the device that a command generates on: of cpu, cuda, and auto, which is cuda where it can be used.
 
     Raises:
         UserError: CUDA was asked for and cannot serve, or device is something else.

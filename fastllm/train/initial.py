@@ -42,7 +42,7 @@ def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[s
     if own is not None and own.to_json() != tokenizer.to_json():
         raise UserError(
             f"train: the tokenizers of {config.init} and {config.data} differ: prepare the data with the model's, "
-            f"by --tokenizer-from {config.init}"
+            f"with --tokenizer_from {config.init}"
         )
     taken = adopt(config, model.config, given)
     model = model if taken == model.config else model.changed(taken)
@@ -80,7 +80,7 @@ def _require_known_positions(model: ModelConfig, trained: ModelConfig) -> None:
     before, after = trained.context_length, model.context_length
     if after > before and getattr(model, "rope_factor", 1.0) <= getattr(trained, "rope_factor", 1.0):
         raise UserValueError(
-            f"train: 'context_length' ({after}) is longer than the model was trained with ({before}), and positions "
-            f"past that mean nothing to it: scale them, by --rope_scaling yarn --rope_factor {after / before:.3g} "
-            f"--rope_context {before}"
+            f"train: 'context_length' ({after}) is longer than what the model was trained with ({before}), and it has "
+            "not learnt the positions beyond that: scale them with --rope_scaling yarn "
+            f"--rope_factor {after / before:.3g} --rope_context {before}"
         )

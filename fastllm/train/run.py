@@ -48,7 +48,7 @@ class Run:
         """
         if new and self.folder.exists() and not _is_empty(self.folder):
             if not self.folder.is_dir():
-                raise UserError(f"train: 'out' must be a folder, made new, and {self} is a file")
+                raise UserError(f"train: 'out' must be a new folder, and {self} is a file")
             go_on = f"continue it with --resume {self.quoted}, or " * self.has_settings
             raise UserError(f"train: {self} exists and is not empty; {go_on}name a new --out")
         try:
@@ -85,7 +85,7 @@ class Run:
     def save_settings(self, config: TrainConfig, step: int | None) -> list[str]:
         """Write config.yaml, with what a run resumed at a step was told anew; return what that changes, in sentences.
 
-        The place of its data stays while it is there: who resumes from elsewhere, by another path, must not take the
+        The path of its data stays while it exists: a resume from elsewhere, by another path, must not take the
         run from where it was.
         """
         path = self.folder / SETTINGS
@@ -100,13 +100,13 @@ class Run:
 
     def _of_jump(self, config: TrainConfig, end: int, before: float, now: float) -> str:
         text = (
-            f"with max_steps {config.max_steps} instead of {end} the schedule {config.schedule} ends elsewhere: the "
-            f"learning rate of the next step is {now:.3g} instead of {before:.3g}"
+            f"with max_steps {config.max_steps} instead of {end} the schedule {config.schedule} ends at another step: "
+            f"the learning rate of the next step is {now:.3g} instead of {before:.3g}"
         )
         if now > before:
             text += (
-                f"; to go on at the low rate instead, stop this and start a new run from these weights: fastllm train "
-                f"--init {self.quoted} --schedule constant --learning_rate {before:.3g} with --data, --out and "
+                f"; to continue at the low rate instead, stop this and start a new run from these weights: fastllm "
+                f"train --init {self.quoted} --schedule constant --learning_rate {before:.3g} with --data, --out and "
                 "--max_steps"
             )
         return text

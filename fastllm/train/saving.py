@@ -77,7 +77,7 @@ class Saver:
             checkpoint.copy(self._run.folder, name, other, link)
 
     def save(self, name: str, weights: dict[str, Tensor] | None = None) -> None:
-        """Write a checkpoint, or one of other weights, which has not what a run needs to go on."""
+        """Write a checkpoint, or one of other weights, which lacks what a run needs to continue."""
         parts, parallel = self._parts, self._parts.parallel
         stored: dict[str, Any] = {
             **asdict(self._progress),
@@ -127,7 +127,7 @@ class Saver:
         self._require_same_data(stored)
         if stored["step"] > self._config.max_steps:
             raise UserValueError(
-                f"train: {run} is at step {stored['step']} already; to go on 'max_steps' must be more, got "
+                f"train: {run} is at step {stored['step']} already; to continue, 'max_steps' must be larger, got "
                 f"{self._config.max_steps}"
             )
         state.restore_weights(parts.model, model.state_dict())

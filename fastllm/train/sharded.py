@@ -71,7 +71,7 @@ def load(tensors: dict[str, Tensor], folder: Path) -> None:
     try:
         reader.read_metadata()  # dcp.load would not say what was wrong with it
     except Exception as error:  # unpickling damaged bytes may raise nearly anything
-        raise UserError(f"{folder / PARTS} is damaged or no description of tensors: {error}") from error
+        raise UserError(f"{folder / PARTS} is damaged, or does not describe tensors: {error}") from error
     with _quiet():
         dcp.load(tensors, storage_reader=reader, no_dist=not dist.is_initialized())
 

@@ -300,7 +300,7 @@ class Trainer:
         """Raise UserError if the last step left weights that are not finite: its loss is that of the ones before."""
         weights = (getattr(p, "to_local", lambda p=p: p)() for p in self.model.parameters())
         if self.parallel.any(not all(bool(part.isfinite().all()) for part in weights)):
-            raise UserError(f"train: a weight is not finite any more after step {self.step}{self._advice()}")
+            raise UserError(f"train: a weight is no longer finite after step {self.step}{self._advice()}")
 
     def _advice(self) -> str:
         return (

@@ -131,7 +131,7 @@ def test_json_arrays(tmp_path, monkeypatch, block):
         ('["a", "b', "record 2 is not JSON: Unterminated string"),
         ('["a", {"text": "b', "record 2 is not JSON: Unterminated string"),
         ('["a"', "after record 1, got the end of the file"),
-        ('["a"] {}', "x.json has more after its array"),
+        ('["a"] {}', "x.json has more text after its array"),
         ('[{"text": tru]', "record 1 is not JSON: Expecting value"),
         ('["\\ud800"]', "record 1 has a lone surrogate"),
     ],

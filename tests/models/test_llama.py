@@ -175,7 +175,10 @@ def test_frequencies_of_llama3_keep_the_quick_and_slow_down_the_slow():
         ({"rope_scaling": "dynamic"}, "'rope_scaling' must be one of none, linear, llama3, yarn, got 'dynamic'"),
         ({"rope_factor": 0.5}, "'rope_factor' must be at least 1, got 0.5"),
         ({"rope_base": 0.0}, "'rope_base' must be positive, got 0.0"),
-        ({"rope_high_frequency": 1.0}, r"'rope_high_frequency' must be over rope_low_frequency \(1.0\), got 1.0"),
+        (
+            {"rope_high_frequency": 1.0},
+            r"'rope_high_frequency' must be greater than rope_low_frequency \(1.0\), got 1.0",
+        ),
         ({"dropout": 1.0}, r"'dropout' must be in \[0, 1\), got 1.0"),
     ],
 )

@@ -76,7 +76,7 @@ def test_mean_of_checkpoints(data, tmp_path, capsys):
 def test_mean_of_other_models(tmp_path):
     for name, width in (("a", 8), ("b", 16)):
         GPT(GPTConfig(5, 4, 1, 1, width)).save_pretrained(tmp_path / name)
-    with pytest.raises(ValueError, match="must hold one model"):
+    with pytest.raises(ValueError, match="must all be of one model"):
         average_weights([tmp_path / "a", tmp_path / "b"])
 
 

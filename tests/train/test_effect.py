@@ -16,14 +16,17 @@ from tests.train.tiny import rows, train
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--checkpoint=best"], "'checkpoint' says where --resume goes on: add --resume RUN, or leave it out"),
-        (["--decay_share=0.3"], "'decay_share' is of --schedule wsd: add that, or leave it out"),
+        (["--checkpoint=best"], "'checkpoint' chooses where --resume continues: add --resume RUN, or leave it out"),
+        (["--decay_share=0.3"], "'decay_share' belongs to --schedule wsd: add it, or leave it out"),
         (
             ["--schedule=constant", "--min_learning_rate=0"],
-            "'min_learning_rate' is where --schedule cosine and wsd end",
+            "'min_learning_rate' belongs to --schedule cosine and wsd: choose one of them",
         ),
-        (["--parallel=ddp"], "'parallel' says how several processes share the work, and this is one alone"),
-        (["--micro_batch_size=9"], "'micro_batch_size' is a part of batch_size (4): make it smaller, or leave it out"),
+        (["--parallel=ddp"], "'parallel' says how several processes share the work, and there is only one"),
+        (
+            ["--micro_batch_size=9"],
+            "'micro_batch_size' must be at most batch_size (4): make it smaller, or leave it out",
+        ),
     ],
 )
 def test_options_without_effect_are_refused(options, message, data, tmp_path, capsys):
@@ -54,10 +57,8 @@ def test_other_commands_refuse_what_has_no_effect(data, tmp_path, capsys):
 
 def test_a_warm_up_longer_than_the_run_is_told(data, tmp_path, capsys):
     assert train(data, tmp_path / "run", "--max_steps=3") == 0
-    told = (
-        "note: warmup_steps (5) are not over when the run (3 steps) is: the learning rate only gets to 0.0005 of 0.001"
-    )
-    assert told in capsys.readouterr().out
+    told = "note: warmup_steps (5) must be less than max_steps (3) for the full rate: the learning rate reaches only "
+    assert f"{told}0.0005 of 0.001" in capsys.readouterr().out
     assert train(data, tmp_path / "longer", "--max_steps=6") == 0
     assert "note:" not in capsys.readouterr().out
 

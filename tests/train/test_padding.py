@@ -109,7 +109,7 @@ def test_init_with_another_tokenizer_of_fewer_tokens(data, tmp_path, capsys):
     ByteTokenizer().save(tmp_path / "model")
     assert tune(data, tmp_path / "run", tmp_path / "model") == 2
     error = capsys.readouterr().err
-    assert f"prepare the data with the model's, by --tokenizer-from {tmp_path / 'model'}" in error
+    assert f"prepare the data with the model's, with --tokenizer_from {tmp_path / 'model'}" in error
     words = "the quick brown fox jumps over the lazy dog. " * 60
     (tmp_path / "words.txt").write_text(words)
     advice = ["prepare", "text", str(tmp_path / "words.txt"), "--tokenizer-from", str(tmp_path / "model")]

@@ -197,7 +197,7 @@ def test_a_pickle_that_would_run_something_is_refused(tmp_path):
     sharded.load(into, tmp_path)
     assert into["a"].tolist() == [1, 1, 1]
     (tmp_path / sharded.PARTS).write_bytes(pickle.dumps(Malicious()))
-    with pytest.raises(UserError, match=r"no description of tensors: it names (posix|nt).system"):
+    with pytest.raises(UserError, match=r"does not describe tensors: it names (posix|nt).system"):
         sharded.load(into, tmp_path)
 
 

@@ -175,10 +175,13 @@ def test_resuming_a_run_that_is_there_already(data, tmp_path, capsys):
     assert "already" not in capsys.readouterr().out
     for options in ([], ["--max_steps=6"]):
         assert cli.main(["train", f"--resume={run}", *options]) == 0
-        assert "it is at step 6 already, its last; to go on give more: --max_steps N" in capsys.readouterr().out
+        assert (
+            "the run is already at its last step, 6; to continue it, give a larger --max_steps"
+            in capsys.readouterr().out
+        )
     before = rows(run)
     assert cli.main(["train", f"--resume={run}", "--max_steps=5"]) == 2
-    assert f"{run} is at step 6 already; to go on 'max_steps' must be more, got 5" in capsys.readouterr().err
+    assert f"{run} is at step 6 already; to continue, 'max_steps' must be larger, got 5" in capsys.readouterr().err
     assert TrainConfig.load(run / "config.yaml").max_steps == 6
     assert rows(run) == before
     assert cli.main(["train", f"--resume={run}", "--max_steps=7"]) == 0

@@ -171,18 +171,18 @@ def test_a_rate_that_jumps_is_told(data, tmp_path, capsys):
     assert train(data, run, "--max_steps=10") == 0
     capsys.readouterr()
     assert cli.main(["train", f"--resume={run}"]) == 0
-    assert "(the learning rate rises again then: cosine ends at max_steps)" in capsys.readouterr().out
+    assert "(the learning rate then rises again: cosine ends at max_steps)" in capsys.readouterr().out
     assert cli.main(["train", f"--resume={run}", "--max_steps=20"]) == 0
     output = capsys.readouterr().out
-    assert "with max_steps 20 instead of 10 the schedule cosine ends elsewhere" in output
-    assert "is 0.000775 instead of 0.0001; to go on at the low rate" in output
+    assert "with max_steps 20 instead of 10 the schedule cosine ends at another step" in output
+    assert "is 0.000775 instead of 0.0001; to continue at the low rate" in output
     assert f"fastllm train --init {run} --schedule constant --learning_rate 0.0001" in output
     assert cli.main(["train", f"--resume={run}"]) == 0
-    assert "ends elsewhere" not in capsys.readouterr().out
+    assert "ends at another step" not in capsys.readouterr().out
     steady = tmp_path / "steady"
     assert train(data, steady, "--max_steps=10", "--schedule=constant") == 0
     assert cli.main(["train", f"--resume={steady}", "--max_steps=20"]) == 0
-    assert "ends elsewhere" not in capsys.readouterr().out
+    assert "ends at another step" not in capsys.readouterr().out
 
 
 def test_data_is_found_from_anywhere_and_its_place_stays(data, tmp_path, capsys, monkeypatch):

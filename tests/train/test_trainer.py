@@ -147,7 +147,7 @@ def test_weights_that_are_not_finite_are_not_saved(data, tmp_path, capsys):
     assert all(value.isfinite().all() for value in weights(tmp_path / "run").values())
     assert all("NaN" not in line for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines())
     assert train(data, tmp_path / "sampled", *options, "--sample_interval=2") == 2
-    assert "not finite any more after step 2" in capsys.readouterr().err
+    assert "no longer finite after step 2" in capsys.readouterr().err
 
 
 def test_ctrl_c_does_not_save_weights_that_are_not_finite(data, tmp_path):
@@ -164,7 +164,7 @@ def test_ctrl_c_does_not_save_weights_that_are_not_finite(data, tmp_path):
             trainer.request_stop()
 
         reporter.step = break_and_stop
-        with pytest.raises(UserError, match="a weight is not finite any more after step 4; the last checkpoint in"):
+        with pytest.raises(UserError, match="a weight is no longer finite after step 4; the last checkpoint in"):
             trainer.train(reporter)
     assert checkpoint.load_state(run, "last")["step"] == 3
 
@@ -192,7 +192,7 @@ def test_patience(data, tmp_path, capsys):
     # Nothing is learnt, so no evaluation after the first is better.
     options = ["--learning_rate=0", "--min_learning_rate=0", "--max_steps=100", "--eval_interval=5", "--patience=3"]
     assert train(data, run, *options) == 0
-    assert "stopped after step 15: no better in 3 evaluations" in capsys.readouterr().out
+    assert "stopped after step 15: no better validation loss in 3 evaluations" in capsys.readouterr().out
     assert rows(run)[-1]["step"] == 15
     assert cli.main(["train", f"--resume={run}"]) == 0  # it knows that it had stopped
     assert rows(run)[-1]["step"] == 15
@@ -255,7 +255,7 @@ def test_init_that_does_not_fit(data, tmp_path, pretrained, capsys):
     prepare("the quick brown fox jumps over the lazy dog. " * 60, tmp_path / "lower", ["made up"])
     (folder / "tokenizer.json").write_bytes((tmp_path / "lower" / "tokenizer.json").read_bytes())
     assert cli.main(arguments) == 2
-    assert f"by --tokenizer-from {folder}" in capsys.readouterr().err
+    assert f"with --tokenizer_from {folder}" in capsys.readouterr().err
     (folder / "tokenizer.json").write_text("{")
     assert cli.main(arguments) == 2
     assert str(folder / "tokenizer.json") in capsys.readouterr().err

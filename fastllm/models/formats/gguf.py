@@ -55,7 +55,7 @@ def read(path: Path, dtype: torch.dtype = torch.float32) -> tuple[LlamaConfig, d
     Raises:
         UserImportError: the package gguf is not installed.
         FileNotFoundError: there is no such file.
-        UserValueError: it is damaged or no GGUF, or of a model that Llama cannot be; the message names what is wrong.
+        UserValueError: it is damaged or not GGUF, or of a model that Llama cannot be; the message names what is wrong.
 
     Follows https://github.com/ggml-org/ggml/blob/master/docs/gguf.md.
     """
@@ -80,7 +80,7 @@ def _open(path: Path) -> "GGUFReader":
         raise FileNotFoundError(f"{path} is missing")
     with path.open("rb") as file:
         if (start := file.read(len(_MAGIC))) != _MAGIC:
-            raise UserValueError(f"{path} is no GGUF file: it must begin with {_MAGIC!r}, got {start!r}")
+            raise UserValueError(f"{path} is not a GGUF file: it must begin with {_MAGIC!r}, got {start!r}")
     try:
         reader = GGUFReader(path)
     except Exception as error:  # of a file that ends early it shows whatever goes wrong first

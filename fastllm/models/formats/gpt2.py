@@ -126,7 +126,7 @@ def from_gpt2(weights: dict[str, Tensor], transposed: bool = True) -> dict[str, 
 
 
 def to_gpt2(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Return a GPT2LMHeadModel's weights made of GPT's state_dict; biases that it has not are zeros, which change
+    """Return a GPT2LMHeadModel's weights made of GPT's state_dict; biases that it does not have are zeros, which change
     nothing."""
     state = {name: tensor.detach().cpu() for name, tensor in state.items()}
     layers = 1 + max(int(name.split(".")[1]) for name in state if name.startswith("blocks."))

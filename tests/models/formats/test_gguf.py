@@ -354,7 +354,7 @@ def test_a_file_that_ends_early(tmp_path):
 
 def test_files_that_are_none(tmp_path):
     (tmp_path / "model.gguf").write_bytes(b"PK\3\4 something else")
-    with pytest.raises(UserError, match=r"model.gguf is no GGUF file: it must begin with b'GGUF', got b'PK"):
+    with pytest.raises(UserError, match=r"model.gguf is not a GGUF file: it must begin with b'GGUF', got b'PK"):
         ours.read(tmp_path / "model.gguf")
     with pytest.raises(FileNotFoundError, match=r"none.gguf is missing"):
         ours.read(tmp_path / "none.gguf")

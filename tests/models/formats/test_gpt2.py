@@ -209,7 +209,7 @@ class Evil:
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.json", b"{", "config.json is damaged: it is no JSON"),
+        ("config.json", b"{", "config.json is damaged: it is not JSON"),
         ("config.json", b"[]", "config.json is damaged: expected an object, got list"),
         ("model.safetensors", b"\0" * 20, "model.safetensors is damaged"),
         ("pytorch_model.bin", b"nothing", "pytorch_model.bin is damaged, or holds more than tensors"),
@@ -232,7 +232,7 @@ def test_damaged_files_are_named(tmp_path, name, content, message):
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* holds no model"):
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* is not a model's folder"):
         GPT.from_pretrained(tmp_path)
     gpt2().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

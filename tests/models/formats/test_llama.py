@@ -319,7 +319,7 @@ def test_weights_that_do_not_fit():
 
 
 def test_missing_files_are_named(tmp_path):
-    with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* holds no model"):
+    with pytest.raises(FileNotFoundError, match=r"config.json is missing: .* is not a model's folder"):
         llama.read(tmp_path)
     theirs().save_pretrained(tmp_path)
     (tmp_path / "model.safetensors").unlink()

@@ -84,7 +84,7 @@ def test_no_memory_left_is_one_sentence(error, monkeypatch, capsys):
 
     monkeypatch.setattr("fastllm.cli.info.run", fail)
     assert cli.main(["info"]) == 2
-    assert capsys.readouterr().err.startswith("fastllm: there is not enough memory for this: take less at once")
+    assert capsys.readouterr().err.startswith("fastllm: there is not enough memory: use a smaller --batch_size")
 
 
 def test_info_says_which_ops_have_no_kernel(monkeypatch, capsys):
@@ -129,7 +129,7 @@ def test_a_file_where_a_folder_should_be(data, run, tmp_path, capsys):  # noqa: 
     file = tmp_path / "file.txt"
     file.write_text("mine")
     assert train(data, file) == 2
-    assert f"train: 'out' must be a folder, made new, and {file} is a file" in capsys.readouterr().err
+    assert f"train: 'out' must be a new folder, and {file} is a file" in capsys.readouterr().err
     assert cli.main(["export", str(run), str(file)]) == 2
     assert f"export: {file} is a file; name a new folder" in capsys.readouterr().err
     (tmp_path / "folder").mkdir()

@@ -252,7 +252,7 @@ def test_streams_as_it_comes(folder):
         (["--alpha=0.6"], "--alpha only says how beam search works: add --num_beams, or leave it out"),
         (["--length_penalty=power", "--num_beams=1"], "--length_penalty only says how beam search works"),
         (["--temperature=0", "--num_samples=2"], "so all samples would be one: leave out --num_samples"),
-        (["--checkpoint=best"], "'checkpoint' is of a run, and "),
+        (["--checkpoint=best"], "'checkpoint' chooses a checkpoint of a run, and "),
         (["--num_beams=2", "--stop", "xy"], "with beam search 'stop' must be texts of one token each"),
         (["--num_beams=2", "--num_samples=3"], "'num_samples' must be at most num_beams (2)"),
         (["--seed=-1"], "'seed' must be in [0, 2^63), got -1"),

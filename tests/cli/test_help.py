@@ -27,6 +27,6 @@ def test_types_and_defaults_that_help_are_told(capsys, monkeypatch):
     with pytest.raises(SystemExit):
         cli.main(["sample", "--help"])
     text = capsys.readouterr().out
-    assert "likeliest each time (type: float, default: 0.8)" in text
+    assert "takes the likeliest (type: float, default: 0.8)" in text
     assert "draw among the k likeliest tokens only (type: int)" in text
     assert "its tokenizer (required)" in text
