@@ -92,12 +92,12 @@ class Llama(Decoder[LlamaConfig]):
     def __init__(self, config: LlamaConfig) -> None:
         super().__init__(config)
         frequencies, scale = rotary_frequencies(config)
-        rotary = nn.RotaryEmbedding(
+        self.rotary = nn.RotaryEmbedding(
             config.head_size, min(config.context_length, 2048), config.rope_base, frequencies=frequencies, scale=scale,
             layout="bthd",
         )  # fmt: skip
         self.embedding = nn.Embedding(config.vocab_size, config.n_embd)
-        self.blocks = torch.nn.ModuleList(Block(config, rotary) for _ in range(config.n_layer))
+        self.blocks = torch.nn.ModuleList(Block(config, self.rotary) for _ in range(config.n_layer))
         self.norm = nn.DropoutAddRMSNorm(config.n_embd, config.dropout, config.norm_eps)
         tied = config.tie_embeddings
         self.output = nn.TiedLinear(self.embedding) if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
@@ -127,7 +127,7 @@ class Llama(Decoder[LlamaConfig]):
     def new_cache(self, batch: int, capacity: int | None = None) -> nn.KVCache:
         """Return an empty cache; the tables of angles grow to its capacity, as decoding does not look at positions."""
         cache = super().new_cache(batch, capacity)
-        self.blocks[0].attention.rotary.grow(cache.capacity)
+        self.rotary.grow(cache.capacity)
         return cache
 
 
