@@ -33,8 +33,8 @@ class TrainConfig:
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
-        init: start from these weights (a run's best, a model's folder, Hugging Face's too, or nanoGPT's ckpt.pt) and
-            take the model's settings from them; dropout may be given too, and a shorter context_length.
+        init: start from these weights (a run's best, a model's folder, Hugging Face's too, a .gguf file or nanoGPT's
+            ckpt.pt) and take the model's settings from them; dropout may be given too, and a shorter context_length.
         model: the architecture and its settings, but for vocab_size.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
