@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
 
 
 def shown(path: str | Path) -> str:
-    """Return a path, or a word of the command line, as text: in UTF-8, whatever the locale; bytes that are not UTF-8 are replaced."""
+    """Return a path, or a word of the command line, as text: UTF-8 in any locale, with other bytes replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 
