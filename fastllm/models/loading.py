@@ -88,10 +88,6 @@ def with_weights(config: ModelConfig, weights: dict[str, Tensor], source: Path |
         model = model_class(config)(config)
     pretrained.check_fit(model.state_dict(), weights, Path(source))
     model.load_state_dict(weights, assign=True)
-    device = next(iter(weights.values())).device
-    for module in model.modules():  # tables that no file holds: their modules make them anew
-        if any(buffer.is_meta for buffer in module.buffers(recurse=False)):
-            module.to_empty(device=device, recurse=False)
     return model
 
 
