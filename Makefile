@@ -3,6 +3,8 @@ PYTHON ?= python3
 TORCH  ?= 2.13.0
 VENV   := .venv
 BIN    := $(VENV)/bin
+# A process a core, each with torch's threads: a thread that waits sleeps, as it would take another process's time.
+PYTEST := OMP_WAIT_POLICY=passive $(BIN)/python -m pytest -n auto --maxprocesses 8 --dist worksteal
 SOURCES := setup.py $(shell find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 EMULATOR := $(shell find tests/cuda_emulator -name '*.h' -o -name '*.cpp' -o -name '*.cu')
 
@@ -37,8 +39,8 @@ demo: setup
 
 test: setup
 	$(BIN)/python -m tests.cuda_emulator
-	$(BIN)/python -m pytest -m "not slow"
-	FASTLLM_CPU_CAPABILITY=default $(BIN)/python -m pytest -m "not slow and not emulated" tests/ops
+	$(PYTEST) -m "not slow"
+	FASTLLM_CPU_CAPABILITY=default $(PYTEST) -m "not slow and not emulated" tests/ops
 
 test-slow: setup
 	$(BIN)/python -m pytest -m slow

@@ -99,6 +99,11 @@ def _plain(text: str) -> str:
         value = re.search(r"(?:Got|Given) value: ?(.*)", reason)
         types = [_TYPES[word] for word in re.findall(r"Expected a <class '(\w+)'>", reason) if word in _TYPES]
         return f"'{name}' must be {' or '.join(types)}, got '{value[1]}'" if value and types else f"'{name}': {reason}"
+    if re.match(
+        r"unrecognized arguments: --print_completion|argument --print_completion: .*from '?jsonschema'?\)", text
+    ):
+        needed = "the package shtab (pip install shtab) and JSONARGPARSE_ADD_PRINT_COMPLETION_ARGUMENT=true before it"
+        return f"'print_completion' needs {needed}"
     if match := re.match(r"argument --(\w+).*: invalid _boolean_type value: (.*)", text):
         return f"'{match[1]}' must be true or false, got {match[2]}"
     if match := re.search(r"invalid choice: '(.*)' \(choose from (.*)\)", text):

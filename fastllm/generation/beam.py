@@ -4,11 +4,12 @@ import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import accumulate, count
+from numbers import Real
 
 import torch
 from torch import Tensor
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.errors import UserError, UserValueError, check_type
 from fastllm.generation.context import (
     DecoderState,
     Generator,
@@ -107,6 +108,7 @@ def beam_search_batch(
     check_count("max_new_tokens", max_new_tokens, 1)
     check_vocabulary(model, vocabulary)
     check_count("num_beams", num_beams, 1)
+    check_type("beam_search", "alpha", alpha, Real)
     if not math.isfinite(alpha):
         raise UserValueError(f"beam_search: 'alpha' must be finite, got {alpha}")
     if length_penalty not in LENGTH_PENALTIES:

@@ -234,9 +234,12 @@ def batches(
 def stop_ids(model: Generator, stop: Iterable[int | Sequence[int]]) -> list[list[int]]:
     """Return stops as sequences of ids; one outside the vocabulary is a UserError."""
     try:
-        stops = [[int(ids)] if isinstance(ids, int | Integral) else list(map(index, ids)) for ids in stop]
+        given = [stop] if isinstance(stop, bytes) else list(stop)
+        if any(isinstance(ids, bytes) for ids in given):  # a text that is not decoded, and no sequence of tokens
+            raise TypeError
+        stops = [[int(ids)] if isinstance(ids, int | Integral) else list(map(index, ids)) for ids in given]
     except TypeError:
-        raise TypeError(f"generate: 'stop' must have tokens and sequences of tokens, got {stop!r}") from None
+        raise TypeError(f"generate: 'stop' must be a list of tokens and sequences of tokens, got {stop!r}") from None
     vocabulary = model.vocab_size
     wrong = [token for ids in stops for token in ids if not 0 <= token < vocabulary]
     if wrong:

@@ -3,7 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, Protocol
 
-from fastllm.errors import UserValueError
+from fastllm.errors import UserValueError, check_type, describe
 from fastllm.generation.context import Generator, check_count, checked_prompt
 from fastllm.generation.decoding import Generation, Track, batches, run, seeds_of, stop_ids
 from fastllm.generation.sampling import Sampling
@@ -64,9 +64,10 @@ def _text_tracks(
 ) -> tuple[list[list[int]], Callable[[list[int], int], _TextTrack], list[int]]:
     """Check all that a user gave; return each prompt's ids, what makes a track of ids and a seed, and the seeds."""
     check_count("max_new_tokens", max_new_tokens, 0)
+    check_type("generate", "tokenizer", tokenizer, Tokenizer)
     model.check_tokenizer(tokenizer, "generate")
     how, seeds = Sampling(**sampling), seeds_of(seed, len(prompts))
-    if not isinstance(stop, int | Iterable):
+    if isinstance(stop, bytes) or not isinstance(stop, int | Iterable):
         raise TypeError(f"generate: 'stop' must be texts, tokens or sequences of tokens, got {stop!r}")
     stops = [stop] if isinstance(stop, str | int) else list(stop)  # an iterator can be read but once
     strings = [one for one in stops if isinstance(one, str)]
@@ -190,6 +191,8 @@ def iterate_texts(
     """Yield what :func:`generate_text` returns, in its order, a batch as soon as it is done. All is checked at once."""
     if isinstance(prompts, str):
         raise UserValueError("generate: 'prompts' must be a list of texts, got one text")
+    if not isinstance(prompts, Iterable):
+        raise TypeError(f"generate: 'prompts' must be a list of texts, got {describe(prompts)}")
     texts = list(map(_not_empty, prompts))
     encoded, make, seeds = _text_tracks(model, tokenizer, texts, max_new_tokens, stop, seed, sampling)
     parts = batches(model, encoded, max_new_tokens, batch_size)

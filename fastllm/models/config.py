@@ -203,7 +203,7 @@ class LlamaConfig(ModelConfig):
         n_embd: C, channels.
         head_dim: D, channels of a head, even; the default is n_embd / n_head.
         n_hidden: F, channels in the middle of the feed-forward network; the default is 8/3 n_embd, rounded up to a
-            multiple of 64.
+            multiple of 256.
         dropout: probability of a value to be zeroed while training, in [0, 1).
         norm_eps: added to a mean square before its root.
         qkv_bias: whether queries, keys and values have biases.
@@ -309,7 +309,7 @@ class LlamaConfig(ModelConfig):
     @property
     def hidden_size(self) -> int:
         """F, with the default filled in."""
-        return -(-8 * self.n_embd // (3 * 64)) * 64 if self.n_hidden is None else self.n_hidden
+        return -(-8 * self.n_embd // (3 * 256)) * 256 if self.n_hidden is None else self.n_hidden
 
     def may_become(self, name: str, value: Any) -> bool:
         """Return whether trained weights still fit: positions turn, so a context may be longer too."""

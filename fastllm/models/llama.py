@@ -142,7 +142,7 @@ def rotary_frequencies(config: LlamaConfig) -> tuple[Tensor | None, float]:
     d, base, factor = config.head_size, config.rope_base, config.rope_factor
     if config.rope_scaling == "none":
         return None, 1.0
-    frequencies = base ** -(torch.arange(0, d, 2, dtype=torch.float64) / d)
+    frequencies = base ** -(torch.arange(0, d, 2, dtype=torch.float64, device="cpu") / d)
     if config.rope_scaling == "linear":
         return frequencies / factor, 1.0
     context = config.rope_context or config.context_length
@@ -157,6 +157,6 @@ def rotary_frequencies(config: LlamaConfig) -> tuple[Tensor | None, float]:
 
     first = max(math.floor(pair(config.rope_beta_fast)), 0)
     last = min(math.ceil(pair(config.rope_beta_slow)), d - 1)
-    slowed = ((torch.arange(d // 2, dtype=torch.float64) - first) / max(last - first, 0.001)).clamp(0, 1)
+    slowed = ((torch.arange(d // 2, dtype=torch.float64, device="cpu") - first) / max(last - first, 0.001)).clamp(0, 1)
     scale = 0.1 * math.log(factor) + 1 if config.rope_attention is None else config.rope_attention
     return frequencies * (1 - slowed + slowed / factor), scale

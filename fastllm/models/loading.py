@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastllm import nn
 from fastllm.errors import UserError
 from fastllm.files import find_checkpoint, is_run, verify_folder
 from fastllm.models import pretrained
@@ -88,6 +89,9 @@ def with_weights(config: ModelConfig, weights: dict[str, Tensor], source: Path |
         model = model_class(config)(config)
     pretrained.check_fit(model.state_dict(), weights, Path(source))
     model.load_state_dict(weights, assign=True)
+    for module in model.modules():
+        if isinstance(module, nn.RotaryEmbedding):  # its tables are in no file: this makes them
+            module.to_empty(device=next(iter(weights.values())).device)
     return model
 
 

@@ -272,7 +272,7 @@ class Tokenizer(ABC):
     @property
     def _template(self) -> str:
         if self.chat_template is None:
-            raise UserError(f"this {self.kind} tokenizer has no chat template: its model was given none, or set one")
+            raise UserError(f"this {self.kind} tokenizer has no chat template: set 'chat_template' to use one")
         return self.chat_template
 
     def _roles(self) -> dict[str, str]:

@@ -2,7 +2,8 @@
 
 A template comes with a model and is not trusted: it runs in Jinja's sandbox, sees copies of plain data, and is stopped
 when it takes too long or writes too much. What users wrote is not trusted either: where the name of a special token
-is in it, the name is marked, so that encode_chat tells it from the names that the template wrote itself.
+is in it, the name is marked, so that encode_chat tells it from the names that the template wrote itself. Only a
+template that changes what users wrote, as by `lower`, can still make a name of it.
 """
 
 import json

@@ -25,7 +25,8 @@ _NUMBERS = "BbHhIif?"  # struct's letters of the types 0 to 7
 _NUMBERS_BEHIND = {10: "Q", 11: "q", 12: "d"}
 _STRING, _ARRAY = 8, 9
 _VERSIONS = (2, 3)
-_NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED = 1, 2, 3, 4  # types of tokens; sentencepiece numbers them alike
+_NORMAL, _CONTROL, _USER_DEFINED = 1, 3, 4  # types of tokens; sentencepiece numbers them alike
+_ROLES = {"bos_token": "bos", "eos_token": "eos", "unk_token": "unknown", "pad_token": "padding"}
 
 _CONTRACTIONS = "(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _REST = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -94,13 +95,17 @@ def load(path: Path) -> Tokenizer:
 
 
 def _roles(stored: dict[str, Any]) -> dict[str, str]:
-    """Return the names of tokens by their roles; for padding files name ordinary tokens too, which stay ordinary."""
-    ids = {role: stored.get(f"{name}_token_id") for role, name in (
-        ("bos_token", "bos"), ("eos_token", "eos"), ("unk_token", "unknown"), ("pad_token", "padding"))}  # fmt: skip
-    types = stored.get("token_type") or [_NORMAL] * len(stored["tokens"])
-    sure = ("bos_token", "eos_token")
-    return {role: stored["tokens"][id] for role, id in ids.items()
-            if id is not None and (role in sure or types[id] != _NORMAL)}  # fmt: skip
+    """Return the names of tokens by their roles.
+
+    Some files name an ordinary token, such as the first one, for padding or what is unknown: it stays ordinary.
+    """
+    tokens, roles = stored["tokens"], {}
+    types = stored.get("token_type") or [_NORMAL] * len(tokens)
+    for role, name in _ROLES.items():
+        id = stored.get(f"{name}_token_id")
+        if id is not None and (role in ("bos_token", "eos_token") or types[id] != _NORMAL):
+            roles[role] = tokens[id]
+    return roles
 
 
 def _byte_pairs(stored: dict[str, Any]) -> Tokenizer:
@@ -224,7 +229,7 @@ def _read(content: mmap.mmap, place: int, kind: int) -> tuple[Any, int]:
     if kind == _ARRAY:
         inner, count = struct.unpack_from("<IQ", content, place)
         place += struct.calcsize("<IQ")
-        if inner not in (_STRING, _ARRAY):
+        if inner != _STRING:  # of numbers; no file has arrays of arrays
             form = f"<{count}{_letter(inner)}"
             return list(struct.unpack_from(form, content, place)), place + struct.calcsize(form)
         values = []

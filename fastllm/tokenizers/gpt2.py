@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from functools import cached_property
 from importlib import util
-from itertools import pairwise, product
+from itertools import pairwise, permutations, product
 from pathlib import Path
 from typing import Any
 
@@ -314,4 +314,19 @@ def _from_huggingface(path: Path, stored: dict) -> tuple[dict[str, int], list[tu
     for token, name in product(tokens, ("lstrip", "rstrip", "single_word")):
         if token.get(name):
             raise UserError(f"{path}: '{name}' of the token {token['content']!r} must be false, as in GPT-2, got true")
+    _check_order(path, tokens)
     return vocab, _pairs(path, rules), [token["content"] for token in tokens if not token.get("special")]
+
+
+def _check_order(path: Path, tokens: list[dict[str, Any]]) -> None:
+    """Raise UserError if tokens that may share text are looked for in another order by the library than here.
+
+    It looks for those that are not normalized before the others, and here special tokens come first.
+    """
+    for one, other in permutations(tokens, 2):
+        name, follows = one["content"], other["content"]
+        theirs = bool(one.get("normalized")) - bool(other.get("normalized"))
+        here = bool(other.get("special")) - bool(one.get("special"))
+        shared = follows in name or any(name.endswith(follows[:length]) for length in range(1, len(follows)))
+        if theirs != here and shared:
+            raise UserError(f"{path}: the tokens {name!r} and {follows!r} share text, so 'normalized' must be the same")

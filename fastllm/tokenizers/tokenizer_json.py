@@ -7,7 +7,7 @@ The ids are the library's. What each token stands for is read from the file: eve
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -63,24 +63,23 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
     ) -> None:
         self._content, self._starts = bytes(content), starts
         self.named_tokens = dict(named_tokens or {})
-        self._stored = stored = parse_json(Path(FILE), self._content)
+        stored = parse_json(Path(FILE), self._content)
         try:
             self._byte_level = _check_supported(stored)
-            tokens = stored.get("added_tokens", [])
-            names = {token["content"] for token in tokens if token["special"]} | set(self.named_tokens.values())
-            self._engine = self._make_engine(_without_merges_to(names, stored))
+            self._flags = {token["content"]: token for token in stored.get("added_tokens", [])}
+            special = {name for name, flags in self._flags.items() if flags["special"]} | set(
+                self.named_tokens.values()
+            )
+            self._engine = self._make_plain_engine(stored, special, self._content)
+            first = huggingface.first_token(stored) if starts is None else self.named_tokens.get("bos_token")
         except (AttributeError, KeyError, TypeError) as error:
             raise UserError(f"{FILE} is damaged ({describe(error)})") from error
-        self._engine.encode_special_tokens = True  # that is, as plain text
-        vocab = self._engine.get_vocab(with_added_tokens=True)
-        self.special_tokens = {name: vocab[name] for name in sorted(names, key=vocab.__getitem__)}
-        self.added_tokens = {token["content"]: vocab[token["content"]] for token in tokens if not token["special"]
-                             and token["content"] not in names}  # fmt: skip
-        self._ids = vocab
-        self.drops_first_space = any(step["type"] == "Strip" for step in _flat(stored, "decoder"))
+        self._ids = vocab = self._engine.get_vocab(with_added_tokens=True)
+        self.special_tokens = {name: vocab[name] for name in sorted(special, key=vocab.__getitem__)}
+        self.added_tokens = {name: vocab[name] for name in self._flags if name not in special}
         self.end_of_text = vocab.get(self.named_tokens.get("eos_token", END_OF_TEXT))
-        first = huggingface.first_token(stored) if starts is None else self.named_tokens.get("bos_token")
         self.start_of_text = None if starts is False or first is None else vocab.get(first)
+        self.drops_first_space = any(step["type"] == "Strip" for step in _flat(stored, "decoder"))
         self._unspelt = self._find_unspelt()
         self._check_special()
 
@@ -102,49 +101,57 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
         tokenizer.chat_template = settings.chat_template
         return tokenizer
 
-    def _make_engine(self, stored: dict[str, Any]) -> Any:
-        """Return the library's tokenizer, with the tokens that have roles."""
+    def _make_engine(self, content: bytes) -> Any:
+        """Return the library's tokenizer of a tokenizer.json, with the tokens that have roles."""
         try:
             import tokenizers
         except ModuleNotFoundError as error:
             raise UserError("the package tokenizers is missing; pip install 'fastllm[tokenizers]'") from error
         try:
-            same = stored is self._stored
-            engine = tokenizers.Tokenizer.from_str((self._content if same else json.dumps(stored).encode()).decode())
+            engine = tokenizers.Tokenizer.from_buffer(content)
         except Exception as error:  # the library raises nothing more special
             raise UserError(f"{FILE} is damaged: the tokenizers library cannot read it ({error})") from error
         engine.no_truncation()
         engine.no_padding()
-        known = {token["content"] for token in stored.get("added_tokens", [])}
-        engine.add_special_tokens([name for name in self.named_tokens.values() if name not in known])
+        engine.add_special_tokens([name for name in self.named_tokens.values() if name not in self._flags])
+        return engine
+
+    def _make_plain_engine(self, stored: dict[str, Any], special: Collection[str], content: bytes = b"") -> Any:
+        """Return the same without the means to make a special token: their names are text, and no merge makes one.
+
+        Args:
+            stored: what the file holds.
+            special: the names.
+            content: the file that stored is from, if it is from one.
+        """
+        model = stored["model"]
+        kept = [merge for merge in model["merges"] if _merged(merge) not in special]
+        if not content or len(kept) < len(model["merges"]):
+            content = json.dumps({**stored, "model": {**model, "merges": kept}}).encode()
+        engine = self._make_engine(content)
+        engine.encode_special_tokens = True  # that is, as plain text
         return engine
 
     @cached_property
     def _special_engine(self) -> Any:
         """The library's tokenizer that finds special tokens in texts."""
-        return self._make_engine(self._stored)
+        return self._make_engine(self._content)
 
     @cached_property
     def _inner_engine(self) -> Any:
-        """The library's tokenizer for what is not at the beginning of a text: it puts no space in front."""
-        splitter = json.loads(json.dumps(self._stored.get("pre_tokenizer")))
-        for step in huggingface.flat(splitter, "pretokenizers"):
-            if step["type"] == "Metaspace" and step.get("prepend_scheme") == "first":
-                step["prepend_scheme"] = "never"
-        if splitter == self._stored.get("pre_tokenizer"):
-            return self._engine
-        engine = self._make_engine(
-            _without_merges_to(set(self.special_tokens), {**self._stored, "pre_tokenizer": splitter})
-        )
-        engine.encode_special_tokens = True
-        return engine
+        """The library's tokenizer of plain text behind a special token, where some put no space in front."""
+        stored = self.huggingface()
+        first = [step for step in _flat(stored, "pre_tokenizer") if step.get("prepend_scheme") == "first"]
+        for step in first:
+            step["prepend_scheme"] = "never"
+        return self._make_plain_engine(stored, self.special_tokens) if first else self._engine
 
     def _find_unspelt(self) -> re.Pattern | None:
-        """Return a pattern of the bytes that the vocabulary lacks, of which the library would leave out every one."""
-        spelt = self._ids if self._byte_level else {}
-        missing = [byte for character, byte in _BYTES.items() if self._byte_level and character not in spelt]
-        missing = sorted(_IN_UTF8.intersection(missing))
-        return re.compile(b"[" + b"".join(re.escape(bytes([byte])) for byte in missing) + b"]") if missing else None
+        """Return a pattern of the bytes that the vocabulary lacks; the library would leave them out of a text."""
+        missing = [byte for character, byte in _BYTES.items() if byte in _IN_UTF8 and character not in self._ids]
+        if not (self._byte_level and missing):
+            return None
+        return re.compile(b"[" + b"".join(re.escape(bytes([byte])) for byte in sorted(missing)) + b"]")
 
     def _check_special(self) -> None:
         """Raise UserError if plain text can become a special token: none could then be told from what a user wrote."""
@@ -215,7 +222,6 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
 
     def _encode_parts(self, marked: Marked) -> np.ndarray:
         """Encode what is between the template's special tokens as plain text, as the library would beside these."""
-        flags = {token["content"]: token for token in self._stored.get("added_tokens", [])}
         parts = marked.names.split(marked.text)  # plain, name, plain, .., plain
         ids = []
         for index, part in enumerate(parts):
@@ -223,9 +229,9 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
                 ids.append(np.array([self.special_tokens[part]]))
                 continue
             plain = part.replace(marked.mark, "")
-            if index and flags.get(parts[index - 1], {}).get("rstrip"):
+            if index and self._flags.get(parts[index - 1], {}).get("rstrip"):
                 plain = plain.lstrip()
-            if index + 1 < len(parts) and flags.get(parts[index + 1], {}).get("lstrip"):
+            if index + 1 < len(parts) and self._flags.get(parts[index + 1], {}).get("lstrip"):
                 plain = plain.rstrip()
             ids.append(self._encode_by(self._inner_engine if index else self._engine, plain))
         return np.concatenate(ids)
@@ -254,7 +260,7 @@ class HuggingFaceTokenizer(FirstSpaceTokenizer):
 
     def huggingface(self) -> dict:
         """Return the file's steps."""
-        return self._stored
+        return json.loads(self._content)
 
     def save_huggingface(self, folder: str | Path, model_max_length: int | None = None) -> None:
         """Write the maker's tokenizer.json and a tokenizer_config.json, which AutoTokenizer and load_tokenizer read.
@@ -319,10 +325,5 @@ def _check_supported(stored: dict[str, Any]) -> bool:
     return False
 
 
-def _without_merges_to(names: set[str], stored: dict[str, Any]) -> dict[str, Any]:
-    """Return a tokenizer.json without merges that make a special token of plain text."""
-    merges = stored["model"]["merges"]
-    kept = [
-        merge for merge in merges if (merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)) not in names
-    ]
-    return stored if len(kept) == len(merges) else {**stored, "model": {**stored["model"], "merges": kept}}
+def _merged(merge: str | list[str]) -> str:
+    return merge.replace(" ", "") if isinstance(merge, str) else "".join(merge)

@@ -106,6 +106,7 @@ def test_info_says_which_ops_have_no_kernel(monkeypatch, capsys):
         ("sample x --prompt --foo", "'prompt' must have a value; one that begins with - is joined to it by ="),
         ("sample x --stop a b", "unrecognized arguments: b; an option takes one value: for several texts repeat it"),
         ("train --out=\udcff", "'out' must be UTF-8"),
+        ("--print_completion=shtab-bash", "'print_completion' needs the package shtab (pip install shtab) and "),
     ],
 )
 def test_wrong_words(words, message, capsys, monkeypatch):

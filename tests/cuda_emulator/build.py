@@ -56,6 +56,12 @@ def rule(name: str, command: str) -> str:
     return f"rule {name}\n  description = {name} $out\n  command = {tracked}"
 
 
+def require_ninja() -> None:
+    """Raise CannotBuildError if the Python package ninja is not there."""
+    if importlib.util.find_spec("ninja") is None:
+        raise CannotBuildError("the CUDA emulator needs the Python package ninja")
+
+
 class Plan:
     """What to compile with which flags, as the text of a build.ninja."""
 
@@ -117,8 +123,8 @@ class Plan:
 
 
 @cache
-def build(name: str) -> str | None:
-    """Build a module; return the compiler's complaint, if any. Once a process: a test suite asks often."""
+def build(*names: str) -> str | None:
+    """Build modules; return the compiler's complaint, if any. Once a process: a test suite asks often."""
     import ninja
 
     BUILD.mkdir(parents=True, exist_ok=True)
@@ -127,7 +133,7 @@ def build(name: str) -> str | None:
         plan, file = Plan().text(), BUILD / "build.ninja"
         if not file.exists() or file.read_text() != plan:
             file.write_text(plan)
-        command = [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, name]
+        command = [Path(ninja.BIN_DIR) / "ninja", "-C", BUILD, *names]
         run = subprocess.run(command, capture_output=True, text=True, check=False)
     return run.stdout + run.stderr if run.returncode else None
 
@@ -140,8 +146,7 @@ def load(name: str) -> ModuleType:
         CannotBuildError: this machine lacks a tool.
         RuntimeError: the sources do not compile; the message has the compiler's.
     """
-    if importlib.util.find_spec("ninja") is None:
-        raise CannotBuildError("the CUDA emulator needs the Python package ninja")
+    require_ninja()
     complaint = build(name)
     if complaint:
         raise RuntimeError(f"the CUDA emulator's module '{name}' does not compile:\n{complaint}")

@@ -140,6 +140,11 @@ def test_refuses(options, message):
         beam_search(small_gpt(), **{"prompt": PROMPT, "max_new_tokens": 3, **options})
 
 
+def test_refuses_a_penalty_that_is_no_number():
+    with pytest.raises(TypeError, match="beam_search: 'alpha' must be a number, got str 'x'"):
+        beam_search(small_gpt(), PROMPT, 3, alpha="x")
+
+
 def test_diverged_weights_are_told():
     model = small_gpt()
     with torch.no_grad():

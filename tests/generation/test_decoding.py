@@ -185,8 +185,10 @@ def test_refuses(prompts, options, message):
         ([[1]], {"batch_size": 1.5}, "'batch_size' must be a whole number, got 1.5"),
         ([[1]], {"seed": 1.5}, "'seed' must be a whole number, or one for each prompt, got 1.5"),
         ([[1]], {"seed": [1.5]}, r"'seed' must be a whole number, or one for each prompt, got \[1.5\]"),
-        ([[1]], {"stop": "ab"}, "'stop' must have tokens and sequences of tokens, got 'ab'"),
-        ([[1]], {"stop": 5}, "'stop' must have tokens and sequences of tokens, got 5"),
+        ([[1]], {"stop": "ab"}, "'stop' must be a list of tokens and sequences of tokens, got 'ab'"),
+        ([[1]], {"stop": 5}, "'stop' must be a list of tokens and sequences of tokens, got 5"),
+        ([[1]], {"stop": b"x"}, "'stop' must be a list of tokens and sequences of tokens, got b'x'"),
+        ([[1]], {"stop": [b"x"]}, r"'stop' must be a list of tokens and sequences of tokens, got \[b'x'\]"),
     ],
 )
 def test_refuses_other_types(prompts, options, message):

@@ -117,13 +117,6 @@ def test_a_batch_is_made_when_it_is_asked_for(monkeypatch):
     assert rooms == [2, 2, 1]
 
 
-def test_refuses_other_types():
-    with pytest.raises(TypeError, match="'prompt' must be a text, got 1: generate and generate_batch take ids"):
-        generate_text(small_gpt(), LETTERS, [1], 3)
-    with pytest.raises(TypeError, match="'stop' must be texts, tokens or sequences of tokens, got None"):
-        generate_text(small_gpt(), LETTERS, ["a"], 3, stop=None)
-
-
 def test_stop_strings_across_tokens():
     model = small_gpt()
     (free,) = generate_text(model, LETTERS, ["cab"], 30, seed=0)
@@ -202,3 +195,18 @@ def test_tokens_that_the_tokenizer_has_not_are_not_drawn():
 def test_refuses(prompts, options, message):
     with pytest.raises(UserError, match=message):
         generate_text(small_gpt(), LETTERS, prompts, 3, **options)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "options", "message"),
+    [
+        (None, {}, "'prompts' must be a list of texts, got None"),
+        ([1], {}, "'prompt' must be a text, got 1: generate and generate_batch take ids"),
+        (["a"], {"stop": None}, "'stop' must be texts, tokens or sequences of tokens, got None"),
+        (["a"], {"stop": b"x"}, "'stop' must be texts, tokens or sequences of tokens, got b'x'"),
+        (["a"], {"tokenizer": "folder"}, "'tokenizer' must be a Tokenizer, got str 'folder'"),
+    ],
+)
+def test_refuses_other_types(prompts, options, message):
+    with pytest.raises(TypeError, match=message):
+        generate_text(small_gpt(), **{"tokenizer": LETTERS, "prompts": prompts, "max_new_tokens": 3, **options})

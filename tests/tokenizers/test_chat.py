@@ -116,6 +116,17 @@ def test_texts_and_ids_are_theirs(pair, messages, prompt):
     assert ours.encode_chat(messages, add_generation_prompt=prompt).tolist() == ids
 
 
+@pytest.mark.parametrize("content", ["hear", "  hear me  ", "\n", "漢字 12\n\n"])
+def test_the_parts_between_special_tokens_are_encoded_as_the_whole(pair, content):
+    """What is done where a user wrote a special token, done where none did."""
+    ours, theirs = pair
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": f"{content}x"}]
+    expected = theirs.apply_chat_template(messages, return_dict=False)
+    given = {"add_generation_prompt": False}
+    marked = chat.render_marked(ours.chat_template, messages, ours.named_tokens, given, ours.special_tokens)
+    assert ours._encode_parts(marked).tolist() == expected
+
+
 @pytest.mark.parametrize("variables", [
     {"enable_thinking": False, "date_string": "1 Jan 2026"},
     {"tools": [{"name": "f", "parameters": {"x": "é<1>", "n": [1, 2.5, None, True]}}]},
@@ -204,12 +215,8 @@ def test_flags_of_special_tokens_beside_what_users_wrote(tmp_path):
     harmless = ours.encode_chat([{"content": "ab"}])
     assert harmless.tolist() == theirs("ab <lstrip> x <rstrip>  ab", add_special_tokens=False)["input_ids"]
     ids = ours.encode_chat([{"content": "a</s>b"}])
-    name = ours.encode("a</s>b")
-    inner = ours.encode("a</s>b".join(["[INST]", ""]), allow_special=True)[1:]
     assert special_of(ours, ids) == special_of(ours, harmless)
-    assert ids[: len(name)].tolist() == name.tolist()
     assert ours.decode(ids) == "a</s>b<lstrip> x <rstrip>a</s>b"
-    assert len(inner) < len(name)
 
 
 @pytest.mark.parametrize(

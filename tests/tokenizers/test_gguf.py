@@ -207,6 +207,10 @@ def test_damaged_files(tmp_path):
         path.write_bytes(content[:cut])
         with pytest.raises(UserError, match=r"model\.gguf"):
             load_tokenizer(path)
+    nested = struct.pack("<4sIQQ", b"GGUF", 3, 0, 1) + struct.pack("<QcI", 1, b"x", 9) + struct.pack("<IQ", 9, 1) * 5000
+    path.write_bytes(nested)
+    with pytest.raises(UserError, match=r"model\.gguf is damaged: its metadata cannot be read"):
+        load_tokenizer(path)
     for wrong in (b"GGML" + content[4:], content[:4] + struct.pack(">I", 3) + content[8:]):
         path.write_bytes(wrong)
         with pytest.raises(UserError, match="must be a GGUF file of version 2 or 3"):

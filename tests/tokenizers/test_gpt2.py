@@ -170,6 +170,18 @@ def test_added_tokens_that_change_the_text_around(folder, tmp_path, flag, specia
         assert ours.encode(text, allow_special=True).tolist() == theirs(text)["input_ids"]
 
 
+@pytest.mark.parametrize(("one", "other"), [("xyz", "xyzw"), ("xyz", "wxy"), ("xyz", "<|endoftext|>xy"), ("a", "b")])
+def test_added_tokens_that_are_looked_for_in_turn(folder, tmp_path, one, other):
+    theirs = transformers.AutoTokenizer.from_pretrained(folder)
+    theirs.add_tokens([transformers.AddedToken(one, normalized=False), transformers.AddedToken(other, normalized=True)])
+    theirs.save_pretrained(tmp_path)
+    if one == "a":  # shares nothing with the other
+        assert theirs("cabc")["input_ids"] == load_tokenizer(tmp_path).encode("cabc").tolist()
+        return
+    with pytest.raises(UserError, match=r"tokenizer.json: the tokens '.*' and '.*' share text, so 'normalized' must"):
+        load_tokenizer(tmp_path)
+
+
 def test_an_added_token_that_spells_other_bytes(folder, tmp_path):
     theirs = transformers.AutoTokenizer.from_pretrained(folder)
     theirs.add_tokens(["\u00e9"])  # the files' name of the byte E9
