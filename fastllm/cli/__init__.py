@@ -81,7 +81,7 @@ def _failed(message: str) -> int:
 
 
 def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was asked for that is not there: torch's CPU allocator has no error of its own for it."""
+    """Return whether an error says that memory ran out; torch's CPU allocator raises a plain RuntimeError for it."""
     return isinstance(error, MemoryError) or bool(re.search("DefaultCPUAllocator|out of memory", str(error)))
 
 

@@ -17,7 +17,7 @@ def add_to(commands) -> None:
         description="Write a model as a folder that Hugging Face's transformers loads (AutoModelForCausalLM), or as "
         "one of fastllm's own. nanoGPT's checkpoints are read too, so this is also how one is taken over."
     )
-    parser.add_argument("source", type=Path, help="a run's folder, a model's folder, or nanoGPT's ckpt.pt")
+    parser.add_argument("source", type=Path, help="a run's folder, a model's folder, a .gguf file or nanoGPT's ckpt.pt")
     parser.add_argument("out", type=Path, help="the folder to write; it must not exist or be empty")
     parser.add_argument("--format", default="huggingface", help="huggingface, for transformers, or fastllm")
     parser.add_argument(

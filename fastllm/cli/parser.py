@@ -18,7 +18,7 @@ _ESCAPES = {"n": "\n", "t": "\t", "r": "\r", "\\": "\\"}
 
 
 class _HelpFormatter(DefaultHelpFormatter):
-    """Says of an option's type and default what a reader can use: no names of Python's classes, no default of none."""
+    """Shows types and defaults as a user needs them: no names of Python's classes, and no empty defaults."""
 
     def _expand_help(self, action: Action) -> str:
         text = super()._expand_help(action)
@@ -50,14 +50,14 @@ class Parser(ArgumentParser):
         sys.exit(EXIT_USER_ERROR)
 
     def _print_message(self, message: str, file: Any = None) -> None:
-        """Print a help text; argparse would keep back that it cannot be written."""
+        """Print a help text; argparse itself would hide that it cannot be written."""
         if message:
             stream = file or sys.stderr
             stream.write(message)
             stream.flush()
 
     def _missing(self, text: str) -> tuple[list[str], str] | None:
-        """Say what a command lacks, with the command: jsonargparse tells one parser what another one lacks."""
+        """Return which command lacks an argument, and a sentence; jsonargparse reports it at an outer parser."""
         if match := re.match(r"the following arguments are required: (.*)", text):
             places = [place.split(".") for place in match[1].split(", ")]
             names = " and ".join(f"'{place[-1]}'" for place in places)
@@ -91,7 +91,7 @@ class Parser(ArgumentParser):
 
 
 def _plain(text: str) -> str:
-    """Say without Python's types what jsonargparse and argparse say."""
+    """Return a message of jsonargparse or argparse in plain words, without Python's types."""
     if match := re.match(r'Parser key "([\w.]+)": (.*)', text):
         name, reason = match[1], match[2]
         if "codec can't encode" in reason:

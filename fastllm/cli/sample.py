@@ -22,7 +22,7 @@ _SEARCHING = ("length_penalty", "alpha")  # what beam search goes by
 def add_to(commands) -> None:
     """Add the command's parser."""
     parser = Parser(description="Generate text from a run. One text streams as it comes; several come in batches.")
-    parser.add_argument("run", type=Path, help="the run's folder, or any folder with a model and its tokenizer")
+    parser.add_argument("run", type=Path, help="a run, or a folder or .gguf file with a model and its tokenizer")
     parser.add_argument(
         "--prompt", action="append", type=str, default=[], metavar="TEXT",
         help=r"the text to continue; repeat the option for several texts; \n is a new line, \\ a backslash; the "

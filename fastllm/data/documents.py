@@ -1,4 +1,4 @@
-"""From the bytes of a file to documents, as a stream; and what is said of bytes that are no text."""
+"""From the bytes of a file to documents, as a stream; and the messages about bytes that are not text."""
 
 import codecs
 import json
@@ -24,7 +24,7 @@ class Chunk(NamedTuple):
 
 
 def shown(path: str | Path) -> str:
-    """Return a path, or a word of the command line, as text: in UTF-8, whatever the locale; what is not is replaced."""
+    """Return a path, or a word of the command line, as text: UTF-8 in any locale, with other bytes replaced."""
     return os.fsencode(path).decode("utf-8", "replace")
 
 

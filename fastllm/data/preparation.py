@@ -230,7 +230,7 @@ def _make_tokenizer(
 
 
 def _parted(surveys: list[Survey]) -> bool:
-    """Return whether documents follow each other; a single text has nothing to be parted from."""
+    """Return whether there are several documents, which must be kept apart."""
     return any(survey.documents > 1 for survey in surveys)
 
 

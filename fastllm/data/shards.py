@@ -53,7 +53,7 @@ class SplitWriter:
         self._inside = False
 
     def add(self, encoded: Encoded) -> None:
-        """Append a piece. Only what the source has is counted: so bits a byte compare tokenizers."""
+        """Append a piece. Only bytes of the source are counted, so bits per byte compare between tokenizers."""
         self.characters += len(encoded.piece.text) - encoded.piece.added
         self.bytes += encoded.bytes - encoded.piece.added
         self._append(encoded.ids)

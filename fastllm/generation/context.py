@@ -23,7 +23,7 @@ class DecoderState(Protocol):
     logits: Tensor
 
     def push(self, tokens: Sequence[int]) -> None:
-        """Give every sequence its next token; what to do when a context is full, the model knows."""
+        """Give every sequence its next token; the model decides what happens when a context is full."""
 
     def keep(self, rows: Sequence[int]) -> None:
         """Make sequence i a copy of what sequence rows[i] was, for as many as there are rows."""

@@ -17,7 +17,7 @@ _KINDS = {Integral: "whole number", Real: "number"}
 
 @dataclass(frozen=True)
 class Sampling:
-    """How tokens are drawn. What is not None applies in this order.
+    """How tokens are drawn. The settings apply in this order; None leaves one out.
 
     Args:
         repetition_penalty: positive logits of tokens that stand in the prompt or were generated are divided by it,

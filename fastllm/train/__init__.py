@@ -1,4 +1,4 @@
-"""Training a GPT on a data folder; a run is a folder with everything in it."""
+"""Training a model on a data folder; a run is a folder with everything in it."""
 
 from fastllm.train.config import TrainConfig
 

@@ -115,7 +115,7 @@ def locate(run: Path, name: str) -> Path:
 
 
 def find(run: Path, name: str) -> Path:
-    """Return the folder of a whole checkpoint; every byte of it is read for that.
+    """Return the folder of a checkpoint, after reading all of it to check that it is whole.
 
     Raises:
         UserError: the run has none of that name, and those that it has are listed; or it is damaged, and an intact

@@ -1,4 +1,4 @@
-"""What a training run is told. Knows nothing of torch, so that `fastllm train --help` is quick."""
+"""The settings of a training run. Knows nothing of torch, so that `fastllm train --help` is quick."""
 
 import math
 from collections.abc import Mapping
@@ -33,8 +33,8 @@ class TrainConfig:
     Args:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
-        init: start from these weights (a run's best, a model's folder, Hugging Face's too, or nanoGPT's ckpt.pt) and
-            take the model's settings from them; dropout may be given too, and a shorter context_length.
+        init: start from these weights (a run's best, a model's folder, Hugging Face's too, a .gguf file or nanoGPT's
+            ckpt.pt) and take the model's settings from them; dropout may be given too, and a shorter context_length.
         model: the architecture and its settings, but for vocab_size.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
@@ -133,7 +133,7 @@ class TrainConfig:
         )  # fmt: skip
 
     def notes(self) -> list[str]:
-        """Return what works, but hardly as it was meant; a sentence each."""
+        """Return warnings about settings that work but are probably not what was meant; a sentence each."""
         if self.warmup_steps < self.max_steps:
             return []
         rate = learning_rate(self, self.max_steps - 1)
@@ -242,7 +242,7 @@ def model_settings(kind: str) -> dict[str, Any]:
 
 
 def _of_others(name: str, kind: str) -> str:
-    """Return which architecture has a setting, or else what it may be a slip of."""
+    """Return which architecture has a setting, or else the nearest name that is known."""
     others = [other for other in CONFIGS if name in model_settings(other)]
     if others:
         return f" of --model {kind}: it is one of --model {' and '.join(others)}"

@@ -1,4 +1,4 @@
-"""Where a run or a sample is computed and in which precision: the choice, what stands against it, a device's peak."""
+"""The device and the precision of a run or a sample: choosing them, refusing what cannot work, a device's peak."""
 
 import time
 from collections.abc import Collection
@@ -36,7 +36,7 @@ def choose(config: TrainConfig, local_rank: int = 0) -> torch.device:
 
 
 def for_generation(command: str, device: str, model: Model | type[Model]) -> torch.device:
-    """Return the device that a command generates on: of cpu, cuda, and auto, which is cuda where it can be used.
+    """Return the device that a command generates on; auto is cuda where it can be used.
 
     Raises:
         UserError: CUDA was asked for and cannot serve, or device is something else.
@@ -80,7 +80,7 @@ def autocast(device: torch.device, precision: str) -> AbstractContextManager:
 
 
 def require_memory(config: TrainConfig, cost: Cost, device: torch.device, processes: int) -> None:
-    """Raise UserError if a run on the CPU cannot fit: the system would kill it, without a word of why.
+    """Raise UserError if a run on the CPU cannot fit: the system would kill it without saying why.
 
     A GPU's allocator says itself that it has no more.
 

@@ -1,4 +1,4 @@
-"""Loss over batches that nothing is learnt from, shared out over all processes."""
+"""The loss over batches that are not trained on, shared out over all processes."""
 
 import math
 from collections.abc import Callable, Iterable, Iterator

@@ -51,7 +51,7 @@ def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[s
 
 
 def adopt(config: TrainConfig, trained: ModelConfig, given: Collection[str]) -> ModelConfig:
-    """Let the settings take on a trained model's; return those that the run's model then has.
+    """Put a trained model's settings into the run's; return those that the run's model then has.
 
     Raises:
         UserError: a setting that was given is not the model's, and is none that may be changed.

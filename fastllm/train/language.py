@@ -48,11 +48,11 @@ class LanguageModelling(Task):
         return Batches(self._splits[split], self._batch_size, self._context, seed, document_mask=self._document_mask)
 
     def epoch(self, step: int) -> float:
-        """Return how often as many tokens as the training split has were seen."""
+        """Return the number of tokens seen so far as a multiple of the training split's."""
         return step * self.step_tokens / (len(self._splits["train"]) - 1)
 
     def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[Batch]:
-        """Yield batches drawn as those to train on, with a seed of their own."""
+        """Yield batches that are drawn as in training, but with another seed."""
         source = self._batches(split, seed=0)
         for _ in range(batches):
             yield from source.next(rows).split(rows_at_once)

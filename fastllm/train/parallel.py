@@ -81,7 +81,7 @@ class Parallel:
         return total.tolist()
 
     def any(self, flag: bool) -> bool:
-        """Return whether the flag is up in some process."""
+        """Return whether the flag is true in any process."""
         return flag if self.world_size == 1 else self.sum([float(flag)])[0] > 0
 
     def gather(self, value: Any) -> list[Any]:

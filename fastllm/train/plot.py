@@ -13,7 +13,7 @@ FORMATS = ("png", "svg", "pdf", "jpg", "webp")  # the ends of a picture's name
 
 
 def can_plot() -> bool:
-    """Return whether matplotlib is there: training does without."""
+    """Return whether matplotlib is installed; training works without it."""
     return importlib.util.find_spec("matplotlib") is not None
 
 

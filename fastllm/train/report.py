@@ -20,7 +20,7 @@ _BESIDE_BAR = 72  # columns that all else takes
 
 
 class Output:
-    """Standard output, whose loss stops no run: a terminal that was closed or a full disk costs the lines alone."""
+    """Standard output that may fail: a closed terminal or a full disk loses lines, but does not stop the run."""
 
     def __init__(self, stream: TextIO) -> None:
         self._stream, self._lost = stream, False
@@ -29,12 +29,12 @@ class Output:
         return getattr(self._stream, name)
 
     def write(self, text: str) -> int:
-        """Write, if anybody is there still."""
+        """Write, unless writing has failed before."""
         self._try(lambda: self._stream.write(text))
         return len(text)
 
     def flush(self) -> None:
-        """Flush, if anybody is there still."""
+        """Flush, unless writing has failed before."""
         self._try(self._stream.flush)
 
     def _try(self, do) -> None:

@@ -41,7 +41,7 @@ class Run:
         return (self.folder / SETTINGS).exists()
 
     def take(self, config: TrainConfig, new: bool) -> None:
-        """Lock the folder; a new run's must be empty but for what a killed beginning left, and gets its settings.
+        """Lock the folder; a new run's must be empty (but for what a killed start left) and gets its settings.
 
         Raises:
             UserError: it is not empty, is in use, or cannot be made.
@@ -74,7 +74,7 @@ class Run:
         checkpoint.forget_kept(self.folder, keep, step)
 
     def close(self) -> None:
-        """Finish metrics and give the folder free."""
+        """Finish metrics and unlock the folder."""
         if self._metrics is not None:
             self._metrics.close()
         if self._lock is not None:
@@ -83,7 +83,7 @@ class Run:
     # --- settings -----------------------------------------------------------------------------------------------------
 
     def save_settings(self, config: TrainConfig, step: int | None) -> list[str]:
-        """Write config.yaml, with what a run resumed at a step was told anew; return what that changes, in sentences.
+        """Write config.yaml, with the settings given when resuming at a step; return warnings of what they change.
 
         The path of its data stays while it exists: a resume from elsewhere, by another path, must not take the
         run from where it was.

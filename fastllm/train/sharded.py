@@ -78,7 +78,7 @@ def load(tensors: dict[str, Tensor], folder: Path) -> None:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Keep back torch's warning that a process without others is probably alone on purpose: it is."""
+    """Suppress torch's warning that a single process saves alone, which is intended here."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", UserWarning)
         yield

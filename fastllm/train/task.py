@@ -59,7 +59,7 @@ class Task(ABC):
 
     @abstractmethod
     def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[Batch]:
-        """Yield the same few batches of a split each time, of each only these rows, so many at once."""
+        """Yield the same few batches of a split at each call: only these rows of each, rows_at_once at a time."""
 
     @abstractmethod
     def all(self, split: str, rows_at_once: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
@@ -67,7 +67,7 @@ class Task(ABC):
 
     @abstractmethod
     def measures(self, split: str, loss: float) -> dict[str, float | None]:
-        """Return what else a loss over all of a split says, by name; None for what cannot be said."""
+        """Return what else follows from the loss over a whole split, by name; None for what is unknown."""
 
     @abstractmethod
     def sample(self, model: Model, seed: int) -> str:

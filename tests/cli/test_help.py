@@ -28,5 +28,5 @@ def test_types_and_defaults_that_help_are_told(capsys, monkeypatch):
         cli.main(["sample", "--help"])
     text = capsys.readouterr().out
     assert "takes the likeliest (type: float, default: 0.8)" in text
-    assert "draw among the k likeliest tokens only (type: int)" in text
+    assert "draw only among the k likeliest tokens (type: int)" in text
     assert "its tokenizer (required)" in text
