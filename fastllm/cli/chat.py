@@ -22,7 +22,7 @@ def add_to(commands) -> None:
     parser.add_argument("model", type=Path, help="a folder or file with a model, its tokenizer and its chat template")
     parser.add_argument("--system", type=str | None, default=None, help="what the model is told before all messages")
     parser.add_argument("--max_new_tokens", type=int, default=512, help="how many tokens an answer has at most")
-    add_sampling(parser)
+    add_sampling(parser, temperature=0.5, top_p=0.9)
     parser.add_argument("--seed", type=int, default=1337, help="the same seed and messages give the same answers")
     parser.add_argument("--checkpoint", default="best", help="a run's checkpoint: best, last, ema or one that was kept")
     parser.add_argument("--device", default="auto", help="cpu, cuda, or auto: cuda where it can be used")
@@ -40,7 +40,7 @@ def run(arguments: Namespace) -> int:
     model, tokenizer = load("chat", arguments.model, arguments.checkpoint, arguments.device)
     set_threads(model, 1, arguments.threads)
     sampling = {name: arguments[name] for name in SAMPLING}
-    system = None if arguments.system is None else utf8(arguments.system)
+    system = None if arguments.system is None else utf8("chat", arguments.system)
     chat = Chat(
         model, tokenizer, system, max_new_tokens=arguments.max_new_tokens, seed=arguments.seed, **sampling
     )  # fmt: skip
@@ -52,7 +52,7 @@ def run(arguments: Namespace) -> int:
                 if _command(chat, line):
                     return 0
             else:
-                _answer(chat, utf8(line))
+                _answer(chat, utf8("chat", line))
         except UserError as error:  # the next message may do
             print(f"fastllm: {error}", file=sys.stderr)
     return 0

@@ -46,7 +46,7 @@ def load(command: str, folder: Path, name: str, device: str):
     return model.to(place), tokenizer
 
 
-def utf8(prompt: str) -> str:
+def utf8(command: str, prompt: str) -> str:
     """Return a prompt that was typed, unless it was not UTF-8: Python has lone surrogates for what it could not read.
 
     Under a locale that is not UTF-8 that is much that is UTF-8.
@@ -56,7 +56,7 @@ def utf8(prompt: str) -> str:
     try:
         return os.fsencode(prompt).decode()
     except UnicodeError as error:
-        raise UserError("the prompt is not UTF-8") from error
+        raise UserError(f"{command}: the prompt is not UTF-8") from error
 
 
 def asked() -> Iterator[str]:

@@ -12,7 +12,7 @@ from jsonargparse import ActionYesNo, Namespace
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.files import is_run
-from fastllm.models.config import CONFIGS, GPTConfig
+from fastllm.models.config import CONFIGS, DEFAULT
 from fastllm.train.config import OWN, START, TrainConfig, model_settings
 
 
@@ -22,8 +22,7 @@ def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
     settings = parser.add_argument_group("settings")
     for field in fields(TrainConfig):
         if field.name == "model":
-            default = GPTConfig.kind
-            settings.add_argument("--model", default=default, help=f"the architecture: {' or '.join(CONFIGS)}")
+            settings.add_argument("--model", default=DEFAULT, help=f"the architecture: {' or '.join(CONFIGS)}")
         elif field.name not in skip:
             _add_setting(settings, field, field.default, TrainConfig)
     for title, kinds, names in _groups_of_models():
@@ -65,16 +64,19 @@ def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")
 
 
-def add_sampling(parser: Parser) -> None:
-    """Add an option for each of SAMPLING."""
+def add_sampling(parser: Parser, temperature: float = 0.8, top_p: float | None = None) -> None:
+    """Add an option for each of SAMPLING, with these defaults."""
     parser.add_argument(
-        "--temperature", type=float, default=0.8, help="below 1 favours likely tokens; 0 always takes the likeliest"
+        "--temperature",
+        type=float,
+        default=temperature,
+        help="below 1 favours likely tokens; 0 always takes the likeliest",
     )
     parser.add_argument("--top_k", type=int | None, default=None, help="draw only among the k likeliest tokens")
     parser.add_argument(
         "--top_p",
         type=float | None,
-        default=None,
+        default=top_p,
         help="draw among the likeliest tokens, as many as reach this probability together",
     )
     parser.add_argument(

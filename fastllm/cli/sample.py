@@ -79,7 +79,7 @@ def run(arguments: Namespace) -> int:
             raise UserError(f"sample: '{name}' must be at least 1, got {arguments[name]}")
     _check_together(arguments)
     check_checkpoint("sample", arguments, arguments.run)
-    arguments.stop = [unescaped(utf8(text)) for text in arguments.stop]
+    arguments.stop = [unescaped(utf8("sample", text)) for text in arguments.stop]
     model, tokenizer = load("sample", arguments.run, arguments.checkpoint, arguments.device)
     prompts = [] if arguments.interactive else _prompts(arguments, tokenizer)
     together = max(1, len(prompts)) * max(arguments.num_samples, arguments.num_beams)
@@ -89,7 +89,7 @@ def run(arguments: Namespace) -> int:
         return 0
     for prompt in asked():
         try:
-            _answer(model, tokenizer, [unescaped(utf8(prompt))], arguments)
+            _answer(model, tokenizer, [unescaped(utf8("sample", prompt))], arguments)
         except UserError as error:  # such as a character that is not in the vocabulary: the next prompt may do
             print(f"fastllm: {error}", file=sys.stderr)
             continue
@@ -132,7 +132,7 @@ def _prompts(arguments: Namespace, tokenizer) -> list[str]:
     if not all(arguments.prompt):
         raise UserError("sample: 'prompt' must not be empty; leave it out to start from a new line")
     if arguments.prompt:
-        return [unescaped(utf8(prompt)) for prompt in arguments.prompt]
+        return [unescaped(utf8("sample", prompt)) for prompt in arguments.prompt]
     try:
         tokenizer.encode(_START)
     except UserError as error:

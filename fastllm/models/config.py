@@ -338,6 +338,7 @@ class LlamaConfig(ModelConfig):
 
 
 CONFIGS: dict[str, type[ModelConfig]] = {config.kind: config for config in (GPTConfig, LlamaConfig)}
+DEFAULT = GPTConfig.kind  # where nothing names an architecture, as in the files of the time when there was one
 
 
 def to_dict(config: ModelConfig) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from typing import Any, get_args
 
 from fastllm.errors import UserError, UserValueError, did_you_mean
 from fastllm.files import write_text
-from fastllm.models.config import CONFIGS, GPTConfig, ModelConfig
+from fastllm.models.config import CONFIGS, DEFAULT, ModelConfig
 from fastllm.train.schedule import SCHEDULES, learning_rate, minimum
 
 CHOICES = {
@@ -74,7 +74,7 @@ class TrainConfig:
     data: Path | None = None
     out: Path | None = None
     init: Path | None = None
-    model: ModelConfig = field(default_factory=lambda: GPTConfig.preset(START))
+    model: ModelConfig = field(default_factory=lambda: CONFIGS[DEFAULT].preset(START))
     vocab_size: int | None = None
     document_mask: bool = False
     batch_size: int = 12
@@ -162,7 +162,7 @@ class TrainConfig:
         Raises:
             UserError: a name is not a setting, or is of another architecture; or a value cannot be.
         """
-        kind = settings.get("model", GPTConfig.kind)
+        kind = settings.get("model", DEFAULT)
         if kind not in CONFIGS:
             hint = did_you_mean(f"{kind}", CONFIGS)
             raise UserValueError(f"train: 'model' must be {' or '.join(CONFIGS)}, got {kind}{hint}")
@@ -215,7 +215,7 @@ class TrainConfig:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise UserError(f"{path} is damaged: expected lines like 'n_layer: 4'")
-            types = {"model": str, **OWN, **model_settings(values.get("model", GPTConfig.kind))}
+            types = {"model": str, **OWN, **model_settings(values.get("model", DEFAULT))}
             for name, value in values.items():
                 if name not in types:
                     raise UserError(f"{path}: '{name}' is not a setting{did_you_mean(name, types)}")

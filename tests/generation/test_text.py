@@ -107,7 +107,9 @@ def test_what_is_wrong_is_told_before_the_first_text():
 
 def test_a_batch_is_made_when_it_is_asked_for(monkeypatch):
     model, rooms, new_cache = small_gpt(), [], GPT.new_cache
-    monkeypatch.setattr(GPT, "new_cache", lambda self, batch: rooms.append(batch) or new_cache(self, batch))
+    monkeypatch.setattr(
+        GPT, "new_cache", lambda self, batch, *size: rooms.append(batch) or new_cache(self, batch, *size)
+    )
     texts = iterate_texts(model, LETTERS, ["a"] * 5, 3, seed=0, batch_size=2)
     assert rooms == []
     next(texts)

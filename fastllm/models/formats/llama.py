@@ -7,7 +7,6 @@ values) and Qwen3ForCausalLM (normalised queries and keys). Weights are only mov
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import replace
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -182,13 +181,8 @@ def config_to(
         dtype: of the weights, such as "float32".
 
     Raises:
-        ValueError: no architecture of Hugging Face's has this combination of settings, or dropout is not 0.
+        ValueError: no architecture of Hugging Face's has this combination of settings.
     """
-    if config.dropout:
-        raise ValueError(
-            f"{_WHERE}: 'dropout' must be 0 to be written, as Hugging Face's Llama has none on residual branches, "
-            f"got {config.dropout}"
-        )
     if config.qk_norm and config.qkv_bias:
         raise ValueError(f"{_WHERE}: 'qkv_bias' must be False beside qk_norm, as Qwen3 has no biases, got True")
     plain = config.window is None and config.n_embd % config.n_head == 0  # transformers' Llama insists on the latter
@@ -402,7 +396,6 @@ def write(
         ValueError: no architecture of Hugging Face's has these settings, or the weights are not of them.
         OSError: the disk is full or not writable.
     """
-    config = replace(config, dropout=0.0)
     theirs = weights_to(weights, config)
     dtype = f"{weights['embedding.weight'].dtype}".removeprefix("torch.")
     pretrained.write(folder, config_to(config, begin_of_text, end_of_text, dtype), theirs)

@@ -390,7 +390,6 @@ def test_the_presets_are_written(tmp_path):
             {"qkv_bias": True, "qk_norm": True},
             "'qkv_bias' must be False beside qk_norm, as Qwen3 has no biases, got True",
         ),
-        ({"dropout": 0.1}, "'dropout' must be 0 to be written, as .* none on residual branches, got 0.1"),
     ],
 )
 def test_what_no_architecture_has(tmp_path, changes, message):
