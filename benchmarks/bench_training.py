@@ -24,6 +24,7 @@ RESULTS = Path(__file__).parent / "results" / "training"
 # name (and config's): what `fastllm prepare` is told
 RUNS = {
     "shakespeare": ["shakespeare"],
+    "shakespeare-llama": ["shakespeare"],
     "shakespeare-longer": ["shakespeare"],
     "plays-characters": ["shakespeare", "--plays", "all"],
     "plays-sentencepiece": ["shakespeare", "--plays", "all", "--tokenizer", "sentencepiece", "--vocab_size", "4000"],
@@ -88,18 +89,21 @@ def describe(result: dict) -> str:
 
 def table(results: list[dict]) -> str:
     """Return the README's table of these runs."""
+    ordered = sorted(results, key=lambda r: list(RUNS).index(r["name"]))
+    places = list(dict.fromkeys(f"{harness.where(r['machine'])}, seed {r['seed']}" for r in ordered))
     lines = [
-        f"{harness.where(results[0]['machine'])}, seed {results[0]['seed']}.",
+        "Times compare within one machine only.",
         "",
-        "| config | text | train tokens | time | validation loss (nats a token) | bits a byte |",
-        "|---|---|---:|---:|---:|---:|",
+        "| config | text | train tokens | time | machine | validation loss (nats per token) | bits per byte |",
+        "|---|---|---:|---:|---:|---:|---:|",
     ]
-    lines += [
-        f"| {r['name']} | {r['text']} | {r['tokens']['train']:,} | {r['seconds']:.0f} s | {r['val_loss']:.4f} "
-        f"| {r['val_bits_per_byte']:.3f} |"
-        for r in sorted(results, key=lambda r: list(RUNS).index(r["name"]))
-    ]
-    return "\n".join(lines)
+    for r in ordered:
+        place = places.index(f"{harness.where(r['machine'])}, seed {r['seed']}") + 1
+        lines.append(
+            f"| {r['name']} | {r['text']} | {r['tokens']['train']:,} | {r['seconds']:.0f} s | {place} "
+            f"| {r['val_loss']:.4f} | {r['val_bits_per_byte']:.3f} |"
+        )
+    return "\n".join([*lines, "", *(f"{number}. {place}." for number, place in enumerate(places, 1))])
 
 
 if __name__ == "__main__":

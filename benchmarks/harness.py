@@ -9,6 +9,7 @@ import contextlib
 import gc
 import math
 import platform
+import re
 import statistics
 import subprocess
 import time
@@ -85,14 +86,6 @@ class Case:
 
 def machine(setting: Setting = CPU) -> dict:
     """Return what a reader needs to know of where a result was measured."""
-    model = next(
-        (
-            line.split(":", 1)[1].strip()
-            for line in _read("/proc/cpuinfo").splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
     commit = subprocess.run(
         ["git", "rev-parse", "--short", "HEAD"], capture_output=True, text=True, cwd=Path(__file__).parent, check=False
     )
@@ -100,7 +93,7 @@ def machine(setting: Setting = CPU) -> dict:
     gpu = {"gpu": torch.cuda.get_device_name(), "dtype": str(setting.dtype)} if setting.device == "cuda" else {}
     return {
         **gpu,
-        "cpu": model,
+        "cpu": cpu_name(_read("/proc/cpuinfo")),
         "threads": torch.get_num_threads(),
         "capability": info["cpu_capability"],
         "torch": torch.__version__,
@@ -108,6 +101,28 @@ def machine(setting: Setting = CPU) -> dict:
         "commit": commit.stdout.strip() or "unknown",
         "date": time.strftime("%Y-%m-%d"),
     }
+
+
+# By vendor, family and models: what a CPU's own name, such as "AMD EPYC", does not say.
+MICROARCHITECTURES = (
+    ("AuthenticAMD", 23, range(0x30, 0x100), "Zen 2"), ("AuthenticAMD", 23, range(0x30), "Zen"),
+    ("AuthenticAMD", 25, range(0x10, 0x20), "Zen 4"), ("AuthenticAMD", 25, range(0x60, 0x80), "Zen 4"),
+    ("AuthenticAMD", 25, range(0xA0, 0xB0), "Zen 4"), ("AuthenticAMD", 25, range(0x100), "Zen 3"),
+    ("AuthenticAMD", 26, range(0x100), "Zen 5"), ("GenuineIntel", 6, (85,), "Skylake or Cascade Lake"),
+    ("GenuineIntel", 6, (106, 108), "Ice Lake"), ("GenuineIntel", 6, (143,), "Sapphire Rapids"),
+    ("GenuineIntel", 6, (207,), "Emerald Rapids"), ("GenuineIntel", 6, (173, 174), "Granite Rapids"),
+)  # fmt: skip
+
+
+def cpu_name(cpuinfo: str) -> str:
+    """Return a CPU's name with its microarchitecture, of what /proc/cpuinfo says."""
+    facts = dict(re.findall(r"^([\w ]+?)\s*: (.*)$", cpuinfo, re.MULTILINE))
+    name = facts.get("model name", "").strip() or platform.processor()
+    if not {"vendor_id", "cpu family", "model"} <= facts.keys():
+        return name
+    vendor, family, model = facts["vendor_id"], int(facts["cpu family"]), int(facts["model"])
+    known = (kind for its, of, models, kind in MICROARCHITECTURES if (its, of) == (vendor, family) and model in models)
+    return f"{name} ({next(known, f'family {family}, model {model}')})"
 
 
 def where(machine: dict) -> str:
