@@ -82,8 +82,8 @@ def fastllm(*arguments: str) -> None:
 
 def describe(result: dict) -> str:
     return (
-        f"{result['name']}: {result['seconds']:.0f} s, validation loss {result['val_loss']:.4f} nats a token, "
-        f"{result['val_bits_per_byte']:.4f} bits a byte"
+        f"{result['name']}: {result['seconds']:.0f} s, validation loss {result['val_loss']:.4f} nats per token, "
+        f"{result['val_bits_per_byte']:.4f} bits per byte"
     )
 
 

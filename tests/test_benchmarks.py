@@ -119,3 +119,18 @@ def test_a_peer_that_differs_stops_the_case():
 )
 def test_units(rate, text):
     assert harness.share({"gflop_s": rate}, {"matmul_gflop_s": 2 * rate}) == text
+
+
+@pytest.mark.parametrize(
+    ("vendor", "family", "model", "name"),
+    [
+        ("AuthenticAMD", 25, 17, "CPU (Zen 4)"),
+        ("AuthenticAMD", 25, 1, "CPU (Zen 3)"),
+        ("AuthenticAMD", 26, 2, "CPU (Zen 5)"),
+        ("GenuineIntel", 6, 207, "CPU (Emerald Rapids)"),
+        ("GenuineIntel", 6, 1, "CPU (family 6, model 1)"),
+    ],
+)
+def test_a_result_names_the_microarchitecture(vendor, family, model, name):
+    text = f"processor\t: 0\nvendor_id\t: {vendor}\ncpu family\t: {family}\nmodel\t\t: {model}\nmodel name\t: CPU\n\n"
+    assert harness.cpu_name(2 * text) == name
