@@ -1,6 +1,7 @@
 """fastllm eval: a model's loss over a whole split."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 from jsonargparse import Namespace
@@ -26,6 +27,9 @@ def add_to(commands) -> None:
     )
     parser.add_argument("--out", type=Path | None, default=None, help="write the averaged model into this folder")
     parser.add_argument("--batch_size", type=int, default=12, help="sequences at once; it changes only the speed")
+    parser.add_argument(
+        "--context_length", type=int | None, default=None, help="tokens seen at once; the default is the model's"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object, for other programs")
     parser.add_argument("--threads", type=int | None, default=None, help="CPU threads; the default is torch's choice")
     commands.add_subcommand("eval", parser, help="a model's loss over a whole split")
@@ -33,7 +37,7 @@ def add_to(commands) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print the loss."""
-    for name, least in (("average", 0), ("batch_size", 1), ("threads", 1)):
+    for name, least in (("average", 0), ("batch_size", 1), ("threads", 1), ("context_length", 1)):
         value = arguments[name]
         if value is not None and value < least:
             raise UserError(f"eval: '{name}' must be at least {least}, got {value}")
@@ -61,7 +65,11 @@ def run(arguments: Namespace) -> int:
         torch.set_num_threads(arguments.threads)
     model, tokenizer, which = _model(arguments)
     config = _config(arguments.run)
-    config.model, config.batch_size = model.config, arguments.batch_size
+    longest = model.config.context_length
+    if (arguments.context_length or 0) > longest:
+        raise UserError(f"eval: 'context_length' must be at most the model's {longest}, got {arguments.context_length}")
+    config.model = replace(model.config, context_length=arguments.context_length or longest)
+    config.batch_size = arguments.batch_size
     folder = arguments.data or config.data or arguments.run
     try:
         task = task_of(config, folder)
