@@ -1,8 +1,10 @@
 """What a user did that cannot work, said in one sentence."""
 
 import difflib
+import os
 from collections.abc import Iterable
 from numbers import Integral, Real
+from pathlib import Path
 
 # Settings by the names that they have elsewhere, where no likeness leads from one to the other.
 _ELSEWHERE = {
@@ -43,6 +45,13 @@ def did_you_mean(word: str, known: Iterable[str]) -> str:
 def describe(value: object) -> str:
     """Return an argument of a wrong type as a message says what it got: its type and the beginning of its value."""
     return "None" if value is None else f"{type(value).__name__} {value!r:.60}"
+
+
+def checked_path(where: str, name: str, value: object) -> Path:
+    """Return an argument as a path; raise TypeError if it is none."""
+    if not isinstance(value, str | os.PathLike):
+        raise TypeError(f"{where}: '{name}' must be a path, got {describe(value)}")
+    return Path(value)
 
 
 _NOUNS: dict[type, str] = {Integral: "a whole number", Real: "a number", bool: "a bool", str: "a str"}

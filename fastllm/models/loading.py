@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from fastllm import nn
-from fastllm.errors import UserError
+from fastllm.errors import UserError, checked_path
 from fastllm.files import find_checkpoint, is_run, verify_folder
 from fastllm.models import pretrained
 from fastllm.models.base import MODEL_TYPE, Model, config_of_ours
@@ -39,8 +39,9 @@ def load(path: str | PathLike, *, dtype: torch.dtype | None = None, device: torc
         FileNotFoundError: there is nothing, or config.json or the weights are missing.
         ValueError: a file is damaged, or of a model that is none of fastllm's.
         UserError: the run has no checkpoint, or it is damaged.
+        TypeError: path is not a path.
     """
-    path = Path(path)
+    path = checked_path("load", "path", path)
     if is_run(path):
         path = find_checkpoint(path, "best", "last")
         verify_folder(path)

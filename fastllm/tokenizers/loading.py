@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from fastllm.errors import UserError, describe
+from fastllm.errors import UserError, checked_path, describe
 from fastllm.tokenizers import base, gguf, huggingface, sentencepiece
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
@@ -47,10 +47,12 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
     Raises:
         UserError: there is none, or it is damaged, of an unknown kind or not supported.
+        TypeError: source is not a path.
     """
-    if Path(source).suffix == gguf.SUFFIX and not Path(source).is_dir():
-        return gguf.load(Path(source))
-    folder = _place(Path(source))
+    path = checked_path("load_tokenizer", "source", source)
+    if path.suffix == gguf.SUFFIX and not path.is_dir():
+        return gguf.load(path)
+    folder = _place(path)
     if not folder.is_dir():
         what = "is a file" if folder.exists() else "does not exist"
         raise UserError(f"'{folder}' {what}: expected a folder with a tokenizer, or a {gguf.SUFFIX} file")

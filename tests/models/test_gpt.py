@@ -9,7 +9,8 @@ import torch.nn.functional as F
 
 from fastllm.errors import UserError
 from fastllm.files import previous, replace_folder
-from fastllm.models import GPT, GPTConfig
+from fastllm.models import GPT, GPTConfig, load
+from fastllm.tokenizers import load_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -247,6 +248,12 @@ def test_wrong_input():
         model.prefill(tokens, [5], cache)
     with pytest.raises(TypeError, match=r"GPT: 'config' must be a GPTConfig, got dict"):
         GPT(SIZES)
+
+
+@pytest.mark.parametrize(("read", "name"), [(load, "path"), (GPT.from_pretrained, "path"), (load_tokenizer, "source")])
+def test_what_is_not_a_path(read, name):
+    with pytest.raises(TypeError, match=f"'{name}' must be a path, got int 3"):
+        read(3)
 
 
 def test_unknown_preset():
