@@ -51,14 +51,26 @@ def _add_setting(group: Any, field: Field, default: Any, config: type) -> None:
     group.add_argument(f"--{field.name}", default=default, help=_description(config, field.name), **switch, **kind)
 
 
+def given_settings(arguments: Namespace, skip: Collection[str] = ()) -> list[str]:
+    """Return the names of the settings that were given, the models' too; skip as for add_train_config."""
+    known = dict.fromkeys(["model", *OWN, *(name for kind in CONFIGS for name in model_settings(kind))])
+    return [name for name in known if name in arguments.given and name not in skip]
+
+
 def config_of(arguments: Namespace, skip: Collection[str] = ()) -> TrainConfig:
     """Return the settings that were given, defaults elsewhere; skip as for add_train_config.
+
+    With --init the architecture is that of the model, unless --model names one.
 
     Raises:
         UserError: a value cannot be, or a setting is of another architecture than --model.
     """
-    known = {"model", *OWN, *(name for kind in CONFIGS for name in model_settings(kind))} - set(skip)
-    return TrainConfig.of({name: arguments[name] for name in arguments.given if name in known})
+    settings = {name: arguments[name] for name in given_settings(arguments, skip)}
+    if settings.get("init") is not None and "model" not in settings:
+        from fastllm.models.loading import kind_of
+
+        settings["model"] = kind_of(settings["init"]) or DEFAULT
+    return TrainConfig.of(settings)
 
 
 SAMPLING = ("temperature", "top_k", "top_p", "min_p", "repetition_penalty")

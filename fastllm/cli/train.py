@@ -5,7 +5,7 @@ from pathlib import Path
 
 from jsonargparse import Namespace
 
-from fastllm.cli.options import add_train_config, config_of
+from fastllm.cli.options import add_train_config, config_of, given_settings
 from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.train.config import RESUMABLE, TrainConfig
@@ -142,12 +142,11 @@ def _size(trainer) -> str:
 
 def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
     """Return the run's settings and the checkpoint to resume from, None for a new run."""
-    config = config_of(arguments)
     if arguments.resume is None:
-        return config, None
+        return config_of(arguments), None
     if arguments.checkpoint not in ("last", "best"):
         raise UserError(f"train: 'checkpoint' must be last or best, got '{arguments.checkpoint}'")
-    given = [name for name in config.flat() if name in arguments.given]
+    given = given_settings(arguments)
     extra = [name for name in given if name not in RESUMABLE]
     if extra:
         options = ", --".join(extra)
@@ -157,5 +156,5 @@ def train_config(arguments: Namespace) -> tuple[TrainConfig, str | None]:
         )
     stored = TrainConfig.load(arguments.resume / "config.yaml")
     for name in given:
-        setattr(stored, name, getattr(config, name))
+        setattr(stored, name, arguments[name])
     return stored, arguments.checkpoint

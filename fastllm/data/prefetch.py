@@ -5,7 +5,7 @@ import threading
 
 from torch import Tensor
 
-from fastllm.data.source import Batch, Source
+from fastllm.data.source import Source, TrainingBatch
 
 
 class Prefetcher:
@@ -31,7 +31,7 @@ class Prefetcher:
         self.batches, self.rows, self.depth, self.pin = batches, rows, depth, pin
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
-        self._ready: queue.Queue[Batch | BaseException] = queue.Queue(depth)
+        self._ready: queue.Queue[TrainingBatch | BaseException] = queue.Queue(depth)
 
     @property
     def position(self) -> int:
@@ -43,7 +43,7 @@ class Prefetcher:
         self.close()
         self.batches.position = position
 
-    def next(self) -> Batch:
+    def next(self) -> TrainingBatch:
         """Return the next batch; an error that making it raised is raised here."""
         if self._thread is None:
             self._start()

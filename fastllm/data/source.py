@@ -6,10 +6,10 @@ from typing import Protocol, TypeVar
 import torch
 from torch import Tensor
 
-Own = TypeVar("Own", bound="Batch")
+Own = TypeVar("Own", bound="TrainingBatch")
 
 
-class Batch(Protocol):
+class TrainingBatch(Protocol):
     """Rows of tensors: the first dimension of each is the rows."""
 
     @property
@@ -38,8 +38,8 @@ class Source(Protocol):
 
     position: int
 
-    def next(self, rows: slice | None = None) -> Batch:
+    def next(self, rows: slice | None = None) -> TrainingBatch:
         """Return the next batch, or these rows of it, and step on."""
 
-    def batch(self, position: int, rows: slice | None = None) -> Batch:
+    def batch(self, position: int, rows: slice | None = None) -> TrainingBatch:
         """Return batch number `position`, or these rows of it."""

@@ -225,7 +225,7 @@ def batches(
     """
     if batch_size is None:
         longest = max(map(len, prompts), default=0) + max_new_tokens
-        batch_size = max(1, min(_CACHE_BYTES // model.sequence_bytes(longest), _MOST_TOGETHER))
+        batch_size = max(1, min(_CACHE_BYTES // max(1, model.sequence_bytes(longest)), _MOST_TOGETHER))
     check_count("batch_size", batch_size, 1)
     together = max(1, batch_size // num_beams)
     return [slice(start, start + together) for start in range(0, len(prompts), together)]

@@ -4,7 +4,7 @@ A setting of a model is written down here and nowhere else: the options of `fast
 model's config.json, estimates and initialisation all read these fields.
 """
 
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from numbers import Integral, Real
 from typing import Any, ClassVar, TypeVar
 
@@ -101,6 +101,14 @@ class ModelConfig:
     def may_become(self, name: str, value: Any) -> bool:
         """Return whether trained weights still fit where this setting gets another value."""
         return name == "dropout" or (name == "context_length" and value < self.context_length)
+
+    def adapted(self: Config, **changes: Any) -> Config:
+        """Return the settings of trained weights with changes that may_become allows.
+
+        Raises:
+            ValueError: the settings do not go together, or the weights were not trained for them.
+        """
+        return replace(self, **changes)
 
     def _check_sizes(self, *names: str) -> None:
         """Raise unless these are whole numbers of at least 1."""
@@ -284,7 +292,10 @@ class LlamaConfig(ModelConfig):
         self._require("head_dim", self.head_size % 2 == 0, "be even, as pairs of channels turn")
         self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
         self._require("norm_eps", self.norm_eps >= 0, "be at least 0")
-        self._require("rope_base", self.rope_base > 0, "be positive")
+        self._require("rope_base", self.rope_base > 1, "be over 1")
+        if self.rope_attention is not None:
+            self._check_types(rope_attention=Real)
+            self._require("rope_attention", self.rope_attention > 0, "be positive")
         self._require("rope_scaling", self.rope_scaling in ROPE_SCALINGS, f"be one of {', '.join(ROPE_SCALINGS)}")
         self._require("rope_factor", self.rope_factor >= 1, "be at least 1")
         self._require(
@@ -307,7 +318,7 @@ class LlamaConfig(ModelConfig):
         return self.n_embd // self.n_head if self.head_dim is None else self.head_dim
 
     @property
-    def hidden_size(self) -> int:
+    def intermediate_size(self) -> int:
         """F, with the default filled in."""
         return -(-8 * self.n_embd // (3 * 256)) * 256 if self.n_hidden is None else self.n_hidden
 
@@ -315,13 +326,35 @@ class LlamaConfig(ModelConfig):
         """Return whether trained weights still fit: positions turn, so a context may be longer too."""
         return name in ("dropout", "context_length", "window") or name.startswith("rope_")
 
+    def adapted(self, **changes: Any) -> "LlamaConfig":
+        """Return the settings of trained weights with changes.
+
+        Scaling is relative to the context of the first training, which stays what it was when context_length changes.
+
+        Raises:
+            ValueError: the settings do not go together, or the context is longer than positions are scaled for.
+        """
+        first = self.rope_context or self.context_length
+        changed = replace(self, **changes)
+        if changed.rope_scaling != "none" and changed.rope_context is None:
+            changed = replace(changed, rope_context=first)
+        reach = 0.0 if changed.rope_scaling == "none" else changed.rope_factor * (changed.rope_context or first)
+        if changed.context_length > max(self.context_length, reach):
+            factor = changed.context_length / first
+            raise ValueError(
+                f"LlamaConfig: 'context_length' ({changed.context_length}) is longer than what the model was trained "
+                f"with ({self.context_length}), and it has not learnt the positions beyond that: scale them with "
+                f"--rope_scaling yarn --rope_factor {factor:.4g} --rope_context {first}"
+            )
+        return changed
+
     def cost(self) -> Cost:
         """Return what the model costs.
 
         A block keeps in float32 two residual sums, each norm's 1/rms, and attention's statistics, two a head; in the
         products' precision their inputs (two norms' outputs, attention's, SwiGLU's), rotated qkv, and gate and up.
         """
-        c, f, t = self.n_embd, self.hidden_size, self.context_length
+        c, f, t = self.n_embd, self.intermediate_size, self.context_length
         queries, heads = self.n_head * self.head_size, (self.n_head + 2 * self.kv_heads) * self.head_size
         normed = (self.n_head + self.kv_heads) * self.head_size if self.qk_norm else 0
         matrices = c * heads + queries * c + 3 * c * f
@@ -333,7 +366,8 @@ class LlamaConfig(ModelConfig):
             other_parameters=self.vocab_size * c * (1 if self.tie_embeddings else 2) + c,
             output_matrix=self.vocab_size * c,
             attention_width=queries, visible=seen * (t - (seen - 1) / 2) / t,
-            kept_float32=2 * c + 2 + 2 * self.n_head, kept=2 * c + heads + normed + queries + 3 * f,
+            kept_float32=2 * c + 2 + 2 * self.n_head + (self.n_head + self.kv_heads if self.qk_norm else 0),
+            kept=2 * c + heads + normed + queries + 3 * f,
         )  # fmt: skip
 
 

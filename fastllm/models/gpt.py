@@ -58,24 +58,6 @@ class GPT(Decoder[GPTConfig]):
         self.output = nn.TiedLinear(self.embedding.token)
         self.reset_parameters()
 
-    def reset_parameters(self) -> None:
-        """Initialise as GPT-2 at its own width, and keep the variance of every layer's output at other widths.
-
-        GPT-2's N(0, 0.02) belongs to 768 channels; the standard deviation here is 0.02 sqrt(768 / n_embd), and
-        1/sqrt(2 n_layer) of it where a branch joins the residual stream. With 128 channels and 2000 steps on tiny
-        Shakespeare this alone takes the validation loss from 1.90 to 1.75.
-        """
-        std = 0.02 * (768 / self.config.n_embd) ** 0.5
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.zeros_(parameter)
-            elif ".norm" in f".{name}":
-                torch.nn.init.ones_(parameter)
-            elif name.endswith(("projection.weight", "contract.weight")):
-                torch.nn.init.normal_(parameter, std=std / (2 * self.config.n_layer) ** 0.5)
-            else:
-                torch.nn.init.normal_(parameter, std=std)
-
     def embed(self, tokens: Tensor, positions: int | Tensor = 0) -> Tensor:
         """Return the sum of token and position embeddings: (B, T) int -> (B, T, C)."""
         return self.embedding(tokens, positions)

@@ -62,7 +62,7 @@ class Block(torch.nn.Module):
         self.norm_1 = nn.DropoutAddRMSNorm(config.n_embd, config.dropout, config.norm_eps)
         self.attention = Attention(config, rotary)
         self.norm_2 = nn.DropoutAddRMSNorm(config.n_embd, config.dropout, config.norm_eps)
-        self.feed_forward = nn.GatedFeedForward(config.n_embd, config.hidden_size)
+        self.feed_forward = nn.GatedFeedForward(config.n_embd, config.intermediate_size)
 
     def forward(
         self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None,
@@ -102,19 +102,6 @@ class Llama(Decoder[LlamaConfig]):
         tied = config.tie_embeddings
         self.output = nn.TiedLinear(self.embedding) if tied else nn.Linear(config.n_embd, config.vocab_size, bias=False)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Initialise as GPT does: N(0, 0.02 sqrt(768 / n_embd)), and less where a branch joins the residual stream."""
-        std = 0.02 * (768 / self.config.n_embd) ** 0.5
-        for name, parameter in self.named_parameters():
-            if name.endswith("bias"):
-                torch.nn.init.zeros_(parameter)
-            elif "norm" in name:
-                torch.nn.init.ones_(parameter)
-            elif name.endswith(("projection.weight", "contract.weight")):
-                torch.nn.init.normal_(parameter, std=std / (2 * self.config.n_layer) ** 0.5)
-            else:
-                torch.nn.init.normal_(parameter, std=std)
 
     def embed(self, tokens: Tensor, positions: int | Tensor = 0) -> Tensor:
         """Return the tokens' embeddings: (B, T) int -> (B, T, C); positions are attention's affair."""

@@ -13,7 +13,7 @@ from fastllm import nn
 from fastllm.errors import UserError, checked_path
 from fastllm.files import find_checkpoint, is_run, verify_folder
 from fastllm.models import pretrained
-from fastllm.models.base import MODEL_TYPE, Model, config_of_ours
+from fastllm.models.base import MODEL_TYPE, OURS, Model, config_of_ours
 from fastllm.models.config import CONFIGS, ModelConfig
 
 # Architectures, and where their classes are.
@@ -49,6 +49,19 @@ def load(path: str | PathLike, *, dtype: torch.dtype | None = None, device: torc
     for name, weight in weights.items():  # copied, or a model would train in the pages of a file
         weights[name] = weight.to(device, dtype or torch.float32, copy=True)
     return with_weights(config, weights, path).eval()
+
+
+def kind_of(path: Path) -> str | None:
+    """Return the architecture of what load would make of a path, without reading weights; None if it cannot tell."""
+    kinds = {name: kind for kind, name in WRITERS.items()}
+    if path.is_file():
+        return kinds[READERS["llama"]] if path.suffix.lower() == ".gguf" else kinds[READERS["gpt2"]]
+    try:
+        folder = find_checkpoint(path, "best", "last") if is_run(path) else path
+        model_type = f"{pretrained.read_config(folder).get(MODEL_TYPE)}"
+    except (OSError, ValueError, UserError):  # load says what is wrong
+        return None
+    return kinds[READERS[model_type]] if model_type in READERS else model_type.removeprefix(OURS)
 
 
 def _read(path: Path) -> tuple[ModelConfig, dict[str, Tensor]]:

@@ -22,4 +22,5 @@ def is_bare(layer: torch.nn.Module, *kinds: type[torch.nn.Module]) -> bool:
         and is_plain(layer.weight)
         and "forward" not in vars(layer)
         and not any(getattr(layer, name) for name in _HOOKS)
+        and not torch.nn.modules.module._has_any_global_hook()
     )

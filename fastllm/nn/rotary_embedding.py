@@ -1,10 +1,10 @@
 """Rotary position embedding as a layer that owns its tables."""
 
 from collections.abc import Callable
-from typing import Self
 
 import torch
 from torch import Tensor
+from typing_extensions import Self
 
 from fastllm import ops
 
@@ -58,18 +58,19 @@ class RotaryEmbedding(torch.nn.Module):
         self._make_tables(context_length, None)
 
     def _make_tables(self, length: int, device: torch.device | None) -> None:
-        cos, sin = ops.rotary_tables(
-            length, self.dim, self.base, frequencies=self.frequencies, scale=self.scale, device=device
-        )
+        with torch.inference_mode(False), torch.no_grad():  # or a table made while generating could not be trained with
+            cos, sin = ops.rotary_tables(
+                length, self.dim, self.base, frequencies=self.frequencies, scale=self.scale, device=device
+            )
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        had_values = not self.cos.is_meta
-        super()._apply(fn, recurse)
-        # To another dtype the tables do not follow the model; and no checkpoint fills what was made on "meta".
-        if self.cos.dtype != torch.float32 or not had_values:
-            self._make_tables(self.cos.size(0), self.cos.device)
+        # The tables follow the model to another device, but not to another dtype; and memory that is made anew
+        # (to_empty) must not be theirs, as no checkpoint fills them. So they are made again, where they go.
+        device = fn(torch.empty(0, device=self.cos.device)).device
+        if device != self.cos.device:
+            self._make_tables(self.cos.size(0), device)
         return self
 
     def grow(self, length: int) -> None:

@@ -34,7 +34,8 @@ class TrainConfig:
         data: the folder that `fastllm prepare` wrote.
         out: the run's folder, made new.
         init: start from these weights (a run's best, a model's folder, Hugging Face's too, a .gguf file or nanoGPT's
-            ckpt.pt) and take the model's settings from them; dropout may be given too, and a shorter context_length.
+            ckpt.pt) and take the model's settings from them; dropout may be given too, a shorter
+            context_length, and of a Llama the window, the rope settings and a context_length that they scale for.
         model: the architecture and its settings, but for vocab_size.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
@@ -162,10 +163,7 @@ class TrainConfig:
         Raises:
             UserError: a name is not a setting, or is of another architecture; or a value cannot be.
         """
-        kind = settings.get("model", DEFAULT)
-        if kind not in CONFIGS:
-            hint = did_you_mean(f"{kind}", CONFIGS)
-            raise UserValueError(f"train: 'model' must be {' or '.join(CONFIGS)}, got {kind}{hint}")
+        kind = _known_kind("train", settings)
         own, model = {}, {}
         for name, value in settings.items():
             if name in OWN:
@@ -215,7 +213,7 @@ class TrainConfig:
             values = yaml.safe_load(path.read_text(encoding="utf-8"))
             if not isinstance(values, dict):
                 raise UserError(f"{path} is damaged: expected lines like 'n_layer: 4'")
-            types = {"model": str, **OWN, **model_settings(values.get("model", DEFAULT))}
+            types = {"model": str, **OWN, **model_settings(_known_kind(path, values))}
             for name, value in values.items():
                 if name not in types:
                     raise UserError(f"{path}: '{name}' is not a setting{did_you_mean(name, types)}")
@@ -236,9 +234,18 @@ START = "shakespeare"  # the preset that a new run's model is, but for what is g
 OWN = {one.name: one.type for one in fields(TrainConfig) if one.name != "model"}
 
 
+def _known_kind(where: object, settings: Mapping[str, Any]) -> str:
+    """Return the architecture that settings name; raise UserError if there is none of that name."""
+    kind = settings.get("model", DEFAULT)
+    if not isinstance(kind, str) or kind not in CONFIGS:
+        hint = did_you_mean(f"{kind}", CONFIGS)
+        raise UserError(f"{where}: 'model' must be {' or '.join(CONFIGS)}, got {kind}{hint}")
+    return kind
+
+
 def model_settings(kind: str) -> dict[str, Any]:
     """Return the names and types of an architecture's settings; vocab_size is a run's, which takes the tokenizer's."""
-    return {one.name: one.type for one in fields(CONFIGS[kind]) if one.name not in OWN} if kind in CONFIGS else {}
+    return {one.name: one.type for one in fields(CONFIGS[kind]) if one.name not in OWN}
 
 
 def _of_others(name: str, kind: str) -> str:

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, contextmanager
 
 import torch
 
-from fastllm.data.source import Batch
+from fastllm.data.source import TrainingBatch
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.device import autocast
@@ -71,21 +71,21 @@ class Evaluator:
                 summary["ema_val_loss"] = self._mean(self._all("val"))
         return summary
 
-    def _some(self, split: str) -> Iterator[Batch]:
+    def _some(self, split: str) -> Iterator[TrainingBatch]:
         """Yield this process's rows of the batches of an evaluation."""
         batches = self._config.eval_batches
         if not batches and split == "val":
             return self._all(split)
         return self._task.some(split, batches or 1, self._rows, self._rows_at_once)
 
-    def _all(self, split: str) -> Iterator[Batch]:
+    def _all(self, split: str) -> Iterator[TrainingBatch]:
         return self._task.all(split, self._rows_at_once, self._parallel.rank, self._parallel.world_size)
 
-    def _mean(self, batches: Iterator[Batch]) -> float:
+    def _mean(self, batches: Iterator[TrainingBatch]) -> float:
         precision = autocast(self._device, self._config.precision)
         return mean_loss(self._loss, self._until_stopped(batches), self._parallel, self._device, precision)
 
-    def _until_stopped(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+    def _until_stopped(self, batches: Iterator[TrainingBatch]) -> Iterator[TrainingBatch]:
         for batch in batches:
             if self._parallel.any(self._stop()):
                 raise EvaluationInterrupted
@@ -93,7 +93,7 @@ class Evaluator:
 
 
 def mean_loss(
-    loss: torch.nn.Module, batches: Iterable[Batch], parallel: Parallel, device: torch.device,
+    loss: torch.nn.Module, batches: Iterable[TrainingBatch], parallel: Parallel, device: torch.device,
     precision: AbstractContextManager,
 ) -> float:  # fmt: skip
     """Return the mean loss a target in nats over the batches of all processes, each target once.

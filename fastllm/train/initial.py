@@ -1,7 +1,6 @@
 """The model that a run starts from: new, or with weights that were trained before."""
 
 from collections.abc import Collection
-from dataclasses import replace
 
 import torch
 
@@ -30,8 +29,7 @@ def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[s
     Args:
         config: the run's settings.
         tokenizer: of the run's data.
-        given: names of settings that were asked for, and must be the model's; but dropout may be any, and the context
-            shorter.
+        given: names of settings that were asked for: they must be the model's, or such as its weights still fit.
 
     Raises:
         UserError: there is no model, or it does not fit the data or what was asked for.
@@ -60,27 +58,18 @@ def adopt(config: TrainConfig, trained: ModelConfig, given: Collection[str]) -> 
         raise UserValueError(f"train: 'init' sets the model ({trained.kind}); leave it out")
     if others := [name for name in model_settings(config.model.kind) if name in given and not hasattr(trained, name)]:
         raise UserValueError(f"train: '{others[0]}' is not a setting of 'init', a {trained.kind} model; leave it out")
-    changed = {}
     asked = {**vars(config.model), "vocab_size": config.vocab_size}
-    for name in ("vocab_size", *model_settings(trained.kind)):
-        value = getattr(trained, name)
-        if name not in given or asked[name] == value:
-            continue
-        if not trained.may_become(name, asked[name]):
+    names = [name for name in ("vocab_size", *model_settings(trained.kind)) if name in given]
+    changes = {name: asked[name] for name in names if asked[name] != getattr(trained, name)}
+    for name, value in changes.items():
+        if not trained.may_become(name, value):
             longer = ", which can be made shorter but not longer" if name == "context_length" else ""
-            raise UserValueError(f"train: 'init' sets the model's {name} ({value}){longer}; leave it out")
-        changed[name] = asked[name]
-    config.vocab_size, config.model = trained.vocab_size, replace(trained, **changed)
-    _require_known_positions(config.model, trained)
+            raise UserValueError(
+                f"train: 'init' sets the model's {name} ({getattr(trained, name)}){longer}; leave it out"
+            )
+    try:
+        config.model = trained.adapted(**changes)
+    except ValueError as error:  # of a class that the user has not named
+        raise UserValueError(f"train: {str(error).partition(': ')[2]}") from error
+    config.vocab_size = trained.vocab_size
     return config.model
-
-
-def _require_known_positions(model: ModelConfig, trained: ModelConfig) -> None:
-    """Raise UserError if a context gets longer and positions are not scaled to those that were trained."""
-    before, after = trained.context_length, model.context_length
-    if after > before and getattr(model, "rope_factor", 1.0) <= getattr(trained, "rope_factor", 1.0):
-        raise UserValueError(
-            f"train: 'context_length' ({after}) is longer than what the model was trained with ({before}), and it has "
-            "not learnt the positions beyond that: scale them with --rope_scaling yarn "
-            f"--rope_factor {after / before:.3g} --rope_context {before}"
-        )

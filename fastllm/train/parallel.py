@@ -137,7 +137,11 @@ class Parallel:
         if self.world_size == 1:
             return loss.to(device)
         if kind == "ddp":
-            return torch.nn.parallel.DistributedDataParallel(loss.to(device), gradient_as_bucket_view=True)
+            return torch.nn.parallel.DistributedDataParallel(
+                loss.to(device),
+                gradient_as_bucket_view=True,
+                broadcast_buffers=False,  # tables, the same everywhere
+            )
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 

@@ -5,7 +5,7 @@ import math
 import torch
 from torch import Tensor
 
-from fastllm.data.source import Batch
+from fastllm.data.source import TrainingBatch
 from fastllm.errors import UserError
 from fastllm.ops import build_info
 from fastllm.optim import AdamW
@@ -53,7 +53,7 @@ class Stepper:
             return torch.optim.AdamW(groups, lr=config.learning_rate, betas=betas, fused=True)
         return AdamW(groups, lr=config.learning_rate, betas=betas, max_grad_norm=config.grad_clip or math.inf)
 
-    def step(self, batch: Batch, learning_rate: float) -> Tensor:
+    def step(self, batch: TrainingBatch, learning_rate: float) -> Tensor:
         """Update the weights; return this process's share of the mean loss: over all processes they sum to it.
 
         Each micro-batch's mean loss weighs as much as it has targets that count, of those in the global batch. So the
@@ -77,7 +77,7 @@ class Stepper:
         self.optimizer.zero_grad(set_to_none=True)
         return torch.stack(shares).sum() if len(shares) > 1 else shares[0]
 
-    def _accumulate(self, micro_batch: Batch, share: float, last: bool) -> Tensor:
+    def _accumulate(self, micro_batch: TrainingBatch, share: float, last: bool) -> Tensor:
         arguments = micro_batch.arguments(self.device)
         with processes.accumulate(self.loss, last):
             with autocast(self.device, self.config.precision):

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from fastllm.data.source import Batch, Source
+from fastllm.data.source import Source, TrainingBatch
 from fastllm.models import Model
 from fastllm.tokenizers import Tokenizer
 from fastllm.train.config import TrainConfig
@@ -58,11 +58,11 @@ class Task(ABC):
         """Return how often all of the training data has been seen after so many steps."""
 
     @abstractmethod
-    def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[Batch]:
+    def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[TrainingBatch]:
         """Yield the same few batches of a split at each call: only these rows of each, rows_at_once at a time."""
 
     @abstractmethod
-    def all(self, split: str, rows_at_once: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def all(self, split: str, rows_at_once: int, rank: int = 0, world_size: int = 1) -> Iterator[TrainingBatch]:
         """Yield one process's share of a split, every target once; all processes get equally many batches."""
 
     @abstractmethod

@@ -87,7 +87,8 @@ class Trainer:
         if config.threads:
             torch.set_num_threads(config.threads)
         torch.manual_seed(config.seed)
-        self.model = self._make_model(resume, given)
+        # Of a run that was stopped before it had saved anything all settings stand, those of its beginning.
+        self.model = self._make_model(resume, given if new else frozenset(config.flat()))
         self.task.begin(config)
         parallel.one_for_all(lambda: self.run.take(config, new), parallel.is_main)
         self._parts = make_parts(config, self.task, self.model, parallel, self.device, lambda: self.stop_requested)

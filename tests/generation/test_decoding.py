@@ -48,7 +48,7 @@ def test_batches_are_of_a_gigabyte():
     assert [part.stop for part in batches(small, short, 10, None)] == [64, 128, 192, 256]
     assert [part.stop for part in batches(small, short[:7], 10, 4, num_beams=2)] == [2, 4, 6, 8]
     assert batches(small, short[:2], 10, 1, num_beams=4) == [slice(0, 1), slice(1, 2)]
-    assert batches(small, [], 10, None) == []
+    assert batches(small, [], 10, None) == batches(small, [], 0, None) == []
 
 
 def test_a_batch_holds_no_more_sequences_and_tokens_than_it_needs(monkeypatch):

@@ -87,6 +87,17 @@ def test_a_hook_acts_wherever_it_is(kind):
         assert len(calls) == 1, name
 
 
+def test_a_hook_on_all_modules_sees_them_all():
+    model, tokens, seen = small("gpt").eval(), torch.randint(23, (2, 9)), []
+    handle = torch.nn.modules.module.register_module_forward_hook(lambda module, given, output: seen.append(module))
+    try:
+        model.loss(tokens, tokens)
+    finally:
+        handle.remove()
+    wanted = [model.get_submodule(name) for name in [*linears(model), "embedding.token", "embedding.position"]]
+    assert all(module in seen for module in wanted)
+
+
 def test_what_is_put_in_the_place_of_a_table_is_looked_up():
     model = small("gpt").eval()
     tokens = torch.randint(23, (2, 9))

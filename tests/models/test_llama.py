@@ -121,6 +121,19 @@ def test_a_window_hides_what_is_further_back():
     assert differ.nonzero().flatten().tolist() == [10, 11, 12, 13, 14]  # 5 tokens, itself included
 
 
+def test_memory_that_is_made_anew_has_the_angles():
+    """As FSDP does it: made on meta, given memory, filled from a file, which has no angles."""
+    config = KINDS["llama-yarn"](67, 24)
+    model = Llama(config).eval()
+    with torch.device("meta"):
+        other = Llama(config)
+    for _ in range(2):  # also where there was memory before
+        other.to_empty(device="cpu").eval()
+        other.load_state_dict(model.state_dict())
+        tokens = torch.randint(67, (2, 24))
+        assert torch.equal(other(tokens), model(tokens))
+
+
 def test_compiles_whole():
     model = Llama(KINDS["qwen3"](67, 24))
     tokens = torch.randint(67, (2, 24))
@@ -154,6 +167,28 @@ def test_published_parameters():
         assert LlamaConfig.preset(name).cost().parameters == count
 
 
+def test_settings_of_trained_weights_that_may_change():
+    trained = KINDS["llama"](67, 24)
+    assert trained.adapted(dropout=0.2, context_length=9).context_length == 9
+    longer = trained.adapted(context_length=48, rope_scaling="yarn", rope_factor=2.0)
+    assert (longer.context_length, longer.rope_context) == (48, 24)  # of the first training
+    for options in ({}, {"rope_factor": 2.0}, {"rope_scaling": "linear", "rope_factor": 1.5}):
+        with pytest.raises(
+            ValueError, match=r"'context_length' \(48\) is longer than .* --rope_factor 2 --rope_context 24"
+        ):
+            trained.adapted(context_length=48, **options)
+    scaled = LlamaConfig.preset("llama3.2-1b")
+    assert scaled.adapted(context_length=262144).context_length == 262144  # 32 times 8192
+    with pytest.raises(ValueError, match="--rope_factor 64 --rope_context 8192"):
+        scaled.adapted(context_length=524288)
+
+
+def test_a_shorter_context_leaves_the_angles_alone():
+    trained = KINDS["llama"](67, 24, rope_scaling="yarn", rope_factor=4.0)
+    before, after = (rotary_frequencies(config)[0] for config in (trained, trained.adapted(context_length=6)))
+    assert torch.equal(before, after)
+
+
 def test_frequencies_of_llama3_keep_the_quick_and_slow_down_the_slow():
     config = LlamaConfig.preset("llama3.2-1b")
     frequencies, scale = rotary_frequencies(config)
@@ -174,7 +209,8 @@ def test_frequencies_of_llama3_keep_the_quick_and_slow_down_the_slow():
         ({"window": 0}, "'window' must be at least 1, got 0"),
         ({"rope_scaling": "dynamic"}, "'rope_scaling' must be one of none, linear, llama3, yarn, got 'dynamic'"),
         ({"rope_factor": 0.5}, "'rope_factor' must be at least 1, got 0.5"),
-        ({"rope_base": 0.0}, "'rope_base' must be positive, got 0.0"),
+        ({"rope_base": 1.0}, "'rope_base' must be over 1, got 1.0"),
+        ({"rope_attention": 0.0}, "'rope_attention' must be positive, got 0.0"),
         (
             {"rope_high_frequency": 1.0},
             r"'rope_high_frequency' must be greater than rope_low_frequency \(1.0\), got 1.0",

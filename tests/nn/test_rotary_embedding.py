@@ -80,6 +80,15 @@ def test_made_on_meta():
     assert torch.equal(rotary.to_empty(device="cpu").sin, nn.RotaryEmbedding(4, 7).sin)
 
 
+def test_tables_made_while_generating_serve_training():
+    rotary = nn.RotaryEmbedding(4, 2)
+    with torch.inference_mode():
+        rotary.grow(30)
+    x = torch.randn(1, 2, 9, 4, requires_grad=True)
+    rotary(x).sum().backward()
+    assert x.grad is not None
+
+
 def test_compiles():
     rotary, x = nn.RotaryEmbedding(4, 50), torch.randn(2, 3, 5, 4)
     torch._dynamo.reset()

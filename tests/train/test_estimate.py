@@ -5,7 +5,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastllm import cli
-from fastllm.models import GPT, GPTConfig
+from fastllm.models import GPTConfig, LlamaConfig, model_class
 from fastllm.train import estimate
 from fastllm.train.device import autocast
 from fastllm.train.parts import checkpoint_activations
@@ -15,12 +15,14 @@ SHAPES = [
     GPTConfig(65, 64, 4, 4, 128, bias=False),
     GPTConfig(97, 32, 2, 4, 64, bias=True),
     GPTConfig(11, 16, 1, 1, 24, bias=True),  # an only block, an only head
+    LlamaConfig(65, 64, 4, 4, 2, 128, n_hidden=384, tie_embeddings=True),
+    LlamaConfig(97, 32, 2, 4, 1, 64, head_dim=24, n_hidden=160, qk_norm=True),
 ]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_parameters(shape):
-    assert shape.cost().parameters == GPT(shape).num_parameters()
+    assert shape.cost().parameters == model_class(shape)(shape).num_parameters()
 
 
 def test_published_parameters():
@@ -59,7 +61,7 @@ def test_flops_are_near_six_times_the_parameters():
 def test_activations_are_what_torch_saves(shape, half, checkpointing):
     """Count the bytes that autograd keeps between forward and backward, each storage once."""
     sequences = 3
-    model = GPT(shape)
+    model = model_class(shape)(shape)
     model_bytes = {p.untyped_storage().data_ptr() for p in model.parameters()}
     copies = {tuple(p.shape) for p in model.parameters()}  # half-precision weights: counted apart
     if checkpointing:

@@ -154,6 +154,20 @@ def test_a_run_killed_before_its_first_checkpoint_starts_again(data, tmp_path, c
     assert_same_weights(straight, run)
 
 
+def test_a_run_from_other_weights_that_had_not_saved_begins_as_it_did(data, tmp_path):
+    first, run = tmp_path / "first", tmp_path / "run"
+    assert train(data, first, "--max_steps=1", *TRAINED["llama"], "--context_length=4") == 0
+    words = [f"--init={first}", "--context_length=8", "--rope_scaling=yarn", "--rope_factor=2", "--dropout=0.2"]
+    common = [f"--data={data}", "--max_steps=2", "--batch_size=4", "--eval_batches=1", "--threads=1"]
+    assert cli.main(["train", *common, f"--out={run}", *words]) == 0
+    before, weights_before = TrainConfig.load(run / "config.yaml"), weights(run)
+    for name in ("checkpoints", "metrics.jsonl"):
+        os.rename(run / name, tmp_path / name)
+    assert cli.main(["train", f"--resume={run}"]) == 0
+    assert TrainConfig.load(run / "config.yaml") == before
+    assert all(torch.equal(value, weights(run)[name]) for name, value in weights_before.items())
+
+
 def test_killed_between_the_two_renames(data, tmp_path):
     run = tmp_path / "run"
     assert train(data, run, "--max_steps=5", "--eval_interval=5") == 0

@@ -16,8 +16,6 @@ from fastllm.errors import check_type
 from fastllm.models import pretrained
 from fastllm.models.config import GPTConfig
 
-MODEL_TYPES = ("gpt2",)
-
 NAMES = {
     "wte.weight": "embedding.token.weight",
     "wpe.weight": "embedding.position.weight",

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastllm.errors import check_type
+from fastllm.errors import UserValueError, check_type
 from fastllm.models import pretrained
 from fastllm.models.config import LlamaConfig
 
@@ -184,10 +184,10 @@ def config_to(
         ValueError: no architecture of Hugging Face's has this combination of settings.
     """
     if config.qk_norm and config.qkv_bias:
-        raise ValueError(f"{_WHERE}: 'qkv_bias' must be False beside qk_norm, as Qwen3 has no biases, got True")
+        raise UserValueError(f"{_WHERE}: 'qkv_bias' must be False beside qk_norm, as Qwen3 has no biases, got True")
     plain = config.window is None and config.n_embd % config.n_head == 0  # transformers' Llama insists on the latter
     kind = "qwen3" if config.qk_norm else "qwen2" if config.qkv_bias else "llama" if plain else "mistral"
-    sizes = {"n_kv_head": config.kv_heads, "head_dim": config.head_size, "n_hidden": config.hidden_size}
+    sizes = {"n_kv_head": config.kv_heads, "head_dim": config.head_size, "n_hidden": config.intermediate_size}
     window: dict[str, Any] = {} if kind == "llama" else {"sliding_window": config.window}
     if kind.startswith("qwen"):
         on = config.window is not None
@@ -255,7 +255,7 @@ def layout(config: LlamaConfig) -> dict[str, Parts]:
     Returns:
         By our name: Hugging Face's names without the prefix "model.", and the shapes.
     """
-    c, d, f, v = config.n_embd, config.head_size, config.hidden_size, config.vocab_size
+    c, d, f, v = config.n_embd, config.head_size, config.intermediate_size, config.vocab_size
     heads = {"q": config.n_head * d, "k": config.kv_heads * d, "v": config.kv_heads * d}
     block: dict[str, Parts] = {
         "norm_1.weight": [("input_layernorm.weight", (c,))],
@@ -400,4 +400,4 @@ def write(
     dtype = f"{weights['embedding.weight'].dtype}".removeprefix("torch.")
     pretrained.write(folder, config_to(config, begin_of_text, end_of_text, dtype), theirs)
     generation = generation_config(config, begin_of_text, end_of_text, vocab_size)
-    pretrained.write_json(folder / "generation_config.json", generation)
+    pretrained.write_json(folder / pretrained.GENERATION, generation)

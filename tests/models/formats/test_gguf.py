@@ -70,7 +70,7 @@ def write_gguf(path, config, state, kind, types=None, metadata=None, stored=None
     writer.add_context_length(config.context_length)
     writer.add_embedding_length(config.n_embd)
     writer.add_block_count(config.n_layer)
-    writer.add_feed_forward_length(config.hidden_size)
+    writer.add_feed_forward_length(config.intermediate_size)
     writer.add_head_count(config.n_head)
     writer.add_head_count_kv(config.kv_heads)
     writer.add_layer_norm_rms_eps(config.norm_eps)
