@@ -160,9 +160,7 @@ def test_what_a_config_does_not_say(kind):
 def assert_same_settings(ours, config):
     assert ours.context_length == config.max_position_embeddings
     assert ours.kv_heads == config.num_key_value_heads
-    assert ours.head_size == (
-        getattr(config, "head_dim", None) or config.intermediate_size // config.num_attention_heads
-    )
+    assert ours.head_size == (getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
     assert ours.norm_eps == config.rms_norm_eps
     assert ours.rope_base == config.rope_parameters["rope_theta"]
     assert ours.tie_embeddings == config.tie_word_embeddings
