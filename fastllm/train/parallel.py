@@ -4,6 +4,7 @@ A run with several processes is the same run: each takes its rows of the same gl
 them. Numbers that steer the loop travel through gloo on the CPU, so that no GPU waits for them.
 """
 
+import inspect
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
@@ -137,11 +138,7 @@ class Parallel:
         if self.world_size == 1:
             return loss.to(device)
         if kind == "ddp":
-            return torch.nn.parallel.DistributedDataParallel(
-                loss.to(device),
-                gradient_as_bucket_view=True,
-                broadcast_buffers=False,  # tables, the same everywhere
-            )
+            return _data_parallel(loss.to(device))
         from torch.distributed.device_mesh import init_device_mesh
         from torch.distributed.fsdp import fully_shard
 
@@ -151,6 +148,14 @@ class Parallel:
         # Embeddings, head and last norm. Resharded after forward, or an evaluation would leave gathered weights
         # behind that the next one uses after they have changed (the moving average's turn).
         return fully_shard(loss, mesh=mesh, reshard_after_forward=True)
+
+
+def _data_parallel(loss: torch.nn.Module) -> torch.nn.Module:
+    """Return DDP of a loss without sending buffers at each step: tables of angles are the same everywhere."""
+    ddp: Any = torch.nn.parallel.DistributedDataParallel
+    name = "forward_sync_buffers"  # from torch 2.13 on
+    sending = name if name in inspect.signature(ddp).parameters else "broadcast_buffers"
+    return ddp(loss, gradient_as_bucket_view=True, **{sending: False})
 
 
 def accumulate(loss: Any, last: bool) -> AbstractContextManager:
