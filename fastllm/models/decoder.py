@@ -17,6 +17,32 @@ from fastllm.models.base import AnyConfig, Model
 # B batch, T tokens, C channels, V vocabulary
 
 
+class PreNormBlock(torch.nn.Module):
+    """One layer: attention between tokens, then a feed-forward network on each, both pre-norm with residuals.
+
+    A subclass makes the four parts in its constructor.
+
+    Attributes:
+        norm_1, norm_2: (branch, residual) -> (normed, new residual), as nn.DropoutAddLayerNorm.
+        attention: takes the normed tokens, segment_ids and cache, as nn.CausalSelfAttention.
+        feed_forward: (*, C) -> (*, C).
+    """
+
+    norm_1: torch.nn.Module
+    attention: torch.nn.Module
+    norm_2: torch.nn.Module
+    feed_forward: torch.nn.Module
+
+    def forward(
+        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None,
+        cache: nn.CacheLayer | None = None,
+    ) -> tuple[Tensor, Tensor]:  # fmt: skip
+        """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
+        normed, residual = self.norm_1(branch, residual)
+        normed, residual = self.norm_2(self.attention(normed, segment_ids, cache), residual)
+        return self.feed_forward(normed), residual
+
+
 class Decoder(Model[AnyConfig]):
     """A language model that predicts each token from those before it.
 

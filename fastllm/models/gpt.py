@@ -8,15 +8,15 @@ from typing_extensions import Self
 
 from fastllm import nn
 from fastllm.models.config import GPTConfig
-from fastllm.models.decoder import Decoder
+from fastllm.models.decoder import Decoder, PreNormBlock
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
 
 _GELU = {"gelu_tanh": "tanh", "gelu": "none"}  # names and ops.gelu's argument
 
 
-class Block(torch.nn.Module):
-    """One layer: attention between tokens, then a feed-forward network on each, both pre-norm with residuals."""
+class Block(PreNormBlock):
+    """One layer of GPT-2."""
 
     def __init__(self, config: GPTConfig) -> None:
         super().__init__()
@@ -24,15 +24,6 @@ class Block(torch.nn.Module):
         self.attention = nn.CausalSelfAttention(config.n_embd, config.n_head, config.dropout, config.bias)
         self.norm_2 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
         self.feed_forward = nn.FeedForward(config.n_embd, approximate=_GELU[config.activation], bias=config.bias)
-
-    def forward(
-        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None,
-        cache: nn.CacheLayer | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
-        normed, residual = self.norm_1(branch, residual)
-        normed, residual = self.norm_2(self.attention(normed, segment_ids, cache), residual)
-        return self.feed_forward(normed), residual
 
 
 class GPT(Decoder[GPTConfig]):

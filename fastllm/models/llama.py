@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastllm import nn, ops
 from fastllm.models.config import LlamaConfig
-from fastllm.models.decoder import Decoder
+from fastllm.models.decoder import Decoder, PreNormBlock
 
 # B batch, T tokens, C = n_embd channels, H heads of queries, K of keys and of values, D head_dim, V vocabulary
 
@@ -54,8 +54,8 @@ class Attention(torch.nn.Module):
         return self.projection(attended.flatten(-2))  # from (B, T, H, D)
 
 
-class Block(torch.nn.Module):
-    """One layer: attention between tokens, then a feed-forward network on each, both pre-norm with residuals."""
+class Block(PreNormBlock):
+    """One layer of Llama."""
 
     def __init__(self, config: LlamaConfig, rotary: nn.RotaryEmbedding) -> None:
         super().__init__()
@@ -63,15 +63,6 @@ class Block(torch.nn.Module):
         self.attention = Attention(config, rotary)
         self.norm_2 = nn.DropoutAddRMSNorm(config.n_embd, config.dropout, config.norm_eps)
         self.feed_forward = nn.GatedFeedForward(config.n_embd, config.intermediate_size)
-
-    def forward(
-        self, branch: Tensor, residual: Tensor | None, segment_ids: Tensor | None = None,
-        cache: nn.CacheLayer | None = None,
-    ) -> tuple[Tensor, Tensor]:  # fmt: skip
-        """Take and return (branch, residual), each (B, T, C); the stream's value is residual + dropout(branch)."""
-        normed, residual = self.norm_1(branch, residual)
-        normed, residual = self.norm_2(self.attention(normed, segment_ids, cache), residual)
-        return self.feed_forward(normed), residual
 
 
 class Llama(Decoder[LlamaConfig]):
@@ -85,8 +76,8 @@ class Llama(Decoder[LlamaConfig]):
 
     config_class = LlamaConfig
     kernels = (
-        "attention_packed", "decode_attention", "dropout_add_rms_norm", "embedding", "linear", "linear_cross_entropy",
-        "linear_cross_entropy_with_gradients", "rms_norm", "rotary_embedding", "swiglu",
+        "attention_packed", "decode_attention", "dropout_add", "dropout_add_rms_norm", "embedding", "linear",
+        "linear_cross_entropy", "linear_cross_entropy_with_gradients", "rms_norm", "rotary_embedding", "swiglu",
     )  # fmt: skip
 
     def __init__(self, config: LlamaConfig) -> None:

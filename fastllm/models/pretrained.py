@@ -1,6 +1,7 @@
 """Reading and writing model folders: config.json, and weights whole or in shards. Nothing but tensors is unpickled."""
 
 import json
+import math
 import os
 import re
 import shutil
@@ -13,6 +14,7 @@ from torch import Tensor
 from fastllm.errors import describe
 
 CONFIG, WEIGHTS, GENERATION = "config.json", "model.safetensors", "generation_config.json"
+SHARD_BYTES = 5e9  # of a file of a folder for Hugging Face
 _INDICES = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 
 
@@ -35,25 +37,59 @@ def read_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor]) -> None:
+def write(folder: Path, config: dict[str, Any], weights: dict[str, Tensor], shard_bytes: float = math.inf) -> None:
     """Write config.json and model.safetensors into folder, which is made if missing.
+
+    Args:
+        folder: where to.
+        config: what config.json is to hold.
+        weights: tensors by name.
+        shard_bytes: more than so many bytes go into several files and an index, as transformers write them; a file is
+            larger only where one tensor is.
 
     Raises:
         OSError: the disk is full or not writable.
     """
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, config)
+    shards = _shards(weights, shard_bytes)
+    if len(shards) == 1:
+        _write_tensors(folder / WEIGHTS, weights)
+        return
+    places: dict[str, str] = {}
+    for number, names in enumerate(shards, 1):
+        file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
+        _write_tensors(folder / file, {name: weights[name] for name in names})
+        places |= dict.fromkeys(names, file)
+    size = sum(tensor.nbytes for tensor in weights.values())
+    write_json(folder / _INDICES[0], {"metadata": {"total_size": size}, "weight_map": places})
+
+
+def _shards(weights: dict[str, Tensor], shard_bytes: float) -> list[list[str]]:
+    """Return the names of the tensors of each file, in their order."""
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, tensor in weights.items():
+        if shards[-1] and size + tensor.nbytes > shard_bytes:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += tensor.nbytes
+    return shards
+
+
+def _write_tensors(path: Path, weights: dict[str, Tensor]) -> None:
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config)
     try:
-        save_file(weights, folder / WEIGHTS, metadata={"format": "pt"})
+        save_file(weights, path, metadata={"format": "pt"})
     except SafetensorError as error:  # it has the system's error as a part of its text
         number = re.search(r"\(os error (\d+)\)", f"{error}")
         if number is None:
             raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(folder / WEIGHTS)) from error
-    shutil.copymode(folder / CONFIG, folder / WEIGHTS)  # safetensors lets nobody but the owner read what it writes
+        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from error
+    shutil.copymode(path.parent / CONFIG, path)  # safetensors lets nobody but the owner read what it writes
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

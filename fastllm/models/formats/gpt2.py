@@ -85,7 +85,7 @@ def write(
     generation = generation_config(settings, end_of_text, vocab_size or config.vocab_size)
     if begin_of_text is not None:
         described["bos_token_id"] = generation["bos_token_id"] = begin_of_text
-    pretrained.write(folder, described, to_gpt2(weights))
+    pretrained.write(folder, described, to_gpt2(weights), pretrained.SHARD_BYTES)
     pretrained.write_json(folder / pretrained.GENERATION, generation)
 
 

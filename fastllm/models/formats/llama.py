@@ -380,7 +380,7 @@ def write(
     end_of_text: int | Sequence[int] | None = None,
     vocab_size: int | None = None,
 ) -> None:
-    """Write config.json, model.safetensors and generation_config.json, which AutoModelForCausalLM reads.
+    """Write config.json, the weights and generation_config.json, which AutoModelForCausalLM reads.
 
     The dropout that a model was trained with is left out: theirs have none on residual branches.
 
@@ -398,6 +398,7 @@ def write(
     """
     theirs = weights_to(weights, config)
     dtype = f"{weights['embedding.weight'].dtype}".removeprefix("torch.")
-    pretrained.write(folder, config_to(config, begin_of_text, end_of_text, dtype), theirs)
+    settings = config_to(config, begin_of_text, end_of_text, dtype)
+    pretrained.write(folder, settings, theirs, pretrained.SHARD_BYTES)
     generation = generation_config(config, begin_of_text, end_of_text, vocab_size)
     pretrained.write_json(folder / pretrained.GENERATION, generation)

@@ -8,6 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
+from fastllm.models import pretrained
 from fastllm.models.config import LlamaConfig
 from fastllm.models.formats import llama
 from tests.models.formats.plain import plain_llama
@@ -120,9 +121,16 @@ def test_bfloat16_stays_bfloat16(tmp_path, kind):
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_shards(tmp_path, tied):
+def test_shards(tmp_path, tied, monkeypatch):
+    monkeypatch.setattr(pretrained, "SHARD_BYTES", 20_000)
     assert_round_trip(tmp_path, theirs(tie_word_embeddings=tied), max_shard_size="20KB")
-    assert len(list((tmp_path / "theirs").glob("model-*.safetensors"))) > 1
+    for folder in (tmp_path / "theirs", tmp_path / "ours"):
+        files = list(folder.glob("model-*.safetensors"))
+        assert len(files) > 1 and not (folder / "model.safetensors").exists()
+    sizes = [sum(t.nbytes for t in safetensors.torch.load_file(file).values()) for file in files]
+    assert max(sizes) <= 20_000
+    index = json.loads((tmp_path / "ours" / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(sizes)
 
 
 def test_the_contract_of_names():
