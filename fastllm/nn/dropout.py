@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._drop_in import drop_in_for
 from fastllm.nn.norm import LayerNorm, RMSNorm
 from fastllm.ops._only_default import only_default
 
 
+@drop_in_for(torch.nn.Dropout, unless=lambda module: "inplace=True" if module.inplace else "")
 class Dropout(torch.nn.Dropout):
     """Drop-in for torch.nn.Dropout; its mask comes from fastllm's Philox contract, seeded by torch.manual_seed."""
 

@@ -5,11 +5,19 @@ from torch import Tensor
 
 from fastllm import ops
 from fastllm.nn._bare import is_bare
+from fastllm.nn._drop_in import drop_in_for
 from fastllm.ops._only_default import only_default
 
 _REFUSED = {"max_norm": None, "norm_type": 2.0, "scale_grad_by_freq": False, "sparse": False}
 
 
+def _refused(module: torch.nn.Module) -> str:
+    return ", ".join(
+        f"{name}={getattr(module, name)}" for name, default in _REFUSED.items() if getattr(module, name) != default
+    )
+
+
+@drop_in_for(torch.nn.Embedding, unless=_refused)
 class Embedding(torch.nn.Embedding):
     """Drop-in for torch.nn.Embedding; its gradient is deterministic.
 

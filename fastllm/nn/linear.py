@@ -2,12 +2,15 @@
 
 import torch
 from torch import Tensor
+from torch.nn.modules.linear import NonDynamicallyQuantizableLinear
 
 from fastllm import ops
 from fastllm.nn._bare import is_bare
+from fastllm.nn._drop_in import drop_in_for
 from fastllm.ops._subclasses import is_plain
 
 
+@drop_in_for(torch.nn.Linear, NonDynamicallyQuantizableLinear)
 class Linear(torch.nn.Linear):
     """Drop-in for torch.nn.Linear: same constructor, state_dict and outputs.
 

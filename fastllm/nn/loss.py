@@ -4,10 +4,12 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._drop_in import drop_in_for
 from fastllm.nn.linear import is_bare_linear
 from fastllm.ops._only_default import only_default
 
 
+@drop_in_for(torch.nn.CrossEntropyLoss)
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
     """Drop-in for torch.nn.CrossEntropyLoss with class-index targets."""
 

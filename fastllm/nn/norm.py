@@ -4,8 +4,10 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._drop_in import drop_in_for
 
 
+@drop_in_for(torch.nn.LayerNorm)
 class LayerNorm(torch.nn.LayerNorm):
     """Drop-in for torch.nn.LayerNorm (Ba et al., 2016): same constructor, state_dict and outputs."""
 
@@ -14,6 +16,7 @@ class LayerNorm(torch.nn.LayerNorm):
         return ops.layer_norm(input, self.normalized_shape, self.weight, self.bias, self.eps)
 
 
+@drop_in_for(torch.nn.RMSNorm)
 class RMSNorm(torch.nn.RMSNorm):
     """Drop-in for torch.nn.RMSNorm (Zhang & Sennrich, 2019): same constructor, state_dict and outputs."""
 
