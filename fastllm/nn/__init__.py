@@ -8,8 +8,16 @@ from fastllm.nn.feed_forward import FeedForward, GatedFeedForward
 from fastllm.nn.kv_cache import CacheLayer, KVCache
 from fastllm.nn.linear import Linear, TiedLinear
 from fastllm.nn.loss import CrossEntropyLoss, LinearCrossEntropyLoss, head_cross_entropy
+from fastllm.nn.multihead_attention import MultiheadAttention
 from fastllm.nn.norm import LayerNorm, RMSNorm
 from fastllm.nn.rotary_embedding import RotaryEmbedding
+from fastllm.nn.transformer import (
+    Transformer,
+    TransformerDecoder,
+    TransformerDecoderLayer,
+    TransformerEncoder,
+    TransformerEncoderLayer,
+)
 
 __all__ = [
     "GELU",
@@ -27,10 +35,16 @@ __all__ = [
     "LayerNorm",
     "Linear",
     "LinearCrossEntropyLoss",
+    "MultiheadAttention",
     "PositionalEmbedding",
     "RMSNorm",
     "RotaryEmbedding",
     "Softmax",
     "TiedLinear",
+    "Transformer",
+    "TransformerDecoder",
+    "TransformerDecoderLayer",
+    "TransformerEncoder",
+    "TransformerEncoderLayer",
     "head_cross_entropy",
 ]

@@ -14,12 +14,13 @@ def is_bare(layer: torch.nn.Module, *kinds: type[torch.nn.Module]) -> bool:
     tensor subclass all count as more: the caller must then call the layer.
 
     Args:
-        layer: has a weight, if it is of one of the kinds.
+        layer: if it is of one of the kinds, its only parameters are a weight and what goes with it.
         kinds: the classes whose forward the caller knows.
     """
+    weight = getattr(layer, "weight", None)
     return (
         type(layer) in kinds
-        and is_plain(layer.weight)
+        and (weight is None or is_plain(weight))
         and "forward" not in vars(layer)
         and not any(getattr(layer, name) for name in _HOOKS)
         and not torch.nn.modules.module._has_any_global_hook()

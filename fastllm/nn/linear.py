@@ -10,20 +10,26 @@ from fastllm.nn._drop_in import drop_in_for
 from fastllm.ops._subclasses import is_plain
 
 
+def multiply(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """Return input @ weight.T + bias.
+
+    A weight of a tensor subclass, as torchao's quantized ones, goes to torch's own linear, which it implements.
+    """
+    if not is_plain(weight):
+        return torch.nn.functional.linear(input, weight, bias)
+    return ops.linear(input, weight, bias)
+
+
 @drop_in_for(torch.nn.Linear, NonDynamicallyQuantizableLinear)
 class Linear(torch.nn.Linear):
     """Drop-in for torch.nn.Linear: same constructor, state_dict and outputs.
-
-    A weight of a tensor subclass, as torchao's quantized ones, goes to torch's own linear, which it implements.
 
     Shapes: (*, in_features) -> (*, out_features).
     """
 
     def forward(self, input: Tensor) -> Tensor:
         """Return input @ weight.T + bias."""
-        if not is_plain(self.weight):
-            return torch.nn.functional.linear(input, self.weight, self.bias)
-        return ops.linear(input, self.weight, self.bias)
+        return multiply(input, self.weight, self.bias)
 
 
 class TiedLinear(Linear):
