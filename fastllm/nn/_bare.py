@@ -18,10 +18,13 @@ def is_bare(layer: torch.nn.Module, *kinds: type[torch.nn.Module]) -> bool:
         kinds: the classes whose forward the caller knows.
     """
     weight = getattr(layer, "weight", None)
+    return type(layer) in kinds and (weight is None or is_plain(weight)) and is_untouched(layer)
+
+
+def is_untouched(layer: torch.nn.Module) -> bool:
+    """Return whether calling a layer runs its class's forward and nothing else: no hook, no forward of its own."""
     return (
-        type(layer) in kinds
-        and (weight is None or is_plain(weight))
-        and "forward" not in vars(layer)
+        "forward" not in vars(layer)
         and not any(getattr(layer, name) for name in _HOOKS)
         and not torch.nn.modules.module._has_any_global_hook()
     )

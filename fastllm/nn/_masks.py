@@ -70,7 +70,7 @@ def visibility(
     batch, heads, queries, keys = shape
     seen = Visibility(is_causal=is_causal)
     if attn_mask is not None:
-        _check(layer, "attn_mask", attn_mask, [(queries, keys), (batch * heads, queries, keys)])
+        check_mask(layer, "attn_mask", attn_mask, [(queries, keys), (batch * heads, queries, keys)])
         if attn_mask.dim() == 3:
             attn_mask = attn_mask.unflatten(0, (batch, heads))
         if attn_mask.dtype == torch.bool:
@@ -82,7 +82,7 @@ def visibility(
                 )
         seen = replace(seen, attn_mask=attn_mask)
     if key_padding_mask is not None:
-        _check(layer, "key_padding_mask", key_padding_mask, [(batch, keys)])
+        check_mask(layer, "key_padding_mask", key_padding_mask, [(batch, keys)])
         if key_padding_mask.numel():
             seen = _padded(seen, key_padding_mask)
     return seen
@@ -103,6 +103,15 @@ def may_look_at(tensor: Tensor) -> bool:
     """Return whether code may depend on a tensor's values: they are here, no device is waited for, no trace is made."""
     real = type(tensor) in (Tensor, torch.nn.Parameter) and tensor.device.type == "cpu" and not tensor.requires_grad
     return real and not torch.compiler.is_compiling()
+
+
+def check_mask(layer: str, name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
+    """Raise if a mask is neither bool nor floating, or has none of these shapes."""
+    if mask.dtype != torch.bool and not mask.is_floating_point():
+        raise TypeError(f"{layer}: '{name}' must be bool or floating, got {mask.dtype}")
+    if tuple(mask.shape) not in shapes:
+        expected = " or ".join(str(list(shape)) for shape in shapes)
+        raise ValueError(f"{layer}: '{name}' must have shape {expected}, got {list(mask.shape)}")
 
 
 def _padded(seen: Visibility, mask: Tensor) -> Visibility:
@@ -137,11 +146,3 @@ def _additive(mask: Tensor) -> Tensor:
     if mask.dtype != torch.bool:
         return mask
     return torch.zeros((), device=mask.device).masked_fill(~mask, float("-inf"))
-
-
-def _check(layer: str, name: str, mask: Tensor, shapes: list[tuple[int, ...]]) -> None:
-    if mask.dtype != torch.bool and not mask.is_floating_point():
-        raise TypeError(f"{layer}: '{name}' must be bool or floating, got {mask.dtype}")
-    if tuple(mask.shape) not in shapes:
-        expected = " or ".join(str(list(shape)) for shape in shapes)
-        raise ValueError(f"{layer}: '{name}' must have shape {expected}, got {list(mask.shape)}")

@@ -134,6 +134,22 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
             return output, weights
         return output.squeeze(self._batch_dim), None if weights is None else weights.squeeze(0)
 
+    def attend_within(self, input: Tensor, segment_ids: Tensor, is_causal: bool = False) -> Tensor:
+        """Attend within sequences that are packed into a row, without padding.
+
+        Args:
+            input: (1, N, E), the sequences one behind the other, whatever batch_first says.
+            segment_ids: (1, N) int, non-decreasing: the sequence of each token.
+            is_causal: whether a token sees those before it in its sequence, and itself, only.
+
+        Returns:
+            (1, N, E).
+        """
+        qkv = multiply(input, self.in_proj_weight, self.in_proj_bias).unflatten(-1, (3, self.num_heads, self.head_dim))
+        dropout = self.dropout if self.training else 0.0
+        attended = ops.attention_packed(qkv, dropout_p=dropout, is_causal=is_causal, segment_ids=segment_ids)
+        return self.out_proj(attended.flatten(-2))
+
     @property
     def _batch_dim(self) -> int:
         return 0 if self.batch_first else 1

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
-from fastllm.nn._bare import is_bare
+from fastllm.nn._bare import is_bare, is_untouched
 from fastllm.nn._drop_in import adopt, drop_in_for
-from fastllm.nn._masks import is_causal_mask
+from fastllm.nn._masks import check_mask, is_causal_mask, may_look_at
+from fastllm.nn._packing import Packing
 from fastllm.nn.activation import GELU
 from fastllm.nn.dropout import Dropout
-from fastllm.nn.linear import is_bare_linear
+from fastllm.nn.linear import Linear, is_bare_linear
+from fastllm.nn.multihead_attention import MultiheadAttention
 from fastllm.nn.norm import LayerNorm
 
 Activation = str | Callable[[Tensor], Tensor]
@@ -97,14 +99,26 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
             A tensor of src's shape.
         """
         masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
+        return self._transform(src, lambda x: _attend(self.self_attn, x, x, masks))
+
+    def _transform(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
-            normed = self.norm1(src)
-            attended = _attend(self.self_attn, normed, normed, masks)
-            normed, x = add_and_norm(src, attended, self.dropout1, self.norm2)
+            normed, x = add_and_norm(x, attend(self.norm1(x)), self.dropout1, self.norm2)
             return _add(x, _feed_forward(self, normed), self.dropout2)
-        x, _ = add_and_norm(src, _attend(self.self_attn, src, src, masks), self.dropout1, self.norm1)
+        x, _ = add_and_norm(x, attend(x), self.dropout1, self.norm1)
         x, _ = add_and_norm(x, _feed_forward(self, x), self.dropout2, self.norm2)
         return x
+
+    def _transform_packed(self, x: Tensor, segment_ids: Tensor, is_causal: bool) -> Tensor:
+        """Transform sequences that are packed into a row, (1, N, E)."""
+        attention: Any = self.self_attn
+        return self._transform(x, lambda x: attention.attend_within(x, segment_ids, is_causal))
+
+    def _works_on_tokens(self) -> bool:
+        """Return whether all but attention treats each token by itself, and nobody watches: the layer may be packed."""
+        known = all(type(part) in _ON_TOKENS and is_untouched(part) for part in self.modules())
+        functions = (relu, torch.nn.functional.gelu)
+        return known and (isinstance(self.activation, torch.nn.Module) or self.activation in functions)
 
 
 @drop_in_for(torch.nn.TransformerDecoderLayer)
@@ -194,13 +208,16 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
 class TransformerEncoder(torch.nn.TransformerEncoder):
     """Drop-in for torch.nn.TransformerEncoder: copies of a layer, one behind the other, and a norm.
 
-    Padding is skipped in training as in evaluation, and the output keeps src's shape.
+    The output always has src's shape. At padded tokens it means nothing: as torch's fast path, evaluation leaves them
+    out where that is known to change no other token, so that they cost nothing, and gives zeros there (before norm).
 
     Args:
         encoder_layer: copied; torch's, ours, or any that takes src_mask, is_causal and src_key_padding_mask.
         num_layers: how many copies.
         norm: behind the last one, or None.
-        enable_nested_tensor, mask_check: taken and kept, as torch's; nothing here depends on them.
+        enable_nested_tensor: whether padded tokens may be left out in evaluation. They are with layers of ours on which
+            nobody hooks, a mask that is bool and on the CPU, and no other but a causal one.
+        mask_check: taken and kept; nothing here depends on it.
 
     Example:
         >>> encoder = TransformerEncoder(TransformerEncoderLayer(8, 2, batch_first=True), num_layers=2)
@@ -237,6 +254,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             A tensor of src's shape.
         """
         causal = is_causal_mask(mask)
+        if src_key_padding_mask is not None and self._leaves_out(src, None if causal else mask, src_key_padding_mask):
+            return self._forward_packed(src, src_key_padding_mask, bool(is_causal) or causal)
         for layer in self.layers:
             # A layer of ours needs no mask for causality; of another nothing is known.
             known = causal and isinstance(layer, TransformerEncoderLayer)
@@ -247,6 +266,32 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
                 src_key_padding_mask=src_key_padding_mask,
             )
         return src if self.norm is None else self.norm(src)
+
+    def _leaves_out(self, src: Tensor, mask: Tensor | None, padding: Tensor) -> bool:
+        """Return whether padded tokens are left out."""
+        return (
+            self.enable_nested_tensor
+            and not self.training
+            and mask is None
+            and padding.dtype == torch.bool
+            and padding.dim() == src.dim() - 1 == 2
+            and may_look_at(padding)
+            and len(self.layers) > 0
+            and all(type(layer) is TransformerEncoderLayer and layer._works_on_tokens() for layer in self.layers)
+            and bool(padding.any())
+        )
+
+    def _forward_packed(self, src: Tensor, padding: Tensor, is_causal: bool) -> Tensor:
+        batch_first = self.layers[0].self_attn.batch_first
+        batched = src if batch_first else src.transpose(0, 1)  # (B, T, E)
+        check_mask("TransformerEncoder", "src_key_padding_mask", padding, [tuple(batched.shape[:2])])
+        packing = Packing(~padding)
+        x = packing.pack(batched)
+        for layer in self.layers:
+            x = layer._transform_packed(x, packing.segment_ids, is_causal)
+        x = packing.unpack(x)
+        x = x if batch_first else x.transpose(0, 1).contiguous()
+        return x if self.norm is None else self.norm(x)
 
 
 @drop_in_for(torch.nn.TransformerDecoder)
@@ -350,6 +395,15 @@ class Transformer(torch.nn.Transformer):
         if decoder is None:
             decoder = TransformerDecoder(TransformerDecoderLayer(*layer), num_decoder_layers, norm())
         super().__init__(d_model, nhead, custom_encoder=encoder, custom_decoder=decoder, batch_first=batch_first)
+
+
+# What a layer is made of when each of its parts but attention treats every token by itself.
+_ON_TOKENS = (
+    TransformerEncoderLayer,
+    MultiheadAttention,
+    *(Dropout, GELU, LayerNorm, Linear),
+    *(torch.nn.Dropout, torch.nn.GELU, torch.nn.LayerNorm, torch.nn.Linear, torch.nn.ReLU, torch.nn.SiLU),
+)
 
 
 # ---------------------------------------------------------------------------------------------------------------------
