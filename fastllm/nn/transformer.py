@@ -208,8 +208,8 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
 class TransformerEncoder(torch.nn.TransformerEncoder):
     """Drop-in for torch.nn.TransformerEncoder: copies of a layer, one behind the other, and a norm.
 
-    The output always has src's shape. At padded tokens it means nothing: as torch's fast path, evaluation leaves them
-    out where that is known to change no other token, so that they cost nothing, and gives zeros there (before norm).
+    The output always has src's shape. At padded tokens it means nothing: as torch's fast path, evaluation without
+    gradients leaves them out where that is known to change no other token, and gives zeros there (before norm).
 
     Args:
         encoder_layer: copied; torch's, ours, or any that takes src_mask, is_causal and src_key_padding_mask.
@@ -217,7 +217,8 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         norm: behind the last one, or None.
         enable_nested_tensor: whether padded tokens may be left out in evaluation. They are with layers of ours on which
             nobody hooks, a mask that is bool and on the CPU, and no other but a causal one.
-        mask_check: taken and kept; nothing here depends on it.
+        mask_check: whether they are only if they stand behind the ends of their sequences, as in torch; without, other
+            ones are left out too.
 
     Example:
         >>> encoder = TransformerEncoder(TransformerEncoderLayer(8, 2, batch_first=True), num_layers=2)
@@ -272,6 +273,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         return (
             self.enable_nested_tensor
             and not self.training
+            and not torch.is_grad_enabled()
             and mask is None
             and padding.dtype == torch.bool
             and padding.dim() == src.dim() - 1 == 2
@@ -279,6 +281,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
             and len(self.layers) > 0
             and all(type(layer) is TransformerEncoderLayer and layer._works_on_tokens() for layer in self.layers)
             and bool(padding.any())
+            and not (self.mask_check and bool((padding[:, :-1] & ~padding[:, 1:]).any()))
         )
 
     def _forward_packed(self, src: Tensor, padding: Tensor, is_causal: bool) -> Tensor:
