@@ -19,8 +19,14 @@ MAKE = {
     "LayerNorm": ((9,), (X,)),
     "Linear": ((9, 5), (X,)),
     "LinearCrossEntropyLoss": ((9, 11), (X, T)),
+    "MultiheadAttention": ((9, 3), (X, X, X)),
     "RMSNorm": ((9,), (X,)),
     "Softmax": ((-1,), (X,)),
+    "Transformer": ((9, 3, 1, 1, 5), (X, X)),
+    "TransformerDecoder": ((torch.nn.TransformerDecoderLayer(9, 3, 5), 1), (X, X)),
+    "TransformerDecoderLayer": ((9, 3, 5), (X, X)),
+    "TransformerEncoder": ((torch.nn.TransformerEncoderLayer(9, 3, 5), 1), (X,)),
+    "TransformerEncoderLayer": ((9, 3, 5), (X,)),
 }
 
 
@@ -51,7 +57,10 @@ def test_constructor_and_forward_are_torchs_to_the_letter(name):
 
 
 @pytest.mark.parametrize("make", [
-    *((getattr(nn, name), *MAKE[name][0]) for name in ("Embedding", "LayerNorm", "Linear", "RMSNorm")),
+    *((getattr(nn, name), *MAKE[name][0]) for name in (
+        "Embedding", "LayerNorm", "Linear", "MultiheadAttention", "RMSNorm", "Transformer", "TransformerDecoderLayer",
+        "TransformerEncoderLayer",
+    )),
     (nn.LinearCrossEntropyLoss, 9, 11), (nn.DropoutAddLayerNorm, 9), (nn.DropoutAddRMSNorm, 9),
 ], ids=lambda make: make[0].__name__)  # fmt: skip
 def test_skip_init_device_and_dtype(make):
