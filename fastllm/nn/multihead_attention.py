@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from fastllm import ops
+from fastllm.nn._attention_weights import attention_weights
 from fastllm.nn._drop_in import adopt, drop_in_for
 from fastllm.nn._masks import Visibility, visibility
 from fastllm.nn.linear import multiply
@@ -202,7 +203,7 @@ class MultiheadAttention(torch.nn.MultiheadAttention):
                 )
             query, key = query[:, heads], key[:, heads]
             mask = mask[:, heads] if mask is not None and mask.dim() == 4 and mask.size(1) > 1 else mask
-        weights = ops.attention_weights(query, key, mask, seen.is_causal, key_lengths=seen.key_lengths)
+        weights = attention_weights(query, key, mask, seen.is_causal, key_lengths=seen.key_lengths)
         return weights.mean(1) if average else weights
 
     def _check(self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None) -> None:

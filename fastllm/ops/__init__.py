@@ -10,7 +10,6 @@ from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* bef
 from fastllm.ops._report import build_info, report
 from fastllm.ops._types import naming_wrong_types
 from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
-from fastllm.ops.attention_weights import attention_weights
 from fastllm.ops.cross_entropy import cross_entropy
 from fastllm.ops.decode_attention import decode_attention
 from fastllm.ops.dropout import dropout, dropout_add
@@ -25,7 +24,6 @@ from fastllm.ops.swiglu import swiglu
 
 __all__ = [
     "attention_packed",
-    "attention_weights",
     "bias_gelu",
     "build_info",
     "cross_entropy",

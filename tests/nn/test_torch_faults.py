@@ -1,4 +1,4 @@
-"""Faults of torch.nn's attention classes that users live with, by their numbers in pytorch's tracker; ours lack them."""
+"""Faults of torch.nn's attention classes, by their numbers in pytorch's tracker; ours do not have them."""
 
 import pytest
 import torch

@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from fastllm.ops.softmax import softmax
+from fastllm import ops
 
 
 def attention_weights(
@@ -52,4 +52,4 @@ def attention_weights(
         scores = scores.masked_fill(positions >= key_lengths.view(-1, 1, 1, 1), never)
     # Softmax of a row that is -inf throughout would be NaN, and so would its gradient.
     nothing = scores.detach().amax(-1, keepdim=True) == never if keys else torch.zeros((), dtype=torch.bool)
-    return softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0).to(query.dtype)
+    return ops.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0).to(query.dtype)
