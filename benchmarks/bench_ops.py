@@ -87,6 +87,11 @@ def elementwise(shape: str, n: int, c: int, size: int, compiled: bool) -> Iterat
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size},
     )  # fmt: skip
     yield from both_ways(
+        "bias_relu p=0.1", shape, lambda: (leaf(n, c), leaf(c)),
+        lambda x, b: ops.bias_relu(x, b, 0.1), lambda x, b: F.dropout(F.relu(x + b), 0.1),
+        compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 5 * size}, tolerance=None,
+    )  # fmt: skip
+    yield from both_ways(
         "dropout p=0.1", shape, lambda: (leaf(n, c),),
         lambda x: ops.dropout(x, 0.1), lambda x: F.dropout(x, 0.1),
         compiled=compiled, forward={"bytes": 2 * size}, backward={"bytes": 4 * size}, tolerance=None,

@@ -17,6 +17,11 @@ def bias_gelu(input, bias, approximate="none"):
     return gelu(input + bias, approximate)
 
 
+def bias_relu(input, bias=None, p=0.0, rng_state=None):
+    output = torch.relu(input if bias is None else input + bias)
+    return output * dropout_multipliers(input.shape, p, rng_state).to(output) if p else output
+
+
 def swiglu(input, up=None):
     gate, up = input.chunk(2, -1) if up is None else (input, up)
     return gate * torch.sigmoid(gate) * up

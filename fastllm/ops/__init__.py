@@ -10,6 +10,7 @@ from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* bef
 from fastllm.ops._report import build_info, report
 from fastllm.ops._types import naming_wrong_types
 from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
+from fastllm.ops.bias_relu import bias_relu
 from fastllm.ops.cross_entropy import cross_entropy
 from fastllm.ops.decode_attention import decode_attention
 from fastllm.ops.dropout import dropout, dropout_add
@@ -25,6 +26,7 @@ from fastllm.ops.swiglu import swiglu
 __all__ = [
     "attention_packed",
     "bias_gelu",
+    "bias_relu",
     "build_info",
     "cross_entropy",
     "decode_attention",

@@ -66,6 +66,7 @@ CASES = [
     *(Case(function, CALLS[function], OTHERS.get(function, {})) for function in CALLS),
     Case(ops.attention_packed, {"qkv": torch.randn(2, 3, 8, 8)}, {"num_heads": 4}, "of unequal heads"),
     Case(ops.bias_gelu, {"input": rows(300, 9), "bias": torch.randn(9)}, {"approximate": "tanh"}, "of many rows"),
+    Case(ops.bias_relu, {"input": rows(300, 9), "bias": torch.randn(9)}, {}, "of many rows"),
     Case(ops.cross_entropy, LOSS, {"reduction": "sum", "label_smoothing": 0.1}, "summed and smoothed"),
     Case(ops.cross_entropy, LOSS, {"reduction": "none"}, "of each row"),
     Case(ops.dropout_add, {"input": rows(300, 9), "residual": rows(300, 9), "bias": torch.randn(9), "rng_state": STATE},

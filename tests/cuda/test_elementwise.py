@@ -1,4 +1,4 @@
-"""What tests/ops cannot see of gelu, dropout, swiglu and rotary_embedding on CUDA: what they read, write and refuse."""
+"""What tests/ops cannot see of elementwise ops and rotary_embedding on CUDA: what they read, write and refuse."""
 
 import pytest
 import torch
@@ -22,6 +22,12 @@ def rows(cols=COLS, count=ROWS):
 TRAFFIC = {
     "gelu": ([rows()], ops.gelu, 1 + 2, 1 + 1),
     "bias_gelu": ([rows(), rows(1, COLS).flatten()], ops.bias_gelu, 1 + 2, 1 + 1),
+    "bias_relu": (
+        [rows(), rows(1, COLS).flatten()],
+        lambda x, b: ops.bias_relu(x, b, 0.3, rng_state=STATE),
+        1 + 2,
+        1 + 1,
+    ),
     "dropout": ([rows()], lambda x: ops.dropout(x, 0.3, rng_state=STATE), 1 + 1, 1 + 1),
     "dropout_add": (
         [rows(), rows(), rows(1, COLS).flatten()],
@@ -119,6 +125,7 @@ X = torch.randn(2, 4, 3, 8, dtype=torch.float64)
     [
         ("gelu", lambda x: ops.gelu(x)),
         ("bias_gelu", lambda x: ops.bias_gelu(x, x[0, 0, 0])),
+        ("bias_relu", lambda x: ops.bias_relu(x)),
         ("dropout", lambda x: ops.dropout(x)),
         ("dropout_add", lambda x: ops.dropout_add(x, x)),
         ("swiglu", lambda x: ops.swiglu(x, x)),

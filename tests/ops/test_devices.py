@@ -17,6 +17,7 @@ CALLS = {
         "segment_ids": torch.zeros(2, 3, dtype=torch.int64), "alibi_slopes": torch.ones(4), "rng_state": STATE,
     },
     ops.bias_gelu: {"input": torch.randn(2, 3), "bias": torch.randn(3)},
+    ops.bias_relu: {"input": torch.randn(2, 3), "bias": torch.randn(3), "rng_state": STATE},
     ops.cross_entropy: {"input": torch.randn(2, 5), "target": torch.tensor([1, 2]), "weight": torch.ones(5)},
     ops.decode_attention: {
         "query": Q, "k_cache": Q, "v_cache": Q, "lengths": torch.tensor([3, 3]), "alibi_slopes": torch.ones(4),
@@ -57,6 +58,7 @@ OTHERS = {
     ops.rms_norm: {"normalized_shape": (3,)},
     ops.softmax: {"dim": -1},
     ops.attention_packed: {"dropout_p": 0.5},
+    ops.bias_relu: {"p": 0.5},
     ops.scaled_dot_product_attention: {"dropout_p": 0.5},
 }
 

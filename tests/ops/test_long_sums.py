@@ -47,9 +47,10 @@ def test_softmax_over_many(inner):
     [
         (lambda x, w, b: ops.layer_norm(x, (8,), w, b, 0.1), lambda x, w, b: F.layer_norm(x, (8,), w, b, 0.1)),
         (lambda x, w, b: ops.bias_gelu(x, b) * w, lambda x, w, b: F.gelu(x + b) * w),
+        (lambda x, w, b: ops.bias_relu(x, b) * w, lambda x, w, b: F.relu(x + b) * w),
         (lambda x, w, b: ops.dropout_add(x * w, x, 0.0, bias=b), lambda x, w, b: x * w + x + b),
     ],
-    ids=["layer_norm", "bias_gelu", "dropout_add"],
+    ids=["layer_norm", "bias_gelu", "bias_relu", "dropout_add"],
 )
 def test_gradients_of_parameters_over_many_rows(ours, reference):
     """The gradient is the same for each row, so that what additions round off adds up."""

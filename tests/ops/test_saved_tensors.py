@@ -28,6 +28,7 @@ NEEDS = {
         {"dropout_p": 0.5, "num_heads": 4},
     ),
     "bias_gelu": (ops.bias_gelu, {"input": {"input", "bias"}, "bias": {"input", "bias"}}),
+    "bias_relu": (ops.bias_relu, {"input": {"output"}, "bias": {"output"}}),
     "cross_entropy": (ops.cross_entropy, {"input": {"input", "target", "weight", "(2, 2)"}}),
     "dropout": (ops.dropout, {"input": {"rng_state"}}),
     "dropout_add": (ops.dropout_add, {"input": {"rng_state"}, "residual": set(), "bias": {"rng_state"}}),

@@ -13,8 +13,8 @@ from fastllm import ops
 
 EMPTY, KEYWORD_ONLY = inspect.Parameter.empty, inspect.Parameter.KEYWORD_ONLY
 WITHOUT_A_TWIN = {
-    "attention_packed", "bias_gelu", "build_info", "decode_attention", "dropout_add", "dropout_add_layer_norm",
-    "dropout_add_rms_norm", "report", "rotary_embedding", "rotary_tables", "swiglu",
+    "attention_packed", "bias_gelu", "bias_relu", "build_info", "decode_attention", "dropout_add",
+    "dropout_add_layer_norm", "dropout_add_rms_norm", "report", "rotary_embedding", "rotary_tables", "swiglu",
 }  # fmt: skip
 # Torch's functions in C++ have no signature that inspect reads: as documented, (name, default) each.
 IN_CPP = {
