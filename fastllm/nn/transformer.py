@@ -443,20 +443,23 @@ def _attend(attention: torch.nn.Module, query: Tensor, memory: Tensor, masks: di
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """Return linear2(dropout(activation(linear1(x))))."""
-    fusable = is_bare_linear(layer.linear1) and layer.linear1.bias is not None
-    approximate = _gelu(layer.activation)
-    if fusable and approximate:
-        hidden = ops.linear(x, layer.linear1.weight)
-        # The bias rides on the activation's pass; under autocast it is not in the product's precision yet.
-        hidden = layer.dropout(ops.bias_gelu(hidden, layer.linear1.bias.to(hidden.dtype), approximate))
-    else:
-        hidden = layer.dropout(layer.activation(layer.linear1(x)))
-    return layer.linear2(hidden)
+    """Return linear2(dropout(activation(linear1(x)))); the bias, and ReLU's dropout, ride on the activation's pass."""
+    linear1, dropout = layer.linear1, layer.dropout
+    kind = _kind(layer.activation) if is_bare_linear(linear1) and linear1.bias is not None else ""
+    if not kind:
+        return layer.linear2(dropout(layer.activation(linear1(x))))
+    hidden = ops.linear(x, linear1.weight)
+    bias = linear1.bias.to(hidden.dtype)  # under autocast it is not in the product's precision yet
+    if kind == "relu" and is_bare(dropout, Dropout, torch.nn.Dropout):
+        return layer.linear2(ops.bias_relu(hidden, bias, dropout.p, dropout.training))
+    hidden = ops.bias_relu(hidden, bias) if kind == "relu" else ops.bias_gelu(hidden, bias, kind)
+    return layer.linear2(dropout(hidden))
 
 
-def _gelu(activation: Any) -> str:
-    """Return GELU's form if that is what an activation is, else ""."""
+def _kind(activation: Any) -> str:
+    """Return "relu", or the form of GELU, "none" or "tanh", if that is what an activation is; else ""."""
+    if activation in (relu, torch.relu) or is_bare(activation, torch.nn.ReLU):
+        return "relu"
     if activation is torch.nn.functional.gelu:
         return "none"
     return activation.approximate if is_bare(activation, GELU, torch.nn.GELU) else ""
