@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TypeVar
 
 import torch
+from torch.nn.utils import parametrize
 
 Ours = TypeVar("Ours", bound=type[torch.nn.Module])
 
@@ -37,7 +38,7 @@ def drop_in(module: torch.nn.Module) -> tuple[type[torch.nn.Module] | None, str]
 
     The reason is "" where none of ours stands for the module's exact type.
     """
-    ours, unless = _COUNTERPARTS.get(type(module), (None, None))
+    ours, unless = _COUNTERPARTS.get(class_of(module), (None, None))
     if ours is None or unless is None:
         return None, ""
     reason = unless(module)
@@ -49,4 +50,24 @@ def adopt(module: torch.nn.Module) -> None:
     for part in module.modules():
         ours, _ = drop_in(part)
         if ours is not None:
-            part.__class__ = ours
+            become(part, ours)
+
+
+def class_of(module: torch.nn.Module) -> type[torch.nn.Module]:
+    """Return a module's class; of one that is parametrized the class that it had before, which torch derived one of."""
+    kind = type(module)
+    return kind.__bases__[0] if parametrize.is_parametrized(module) else kind
+
+
+def become(module: torch.nn.Module, kind: type[torch.nn.Module]) -> None:
+    """Change a module's class, to one that keeps the same state; parametrizations stay."""
+    if parametrize.is_parametrized(module):
+        # torch's class of this very module, whose properties compute the parameters, but with another base.
+        own = {name: value for name, value in vars(type(module)).items() if name not in ("__dict__", "__weakref__")}
+        kind = type(f"Parametrized{kind.__name__}", (kind,), own)
+    module.__class__ = kind
+
+
+def base_with_drop_in(kind: type[torch.nn.Module]) -> type[torch.nn.Module] | None:
+    """Return the class of torch.nn that a class is derived from, if one of ours stands for it; else None."""
+    return next((base for base in kind.__mro__[1:] if base in _COUNTERPARTS), None)

@@ -1,10 +1,13 @@
 """The position-wise feed-forward networks of a Transformer block."""
 
+from functools import partial
+
 import torch
 from torch import Tensor
 
 from fastllm import ops
-from fastllm.nn.linear import Linear, is_bare_linear
+from fastllm.nn._fused import activate
+from fastllm.nn.linear import Linear
 
 
 class FeedForward(torch.nn.Module):
@@ -25,13 +28,8 @@ class FeedForward(torch.nn.Module):
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform each token: (*, C) -> (*, C)."""
-        if is_bare_linear(self.expand) and self.expand.bias is not None:
-            hidden = ops.linear(input, self.expand.weight)
-            # The bias rides on the activation's pass; under autocast it is not in the product's precision yet.
-            hidden = ops.bias_gelu(hidden, self.expand.bias.to(hidden.dtype), self.approximate)
-        else:
-            hidden = ops.gelu(self.expand(input), self.approximate)
-        return self.contract(hidden)
+        gelu = partial(ops.gelu, approximate=self.approximate)
+        return self.contract(activate(self.expand, gelu, self.approximate, input))
 
 
 class GatedFeedForward(torch.nn.Module):

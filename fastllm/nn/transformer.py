@@ -11,14 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastllm import ops
-from fastllm.nn._bare import is_bare, is_untouched
+from fastllm.nn._bare import is_untouched
 from fastllm.nn._drop_in import adopt, drop_in_for
+from fastllm.nn._fused import activate, add, add_and_norm, form_of
 from fastllm.nn._masks import check_mask, is_causal_mask, may_look_at
 from fastllm.nn._packing import Packing
 from fastllm.nn.activation import GELU
 from fastllm.nn.dropout import Dropout
-from fastllm.nn.linear import Linear, is_bare_linear
+from fastllm.nn.linear import Linear
 from fastllm.nn.multihead_attention import MultiheadAttention
 from fastllm.nn.norm import LayerNorm
 
@@ -104,7 +104,7 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
     def _transform(self, x: Tensor, attend: Callable[[Tensor], Tensor]) -> Tensor:
         if self.norm_first:
             normed, x = add_and_norm(x, attend(self.norm1(x)), self.dropout1, self.norm2)
-            return _add(x, _feed_forward(self, normed), self.dropout2)
+            return add(x, _feed_forward(self, normed), self.dropout2)
         x, _ = add_and_norm(x, attend(x), self.dropout1, self.norm1)
         x, _ = add_and_norm(x, _feed_forward(self, x), self.dropout2, self.norm2)
         return x
@@ -197,7 +197,7 @@ class TransformerDecoderLayer(torch.nn.TransformerDecoderLayer):
             normed = self.norm1(tgt)
             normed, x = add_and_norm(tgt, _attend(self.self_attn, normed, normed, own), self.dropout1, self.norm2)
             normed, x = add_and_norm(x, _attend(self.multihead_attn, normed, memory, others), self.dropout2, self.norm3)
-            return _add(x, _feed_forward(self, normed), self.dropout3)
+            return add(x, _feed_forward(self, normed), self.dropout3)
         x, _ = add_and_norm(tgt, _attend(self.self_attn, tgt, tgt, own), self.dropout1, self.norm1)
         x, _ = add_and_norm(x, _attend(self.multihead_attn, x, memory, others), self.dropout2, self.norm2)
         x, _ = add_and_norm(x, _feed_forward(self, x), self.dropout3, self.norm3)
@@ -414,55 +414,13 @@ _ON_TOKENS = (
 # ---------------------------------------------------------------------------------------------------------------------
 
 
-def add_and_norm(residual: Tensor, branch: Tensor, dropout: Any, norm: Any) -> tuple[Tensor, Tensor]:
-    """Return (norm(x), x) where x = residual + dropout(branch), in one pass where both layers are as they were made."""
-    fused = (
-        is_bare(dropout, Dropout, torch.nn.Dropout)
-        and is_bare(norm, LayerNorm, torch.nn.LayerNorm)
-        and len(norm.normalized_shape) == 1
-        and torch.promote_types(branch.dtype, residual.dtype) == residual.dtype
-    )
-    if fused:
-        branch = branch.to(residual.dtype)  # under autocast a branch is half precision; the stream keeps its own
-        return ops.dropout_add_layer_norm(
-            branch, residual, norm.weight, norm.bias, dropout.p, norm.eps, training=dropout.training
-        )
-    x = residual + dropout(branch)
-    return norm(x), x
-
-
-def _add(residual: Tensor, branch: Tensor, dropout: Any) -> Tensor:
-    """Return residual + dropout(branch), in one pass where the layer is as it was made."""
-    if is_bare(dropout, Dropout, torch.nn.Dropout) and branch.dtype == residual.dtype:
-        return ops.dropout_add(branch, residual, dropout.p, dropout.training)
-    return residual + dropout(branch)
-
-
 def _attend(attention: torch.nn.Module, query: Tensor, memory: Tensor, masks: dict) -> Tensor:
     return attention(query, memory, memory, need_weights=False, **masks)[0]
 
 
 def _feed_forward(layer: Any, x: Tensor) -> Tensor:
-    """Return linear2(dropout(activation(linear1(x)))); the bias, and ReLU's dropout, ride on the activation's pass."""
-    linear1, dropout = layer.linear1, layer.dropout
-    kind = _kind(layer.activation) if is_bare_linear(linear1) and linear1.bias is not None else ""
-    if not kind:
-        return layer.linear2(dropout(layer.activation(linear1(x))))
-    hidden = ops.linear(x, linear1.weight)
-    bias = linear1.bias.to(hidden.dtype)  # under autocast it is not in the product's precision yet
-    if kind == "relu" and is_bare(dropout, Dropout, torch.nn.Dropout):
-        return layer.linear2(ops.bias_relu(hidden, bias, dropout.p, dropout.training))
-    hidden = ops.bias_relu(hidden, bias) if kind == "relu" else ops.bias_gelu(hidden, bias, kind)
-    return layer.linear2(dropout(hidden))
-
-
-def _kind(activation: Any) -> str:
-    """Return "relu", or the form of GELU, "none" or "tanh", if that is what an activation is; else ""."""
-    if activation in (relu, torch.relu) or is_bare(activation, torch.nn.ReLU):
-        return "relu"
-    if activation is torch.nn.functional.gelu:
-        return "none"
-    return activation.approximate if is_bare(activation, GELU, torch.nn.GELU) else ""
+    """Return linear2(dropout(activation(linear1(x))))."""
+    return layer.linear2(activate(layer.linear1, layer.activation, form_of(layer.activation), x, layer.dropout))
 
 
 def _check_heads(layer: str, d_model: int, nhead: int) -> None:
