@@ -18,6 +18,7 @@ from fastllm.nn.transformer import (
     TransformerEncoder,
     TransformerEncoderLayer,
 )
+from fastllm.ops._script import refuse_to_script
 
 __all__ = [
     "GELU",
@@ -48,3 +49,5 @@ __all__ = [
     "TransformerEncoderLayer",
     "head_cross_entropy",
 ]
+
+refuse_to_script(globals())

@@ -3,11 +3,14 @@
 Signatures follow torch.nn.functional name for name where it has the function; extras are keyword-only. Every op works
 under autograd, autocast, torch.compile(fullgraph=True) and torch.export, dynamic shapes included, and gives the same
 bits on every run and for any number of threads. torch.func.vmap works, as a loop; torch.func.grad does not take
-autograd formulas written in C++, as these are: use torch.autograd.grad.
+autograd formulas written in C++, as these are: use torch.autograd.grad. torch.jit.script, which is
+deprecated, is refused; FlopCounterMode counts what it counts for torch's functions.
 """
 
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)
+from fastllm.ops import _flops  # noqa: F401  (registers what torch's FLOP counter counts)
 from fastllm.ops._report import build_info, report
+from fastllm.ops._script import unscriptable
 from fastllm.ops._types import naming_wrong_types
 from fastllm.ops.attention import attention_packed, scaled_dot_product_attention
 from fastllm.ops.bias_relu import bias_relu
@@ -50,4 +53,4 @@ __all__ = [
 
 # Here and not where they are defined: doctest passes over decorated functions.
 for _name in set(__all__) - {"build_info", "report"}:
-    globals()[_name] = naming_wrong_types(globals()[_name])
+    globals()[_name] = unscriptable(naming_wrong_types(globals()[_name]))
