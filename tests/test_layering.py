@@ -15,6 +15,7 @@ LAYERS = [
     {"files"},
     {"ops", "tokenizers"},
     {"nn", "optim"},
+    {"integrations"},
     {"models"},
     {"data", "generation"},
     {"train"},
