@@ -6,6 +6,7 @@
     fastllm.models.GPT(...)          # models
     fastllm.optim.AdamW(...)         # the optimizer
     fastllm.generate(model, ids, n)  # sampling
+    fastllm.patch(model)             # any PyTorch model on these kernels
 
 Parts are imported when first used, so that `import fastllm` itself costs nothing.
 """
@@ -13,16 +14,17 @@ Parts are imported when first used, so that `import fastllm` itself costs nothin
 import importlib
 from typing import Any
 
-_MODULES = ("data", "generation", "models", "nn", "ops", "optim", "tokenizers", "train")
+_MODULES = ("data", "generation", "integrations", "models", "nn", "ops", "optim", "tokenizers", "train")
+_FUNCTIONS = {"generate": "generation", "patch": "patching", "unpatch": "patching"}  # name -> the module that has it
 
-__all__ = [*_MODULES, "__version__", "generate"]
+__all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 
 
 def __getattr__(name: str) -> Any:
     if name in _MODULES:
         return importlib.import_module(f"fastllm.{name}")
-    if name == "generate":
-        return importlib.import_module("fastllm.generation").generate
+    if name in _FUNCTIONS:
+        return getattr(importlib.import_module(f"fastllm.{_FUNCTIONS[name]}"), name)
     if name == "__version__":
         return importlib.import_module("importlib.metadata").version("fastllm")
     raise AttributeError(f"module 'fastllm' has no attribute '{name}'")

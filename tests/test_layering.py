@@ -16,6 +16,7 @@ LAYERS = [
     {"ops", "tokenizers"},
     {"nn", "optim"},
     {"integrations"},
+    {"patching"},
     {"models"},
     {"data", "generation"},
     {"train"},
