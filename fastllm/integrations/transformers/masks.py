@@ -162,11 +162,14 @@ def _has_interface(config_class: type) -> bool:
     transformers lets them be made with any registered name. They add the mask to their scores, and know no None.
     """
     modeling = sys.modules.get(config_class.__module__.replace(".configuration_", ".modeling_"))
-    models: list[Any] = list(vars(modeling).values()) if modeling else []
-    for model in models:
-        if isinstance(model, type) and issubclass(model, PreTrainedModel) and model.__module__ == modeling.__name__:
-            return model._can_set_attn_implementation()
-    return True
+    if modeling is None:
+        return True
+    models: list[Any] = [
+        model
+        for model in vars(modeling).values()
+        if isinstance(model, type) and issubclass(model, PreTrainedModel) and model.__module__ == modeling.__name__
+    ]
+    return not models or models[0]._can_set_attn_implementation()
 
 
 def check_protocol() -> None:
