@@ -1,0 +1,240 @@
+"""transformers' models patched: same numbers, texts and training; what is swapped; what an update must not break."""
+
+import copy
+import importlib
+import io
+
+import pytest
+import torch
+
+pytest.importorskip("transformers")
+
+import transformers
+
+import fastllm
+from fastllm.integrations.transformers import modules
+from tests.integrations.models import CONFIGS, DECODERS, inputs, make, padding, result, tokens
+
+NAMES = [name for name in CONFIGS if name not in ("gpt_oss", "bloom", "modernbert", "gemma2")]
+CLOSE = {"rtol": 1e-5, "atol": 2e-5}
+
+
+def patched(name, dtype=torch.float32, **options):
+    model = make(name, "eager", dtype)
+    return model, fastllm.patch(model, **options)
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_outputs(name):
+    arguments = inputs(name, None if name in ("vit", "whisper") else "right")
+    model, report = patched(name)
+    with torch.no_grad():
+        got, expected = result(model, arguments), result(make(name, "eager"), arguments)
+        torch.testing.assert_close(got, expected, **CLOSE)
+        fastllm.unpatch(model)
+        assert torch.equal(result(model, arguments), expected)
+    assert len(report.swapped) > 10
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_bfloat16(name):
+    kind = None if name in ("vit", "whisper") else "right"
+    low = inputs(name, kind, torch.bfloat16)
+    with torch.no_grad():
+        exact = result(make(name, "eager", torch.bfloat16).float(), inputs(name, kind))
+        ours = result(patched(name, torch.bfloat16)[0], low).float()
+        theirs = result(make(name, "eager", torch.bfloat16), low).float()
+    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2**-8 * exact.abs().max()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_gradients(name):
+    gradients = []
+    for model in (patched(name)[0], make(name, "eager")):
+        output = result(model.train(), inputs(name))
+        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+        gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
+    assert gradients[0].keys() == gradients[1].keys()
+    for key, expected in gradients[1].items():
+        scale = max(float(expected.abs().max()), 1.0)
+        torch.testing.assert_close(
+            gradients[0][key], expected, rtol=1e-4, atol=3e-5 * scale, msg=lambda m, key=key: f"{key}: {m}"
+        )
+
+
+@pytest.mark.parametrize("name", [name for name in DECODERS if name in NAMES])
+def test_generate_with_padding(name):
+    options = {"attention_mask": padding("left"), "max_new_tokens": 8, "do_sample": False}
+    ids = [model.generate(tokens(), **options) for model in (patched(name)[0], make(name, "eager"))]
+    assert torch.equal(*ids)
+
+
+@pytest.mark.parametrize("name", ["t5", "whisper"])
+def test_generate_from_an_encoder(name):
+    arguments = inputs(name, "right")
+    del arguments["decoder_input_ids"]
+    ids = [m.generate(**arguments, max_new_tokens=8, do_sample=False) for m in (patched(name)[0], make(name, "eager"))]
+    assert torch.equal(*ids)
+
+
+@pytest.mark.parametrize(("name", "expected"), [
+    ("gpt2", {"Conv1D", "NewGELUActivation"}),
+    ("bert", {"BertIntermediate", "BertSelfOutput", "BertOutput", "GELUActivation"}),
+    ("roberta", {"RobertaIntermediate", "RobertaSelfOutput", "RobertaOutput", "GELUActivation"}),
+    ("distilbert", {"FFN", "GELUActivation"}),
+    ("vit", {"ViTMLP", "GELUActivation"}),
+    ("llama", {"LlamaRMSNorm", "LlamaMLP", "LlamaAttention"}),
+    ("mistral", {"MistralRMSNorm", "MistralMLP", "MistralAttention"}),
+    ("qwen2", {"Qwen2RMSNorm", "Qwen2MLP", "Qwen2Attention"}),
+    ("qwen3", {"Qwen3RMSNorm", "Qwen3MLP", "Qwen3Attention"}),
+    ("gemma", {"GemmaRMSNorm", "GemmaAttention", "GELUTanh"}),
+    ("t5", {"T5LayerNorm"}),
+    ("whisper", {"GELUActivation"}),
+])  # fmt: skip
+def test_what_is_swapped(name, expected):
+    model, report = patched(name)
+    kinds = {type(module) for module in model.modules()}
+    ours = {kind.__name__ for kind in kinds if kind.__module__ == modules.__name__}
+    assert ours == expected
+    assert torch.nn.Linear not in kinds and torch.nn.LayerNorm not in kinds and torch.nn.Embedding not in kinds
+    attentions = [one for one in report.swapped if one.after == "fastllm.ops.scaled_dot_product_attention"]
+    assert len(attentions) == {"t5": 6, "whisper": 6}.get(name, 2)
+    assert model.config._attn_implementation == "fastllm"
+
+
+def test_this_model_alone_changes():
+    config = DECODERS["llama"]()
+    first, second = (transformers.LlamaForCausalLM._from_config(config, attn_implementation="eager") for _ in range(2))
+    second.config = second.model.config = first.config  # as where two share one
+    fastllm.patch(first)
+    assert config._attn_implementation != "fastllm" and second.config._attn_implementation == "eager"
+    assert first.model.layers[0].self_attn.config is first.config, "one config a model, as before"
+    assert not any(type(module).__module__.startswith("fastllm.") for module in second.modules())
+    fastllm.unpatch(first)
+    assert first.config is second.config
+
+
+def test_only():
+    model = make("bert", "eager")
+    report = fastllm.patch(model, only=torch.nn.LayerNorm)
+    assert {one.before for one in report.swapped} == {"torch.nn.LayerNorm"}
+    assert model.config._attn_implementation == "eager"
+    fastllm.unpatch(model)
+    fastllm.patch(model, only=transformers.models.bert.modeling_bert.BertSelfAttention)
+    assert model.config._attn_implementation == "fastllm" and type(model.pooler.dense) is torch.nn.Linear
+
+
+def test_attention_may_still_be_chosen():
+    """set_attn_implementation acts on a patched model as on any."""
+    model, _ = patched("llama")
+    model.set_attn_implementation("eager")
+    arguments = inputs("llama", "right")
+    torch.testing.assert_close(result(model, arguments), result(make("llama", "eager"), arguments), **CLOSE)
+
+
+def test_a_hook_on_a_part_that_is_read_runs():
+    """Where fused code would read a layer, a hook on it has it called."""
+    seen = []
+    for name, part in (("bert", "encoder.layer.0.output.LayerNorm"), ("llama", "model.layers.0.mlp.act_fn"),
+                       ("bert", "encoder.layer.0.intermediate.intermediate_act_fn")):  # fmt: skip
+        model, _ = patched(name)
+        model.get_submodule(part).register_forward_hook(lambda *args, part=part: seen.append(part))
+        result(model, inputs(name))
+    assert len(seen) == 3
+
+
+def test_copies_pickles_and_folders(tmp_path):
+    model, _ = patched("llama")
+    arguments = inputs("llama")
+    expected = result(model, arguments)
+    file = io.BytesIO()
+    torch.save(model, file)
+    file.seek(0)
+    modules._made.cache_clear()  # as in the process that loads it
+    for other in (copy.deepcopy(model), torch.load(file, weights_only=False)):
+        assert torch.equal(result(other, arguments), expected)
+    model.save_pretrained(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    assert loaded.config._attn_implementation != "fastllm"
+    torch.testing.assert_close(result(loaded, arguments), expected, **CLOSE)
+
+
+@pytest.mark.parametrize("name", ["bert", "vit"])
+def test_training_follows_the_same_curve(name):
+    curves = []
+    for model in (make(name, "eager"), patched(name)[0]):
+        optimizer, curve = torch.optim.AdamW(model.train().parameters(), 1e-3), []
+        for _ in range(20):
+            output = result(model, inputs(name))
+            loss = (output - torch.linspace(-1, 1, output.numel()).view_as(output)).square().mean()
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            curve.append(loss.detach())
+        curves.append(torch.stack(curve))
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=1e-5)
+    assert curves[0][-1] < curves[0][0]
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # torch.compile's own
+@pytest.mark.parametrize("name", ["llama", "bert", "gpt2"])
+def test_compiles_as_one_graph(name):
+    model, _ = patched(name)
+    torch.compiler.reset()
+    arguments = inputs(name, "right")
+    with torch.no_grad():
+        expected = result(model, arguments)
+        compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
+        torch.testing.assert_close(result(compiled, arguments), expected, **CLOSE)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# An update of transformers
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def llama_file():
+    modules._made.cache_clear()
+    yield importlib.import_module("transformers.models.llama.modeling_llama")
+    modules._made.cache_clear()
+
+
+def refusal(model):
+    with pytest.raises(RuntimeError, match="is not the one that this fastllm knows") as error:
+        fastllm.patch(model)
+    assert not any(type(module).__module__.startswith("fastllm.") for module in model.modules()), "nothing has changed"
+    return str(error.value)
+
+
+def test_a_renamed_class_is_named(llama_file, monkeypatch):
+    model = make("llama", "eager")
+    monkeypatch.delattr(llama_file, "LlamaMLP")
+    assert "transformers.models.llama.modeling_llama has no class LlamaMLP" in refusal(model)
+
+
+def test_a_class_that_computes_something_else_is_named(llama_file, monkeypatch):
+    model = make("llama", "eager")
+    before = llama_file.LlamaRMSNorm.forward
+    monkeypatch.setattr(llama_file.LlamaRMSNorm, "forward", lambda self, x: 1.001 * before(self, x))
+    assert "modeling_llama.LlamaRMSNorm computes something else" in refusal(model)
+
+
+def test_a_class_that_is_called_in_another_way_is_named(llama_file, monkeypatch):
+    model = make("llama", "eager")
+    before = llama_file.LlamaMLP.forward
+    monkeypatch.setattr(llama_file.LlamaMLP, "forward", lambda self, x, more: before(self, x))
+    assert "modeling_llama.LlamaMLP is made or called in another way (TypeError: " in refusal(model)
+
+
+def test_a_rotation_that_is_not_called_is_named(llama_file, monkeypatch):
+    model = make("llama", "eager")
+    monkeypatch.setattr(llama_file.LlamaAttention, "forward", lambda self, *args: args)
+    assert "does not call apply_rotary_pos_emb" in refusal(model)
+
+
+def test_trying_a_class_leaves_the_random_state(llama_file):
+    model = make("llama", "eager")
+    state = torch.get_rng_state()
+    fastllm.patch(model)
+    assert torch.equal(torch.get_rng_state(), state)
