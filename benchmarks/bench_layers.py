@@ -1,9 +1,10 @@
-"""fastllm.nn's attention and Transformer classes beside torch.nn's with the same weights, with and without padding.
+"""fastllm.nn's attention and Transformer classes beside torch.nn's, and patched models of transformers beside theirs.
 
     python -m benchmarks.bench_layers [--rounds N] [--threads N] [--peer torch] [--only TEXT]
 
-A training step is forward and backward with dropout 0.1; evaluation is without gradients, where "torch" takes its fast
-path. A quarter of the padded batches' tokens is padding.
+Both have the same weights. A training step is forward and backward with dropout 0.1; evaluation is without gradients,
+where torch.nn's classes take their fast path and transformers' models torch's fused attention. A quarter of the padded
+batches' tokens is padding.
 """
 
 import argparse
@@ -16,7 +17,7 @@ import torch
 
 from benchmarks import harness
 from benchmarks.harness import OURS, Case
-from fastllm import nn
+from fastllm import nn, patch
 
 OUTPUT = Path(__file__).parent / "results" / "layers" / "cpu.json"
 B, T, E, H, F = 8, 256, 512, 8, 2048  # the base model of "Attention is all you need"
@@ -35,71 +36,125 @@ LAYERS: dict[str, tuple[Callable, int, str]] = {
     ),
 }  # fmt: skip
 
+MODEL_B = 8
+# Models of transformers: the class, its settings, and how many tokens; None where it takes pictures.
+MODELS: dict[str, tuple[str, dict, int | None]] = {
+    "BERT (MiniLM-L6's shape)": (
+        "BertModel",
+        {"hidden_size": 384, "num_hidden_layers": 6, "num_attention_heads": 12, "intermediate_size": 1536},
+        128,
+    ),
+    "ViT-S/16": (
+        "ViTModel",
+        {"hidden_size": 384, "num_hidden_layers": 12, "num_attention_heads": 6, "intermediate_size": 1536,
+         "hidden_dropout_prob": 0.1, "attention_probs_dropout_prob": 0.1},
+        None,
+    ),
+    "GPT-2 (124M) without its head": ("GPT2Model", {"use_cache": False}, 128),
+}  # fmt: skip
+
 
 def _layer(classes, kind: str, **options):
     return getattr(classes, f"Transformer{kind}Layer")(E, H, F, 0.1, batch_first=True, **options)
 
 
-def padding() -> torch.Tensor:
-    """Return a mask of sequences from T to T / 2 tokens: True where there are none."""
-    lengths = torch.linspace(T, T / 2, B).long()
-    return torch.arange(T) >= lengths[:, None]
+def padding(batch: int, tokens: int) -> torch.Tensor:
+    """Return a mask of sequences from `tokens` to half as many: True where there are none."""
+    lengths = torch.linspace(tokens, tokens / 2, batch).long()
+    return torch.arange(tokens) >= lengths[:, None]
 
 
 def cases() -> Iterator[Case]:
-    """Yield each class in a training step and in evaluation, without padding and with."""
+    """Yield each class and model in a training step and in evaluation, without padding and with."""
     for name, (make, inputs, mask) in LAYERS.items():
         torch.manual_seed(0)
         theirs, ours = make(torch.nn), make(nn)
         ours.load_state_dict(theirs.state_dict())
-        calls: dict[str, dict] = {"": {}, " padded": {mask: padding()}}
-        for training in (True, False):
-            for suffix, options in calls.items():
-                if name == "MultiheadAttention":
-                    options = {**options, "need_weights": False}
-                mode = "training step" if training else "evaluation"
-                yield case(f"{name} {mode}", SHAPE + suffix, ours, theirs, inputs, options, training)
+        hidden = padding(B, T)
+        calls: dict[str, dict] = {"": {}, " padded": {mask: hidden}}
         if name == "MultiheadAttention":
-            yield case(f"{name} evaluation", f"{SHAPE} with weights", ours, theirs, inputs, {}, False)
+            calls = {shape: {**options, "need_weights": False} for shape, options in calls.items()}
+            calls[" with weights"] = {}
+        # A decoder's padding is its memory's: each of its own tokens counts.
+        visible = ~hidden if inputs != 2 else None
+        setup = _vectors(inputs)
+        yield from both(name, SHAPE, ours, theirs, setup, calls, visible)
+    for name in MODELS:
+        yield from model_cases(name)
 
 
-def case(name: str, shape: str, ours, theirs, inputs: int, options: dict, training: bool) -> Case:
-    """Return one class's work: forward and backward while training, else forward without gradients."""
+def model_cases(name: str) -> Iterator[Case]:
+    """Yield a model of transformers, patched, beside itself."""
+    import transformers
+
+    class_name, settings, tokens = MODELS[name]
+    kind = getattr(transformers, class_name)
+    torch.manual_seed(0)
+    theirs = kind(kind.config_class(**settings))
+    ours = copy.deepcopy(theirs)
+    patch(ours)
+    if tokens is None:
+        shape = f"B{MODEL_B} 197 tokens"
+        yield from both(name, shape, ours, theirs, lambda: (torch.randn(MODEL_B, 3, 224, 224),), {"": {}}, None)
+        return
+    hidden, vocabulary = padding(MODEL_B, tokens), theirs.config.vocab_size
+    calls = {"": {}, " padded": {"attention_mask": (~hidden).long()}}
+    setup = lambda: (torch.randint(vocabulary, (MODEL_B, tokens)),)  # noqa: E731
+    yield from both(name, f"B{MODEL_B} T{tokens}", ours, theirs, setup, calls, ~hidden)
+
+
+def _vectors(inputs: int) -> Callable[[], tuple]:
+    if inputs == 3:  # self-attention: one tensor, thrice
+        return lambda: (torch.randn(B, T, E),) * 3
+    return lambda: tuple(torch.randn(B, T, E) for _ in range(inputs))
+
+
+def both(
+    name: str,
+    shape: str,
+    ours,
+    theirs,
+    setup: Callable[[], tuple],
+    calls: dict[str, dict],
+    visible: torch.Tensor | None,
+) -> Iterator[Case]:
+    """Yield a module's work in training, then in evaluation, for each kind of call."""
     compiled = torch.compile(copy.deepcopy(theirs), dynamic=False)
     modules = {OURS: ours, "torch": theirs, "torch.compile": compiled}
-    visible = ~next((mask for mask in options.values() if isinstance(mask, torch.Tensor)), torch.zeros(B, T).bool())
-    works_on_tokens = shape.endswith("padded") and inputs == 1
+    for training in (True, False):
+        for suffix, options in calls.items():
+            if training and suffix == " with weights":
+                continue
+            mode = "training step" if training else "evaluation"
+            seen = visible if suffix == " padded" else None  # what stands at padding means nothing
+            work = _step if training else _evaluate
+            peers = {peer: work(module, options, seen) for peer, module in modules.items()}
+            yield Case(f"{name} {mode}", shape + suffix, setup, peers, tolerance=None if training else 1e-4)
 
-    def step(module):
-        def call(*tensors):
-            module.train()
-            module.zero_grad()
+
+def _step(module, options: dict, visible: torch.Tensor | None) -> Callable:
+    def call(*tensors):
+        module.train()
+        module.zero_grad()
+        output = _first(module(*tensors, **options))
+        (output * torch.linspace(-1, 1, output.size(-1))).sum().backward()
+        return [output]
+
+    return call
+
+
+def _evaluate(module, options: dict, visible: torch.Tensor | None) -> Callable:
+    def call(*tensors):
+        module.eval()
+        with torch.no_grad():
             output = _first(module(*tensors, **options))
-            (output * tensors[0]).sum().backward()
-            return [output]
+        return [output if visible is None else output[visible]]
 
-        return call
-
-    def evaluate(module):
-        def call(*tensors):
-            module.eval()
-            with torch.no_grad():
-                output = _first(module(*tensors, **options))
-            return [output[visible] if works_on_tokens else output]  # what stands at padding means nothing
-
-        return call
-
-    def setup():
-        if inputs == 3:  # self-attention: one tensor, thrice
-            return (torch.randn(B, T, E),) * 3
-        return tuple(torch.randn(B, T, E) for _ in range(inputs))
-
-    peers = {peer: (step if training else evaluate)(module) for peer, module in modules.items()}
-    return Case(name, shape, setup, peers, tolerance=None if training else 1e-4)
+    return call
 
 
 def _first(output) -> torch.Tensor:
-    return output[0] if isinstance(output, tuple) else output
+    return output if isinstance(output, torch.Tensor) else output[0]
 
 
 def main() -> None:
