@@ -45,7 +45,9 @@ ENCODERS = {
         attention_dropout=0.0,
     ),
     # A window to both sides in every layer but the third.
-    "modernbert": lambda: hf.ModernBertConfig(**_SIZES, local_attention=6, **_NO_TOKENS, cls_token_id=0, sep_token_id=0),
+    "modernbert": lambda: hf.ModernBertConfig(
+        **_SIZES, local_attention=6, cls_token_id=0, sep_token_id=0, **_NO_TOKENS
+    ),
 }  # fmt: skip
 
 OTHERS = {

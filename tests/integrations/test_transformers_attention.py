@@ -87,10 +87,8 @@ def test_gradients(name, kind):
         gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
     assert gradients[0].keys() == gradients[1].keys()
     for key, expected in gradients[1].items():
-        scale = max(float(expected.abs().max()), 1.0)
-        torch.testing.assert_close(
-            gradients[0][key], expected, rtol=1e-4, atol=3e-5 * scale, msg=lambda m: f"{key}: {m}"
-        )
+        error = (gradients[0][key] - expected).abs().max()
+        assert error <= 3e-5 * max(expected.abs().max(), 1.0), key
 
 
 @pytest.mark.parametrize("name", DECODERS)
@@ -183,7 +181,8 @@ def test_no_token_sees_later_ones(name, kind, training):
     changed[:, 7:] = (changed[:, 7:] + 11) % 60 + 1
     with torch.no_grad():
         before, after = (model(ids, attention_mask=padding(kind)).logits for ids in (tokens(), changed))
-    assert torch.equal(before[:, :7], after[:, :7])
+    real = torch.ones(3, 7) if kind is None else padding(kind)[:, :7]
+    torch.testing.assert_close(before[:, :7][real == 1], after[:, :7][real == 1], rtol=0, atol=2e-6)
     assert not torch.allclose(before[:, 7], after[:, 7])
 
 
@@ -258,7 +257,8 @@ def test_other_patterns_stay_dense():
     chunked = masking_utils.chunked_causal_mask_function(4, torch.zeros(1, dtype=torch.long))
     config = types.SimpleNamespace(sliding_window=4, attention_chunk_size=4)
     mask = masks.attention_mask(**plain, mask_function=chunked, local_size=4, config=config)
-    assert torch.equal(mask, masking_utils.sdpa_mask(**plain, mask_function=chunked))
+    assert type(mask) is torch.Tensor
+    assert torch.equal(mask, masking_utils.sdpa_mask(**plain, mask_function=chunked, local_size=4))
     assert type(masks.attention_mask(**plain, allow_is_causal_skip=False)) is torch.Tensor
     own = masking_utils.and_masks(masking_utils.causal_mask_function, lambda b, h, q, k: k != 2)
     keep = torch.ones(1, 6, dtype=torch.bool)
@@ -323,7 +323,7 @@ def test_compiles_as_one_graph(name, kind):
     torch.compiler.reset()
     model = make(name)
     if name == "gpt_oss":
-        model.set_experts_implementation("eager")
+        model.set_experts_implementation("batched_mm")
     with torch.no_grad():
         expected = result(model, arguments)
         compiled = torch.compile(model, fullgraph=True, backend="aot_eager")
@@ -455,9 +455,15 @@ def test_registration_is_idempotent():
 def test_a_name_that_is_gone(module, name, monkeypatch):
     for ours in ("masks", "attention"):
         monkeypatch.delitem(sys.modules, f"fastllm.integrations.transformers.{ours}")
-    fake = types.ModuleType(module)
-    fake.__dict__.update({key: value for key, value in vars(sys.modules[module]).items() if key != name})
-    monkeypatch.setitem(sys.modules, module, fake)
+    library_module = sys.modules[module]
+
+    class Later(types.ModuleType):
+        def __getattr__(self, other):
+            if other == name:
+                raise AttributeError(other)
+            return getattr(library_module, other)
+
+    monkeypatch.setitem(sys.modules, module, Later(module))
     with pytest.raises(UserError, match=rf"^transformers 5[\w.]* has no {module}\.{name}, which fastllm\."):
         register()
 

@@ -20,5 +20,6 @@ def register() -> None:
     from fastllm.integrations.transformers.masks import attention_mask, check_protocol
 
     check_protocol()
-    needed("transformers", "AttentionMaskInterface").register("fastllm", attention_mask)
-    needed("transformers", "AttentionInterface").register("fastllm", attention)
+    masks, attentions = (needed("transformers", f"Attention{kind}Interface") for kind in ("Mask", ""))
+    masks.register("fastllm", attention_mask)
+    attentions.register("fastllm", attention)
