@@ -3,6 +3,7 @@
 
 #include <array>
 #include <cmath>
+#include <vector>
 
 #include "ops/dropout.h"
 #include "ops/loss.h"
@@ -34,9 +35,10 @@ inline Tensor unit_last_stride(const Tensor& t) {
   return t.stride(-1) == 1 || t.size(-1) <= 1 ? t : t.contiguous();
 }
 
-inline Operands tokens_first(const Tensor& query, const Tensor& key, const Tensor& value) {
-  return {unit_last_stride(query).transpose(1, 2), unit_last_stride(key).transpose(1, 2),
-          unit_last_stride(value).transpose(1, 2)};
+// Of (B, H, T, D).
+inline Operands tokens_first(const Operands& o) {
+  const auto view = [](const Tensor& t) { return unit_last_stride(t).transpose(1, 2); };
+  return {view(o.query), view(o.key), view(o.value)};
 }
 
 // Of (B, T, 3, H, D); or if num_heads, H, is given, of (B, T, H + 2 Hkv, D).
@@ -92,24 +94,60 @@ inline std::array<int64_t, 4> broadcast_strides(const Tensor& mask) {
 // Checks
 // ---------------------------------------------------------------------------------------------------------------------
 
-inline void check_operands(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
-                           bool enable_gqa) {
+inline void check_operands(const char* op, const Tensor& query, const Tensor& key, const Tensor& value) {
   check_floating(op, "query", query);
   FASTLLM_CHECK(query.dim() == 4, op, "query", "have shape (B, H, T, D)", query.sizes());
   const std::pair<const char*, const Tensor&> others[] = {{"key", key}, {"value", value}};
   for (const auto& [name, tensor] : others) {
     check_same_dtype(op, name, tensor, "query", query);
     check_same_device(op, name, tensor, "query", query);
-    FASTLLM_CHECK(tensor.dim() == 4 && tensor.size(0) == query.size(0), op, name,
-                  c10::str("have shape (", query.size(0), ", H, T, D)"), tensor.sizes());
+    FASTLLM_CHECK(tensor.dim() == 4, op, name, c10::str("have shape (", query.size(0), ", H, T, D)"), tensor.sizes());
   }
   FASTLLM_CHECK(key.size(3) == query.size(3), op, "key", c10::str("have query's head_dim (", query.size(3), ")"),
                 key.sizes());
-  FASTLLM_CHECK(value.size(1) == key.size(1) && value.size(2) == key.size(2), op, "value",
-                c10::str("have key's heads and tokens (", key.sizes(), ")"), value.sizes());
-  const int64_t h = query.size(1), hkv = key.size(1);
-  FASTLLM_CHECK(h == hkv || (enable_gqa && hkv > 0 && h % hkv == 0), op, "key",
-                c10::str("have query's ", h, " heads (or with enable_gqa a divisor of them)"), key.sizes());
+  FASTLLM_CHECK(value.size(2) == key.size(2), op, "value", c10::str("have key's ", key.size(2), " tokens"),
+                value.sizes());
+}
+
+// Of one batch size and, without enable_gqa, one number of heads: sizes of 1 are repeated, as torch broadcasts.
+inline Operands broadcast(const char* op, const Tensor& query, const Tensor& key, const Tensor& value,
+                          bool enable_gqa) {
+  check_operands(op, query, key, value);
+  if (enable_gqa) {
+    const int64_t h = query.size(1), hkv = key.size(1);
+    FASTLLM_CHECK(h == hkv || (hkv > 0 && h % hkv == 0), op, "key", c10::str("have a divisor of query's ", h, " heads"),
+                  key.sizes());
+    FASTLLM_CHECK(value.size(1) == hkv, op, "value", c10::str("have key's ", hkv, " heads"), value.sizes());
+  }
+  Operands o{query, key, value};
+  const std::pair<const char*, Tensor*> all[] = {{"query", &o.query}, {"key", &o.key}, {"value", &o.value}};
+  for (int64_t dim = 0; dim < (enable_gqa ? 1 : 2); ++dim) {
+    int64_t size = 1;
+    for (const auto& [name, tensor] : all) {
+      const int64_t own = tensor->size(dim);
+      FASTLLM_CHECK(own == size || own == 1 || size == 1, op, name,
+                    dim == 0 ? c10::str("have the others' batch size, ", size, ", or 1")
+                             : c10::str("have the others' ", size,
+                                        " heads or 1 (or with enable_gqa a divisor of query's, as key and value)"),
+                    tensor->sizes());
+      if (own != 1) size = own;
+    }
+    for (const auto& [name, tensor] : all) {
+      if (tensor->size(dim) == size) continue;
+      std::vector<int64_t> shape = tensor->sizes().vec();
+      shape[dim] = size;
+      *tensor = tensor->expand(shape);
+    }
+  }
+  return o;
+}
+
+// The gradient (B, T, H, D) of a broadcast operand as that of the operand, (B, H, T, D).
+inline Tensor sum_to(const Tensor& grad, const Tensor& operand) {
+  Tensor sum = grad;
+  if (sum.size(0) != operand.size(0)) sum = sum.sum(0, /*keepdim=*/true);
+  if (sum.size(2) != operand.size(1)) sum = sum.sum(2, /*keepdim=*/true);
+  return sum.transpose(1, 2);
 }
 
 inline void check_mask(const char* op, const Tensor& mask, const Operands& o) {
@@ -179,9 +217,8 @@ struct AttentionOps {
                                          std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
                                          std::optional<double> softcap, const OptionalTensor& rng_state) {
     const char* op = "scaled_dot_product_attention";
-    check_operands(op, query, key, value, enable_gqa);
     const auto [output, statistics] =
-        forward(op, tokens_first(query, key, value),
+        forward(op, tokens_first(broadcast(op, query, key, value, enable_gqa)),
                 {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right, window_left,
                  window_right, alibi_slopes, softcap, rng_state});
     return {output.transpose(1, 2), statistics};
@@ -195,17 +232,16 @@ struct AttentionOps {
       std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
       const OptionalTensor& rng_state, bool need_mask) {
     const char* op = "scaled_dot_product_attention_backward";
-    check_operands(op, query, key, value, enable_gqa);
+    const Operands o = tokens_first(broadcast(op, query, key, value, enable_gqa));
     check_same_shape(op, "grad_output", grad_output, "output", output);
-    check_shape(op, "statistics", statistics, {query.size(0), query.size(1), query.size(2), 2});
-    const Operands o = tokens_first(query, key, value);
+    check_shape(op, "statistics", statistics, {o.query.size(0), o.query.size(2), o.query.size(1), 2});
     const auto like = [](const Tensor& t) { return at::empty(t.sizes(), t.options()); };
     const Operands grads{like(o.query), like(o.key), like(o.value)};
     const Tensor grad_mask = backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), statistics,
                                       {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right,
                                        window_left, window_right, alibi_slopes, softcap, rng_state},
                                       need_mask, grads);
-    return {grads.query.transpose(1, 2), grads.key.transpose(1, 2), grads.value.transpose(1, 2), grad_mask};
+    return {sum_to(grads.query, query), sum_to(grads.key, key), sum_to(grads.value, value), grad_mask};
   }
 
   static std::tuple<Tensor, Tensor> packed(const Tensor& qkv, const OptionalTensor& attn_mask, double dropout_p,

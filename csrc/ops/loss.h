@@ -52,7 +52,7 @@ inline void check_targets(const char* op, const Tensor& target, int64_t classes,
 
 inline void check_target_dtype(const char* op, const Tensor& target) {
   FASTLLM_CHECK_TYPE(target.scalar_type() == at::kLong, op, "target",
-                     "hold class indices as int64 (class probabilities are not supported)", target.scalar_type());
+                     "be int64, of class indices, or floating, of their probabilities", target.scalar_type());
 }
 
 // What the sum over rows is divided by: 1, or for "mean" the weights of the targets that count.

@@ -11,10 +11,10 @@ from fastllm.ops._only_default import only_default
 
 @drop_in_for(torch.nn.CrossEntropyLoss)
 class CrossEntropyLoss(torch.nn.CrossEntropyLoss):
-    """Drop-in for torch.nn.CrossEntropyLoss with class-index targets."""
+    """Drop-in for torch.nn.CrossEntropyLoss."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Compare logits (N, C) with class indices (N,)."""
+        """Compare logits (N, C) with class indices (N,), or with probabilities (N, C)."""
         return ops.cross_entropy(
             input,
             target,
@@ -30,6 +30,7 @@ def head_cross_entropy(
     input: Tensor,
     target: Tensor,
     *,
+    weight: Tensor | None = None,
     reduction: str = "mean",
     ignore_index: int | None = None,
     label_smoothing: float = 0.0,
@@ -41,19 +42,19 @@ def head_cross_entropy(
     Args:
         head: (N, C) -> (N, V).
         input: (N, C).
-        target: (N,) class indices.
-        reduction, ignore_index, label_smoothing: as of :func:`fastllm.ops.linear_cross_entropy`.
+        target: (N,) class indices, or (N, V) probabilities.
+        weight, reduction, ignore_index, label_smoothing: as of :func:`fastllm.ops.linear_cross_entropy`.
 
     Returns:
         A scalar, or (N,) for "none".
     """
     if is_bare_linear(head):
         return ops.linear_cross_entropy(
-            input, head.weight, target, linear_bias=head.bias,  # type: ignore[arg-type]
+            input, head.weight, target, linear_bias=head.bias, weight=weight,  # type: ignore[arg-type]
             reduction=reduction, ignore_index=ignore_index, label_smoothing=label_smoothing,
         )  # fmt: skip
     return ops.cross_entropy(
-        head(input), target, ignore_index=-100 if ignore_index is None else ignore_index,
+        head(input), target, weight, ignore_index=-100 if ignore_index is None else ignore_index,
         reduction=reduction, label_smoothing=label_smoothing,
     )  # fmt: skip
 
@@ -61,7 +62,8 @@ def head_cross_entropy(
 class LinearCrossEntropyLoss(torch.nn.Module):
     """A model's last linear layer and cross-entropy in one: the logits of all tokens never exist at once.
 
-    Drop-in for torch.nn.LinearCrossEntropyLoss, where torch has it, with class-index targets.
+    Drop-in for torch.nn.LinearCrossEntropyLoss, where torch has it. Class weights and targets that are probabilities
+    make the logits of all rows.
 
     Args:
         in_features: C.
@@ -70,13 +72,13 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         bias: whether the linear layer has a bias.
         device, dtype: of the linear layer.
         reduction: "mean" (over the targets that count), "sum" or "none".
-        weight: None: classes have no weights here.
+        weight: (V,) weight of each class, or None; a buffer.
         ignore_index: targets of this value count for nothing; None is -100.
         label_smoothing: in [0, 1], spread over all V classes as torch does.
         options: None: chunks are chosen here.
 
     Raises:
-        ValueError: out_features, weight or options is given.
+        ValueError: out_features or options is given, or weight has another shape.
     """
 
     def __init__(
@@ -89,18 +91,22 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
         reduction: str = "mean",
-        weight: None = None,
+        weight: Tensor | None = None,
         ignore_index: int | None = None,
         label_smoothing: float = 0.0,
         options: None = None,
     ) -> None:
         super().__init__()
-        only_default("LinearCrossEntropyLoss", "weight", weight, None, "classes have no weights here")
+        if weight is not None and weight.shape != (num_classes,):
+            raise ValueError(
+                f"LinearCrossEntropyLoss: 'weight' must have shape [{num_classes}], got {list(weight.shape)}"
+            )
         only_default("LinearCrossEntropyLoss", "options", options, None, "chunks are chosen here")
         self.num_classes = num_classes
         self.out_features = out_features
         self.reduction = reduction
-        self.weight = weight
+        self.weight: Tensor | None
+        self.register_buffer("weight", weight)
         self.ignore_index = ignore_index
         self.label_smoothing = label_smoothing
         self.options = options
@@ -108,12 +114,11 @@ class LinearCrossEntropyLoss(torch.nn.Module):
         self.linear = torch.nn.Linear(in_features, num_classes, bias=bias, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        """Compare input (N, C) with class indices (N,)."""
+        """Compare input (N, C) with class indices (N,), or with probabilities (N, V)."""
         self._check_out_features()
-        only_default("LinearCrossEntropyLoss", "weight", self.weight, None, "classes have no weights here")
         only_default("LinearCrossEntropyLoss", "options", self.options, None, "chunks are chosen here")
         return head_cross_entropy(
-            self.linear, input, target,
+            self.linear, input, target, weight=self.weight,
             reduction=self.reduction, ignore_index=self.ignore_index, label_smoothing=self.label_smoothing,
         )  # fmt: skip
 

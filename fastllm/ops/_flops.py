@@ -26,13 +26,19 @@ def _linear_backward(grad_output: Shape, input: Shape | None, weight: Shape | No
 
 
 @register_flop_formula(torch.ops.fastllm.scaled_dot_product_attention)
-def _attention(query: Shape, key: Shape, value: Shape, *options, out_shape=None) -> int:
-    return sdpa_flop_count(query, key, value)
+def _attention(query: Shape, key: Shape, value: Shape, *options, out_shape: tuple[Shape, Shape]) -> int:
+    return sdpa_flop_count(*_broadcast(query, key, out_shape[0]))
 
 
 @register_flop_formula(torch.ops.fastllm.scaled_dot_product_attention_backward)
 def _attention_backward(grad_output: Shape, query: Shape, key: Shape, value: Shape, *options, out_shape=None) -> int:
-    return sdpa_backward_flop_count(grad_output, query, key, value)
+    return sdpa_backward_flop_count(grad_output, *_broadcast(query, key, grad_output))
+
+
+def _broadcast(query: Shape, key: Shape, output: Shape) -> tuple[Shape, Shape, Shape]:
+    """Return the shapes of queries, keys and values for an output (B, H, Tq, Dv), with heads that no two share."""
+    b, h, tq, dv = output
+    return (b, h, tq, query[3]), (b, h, key[2], query[3]), (b, h, key[2], dv)
 
 
 @register_flop_formula(torch.ops.fastllm.attention_packed)

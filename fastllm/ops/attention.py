@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fastllm.ops._attention_form import Form
 from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
 from fastllm.ops._subclasses import is_causal_bias, materialize
@@ -40,9 +41,13 @@ def scaled_dot_product_attention(
     Query i stands at position i of the keys, or with causal_align="bottom-right" at i + Tk - Tq: is_causal, window and
     alibi_slopes measure from there.
 
+    Other dimensions than (B, H, T, D) are torch's: (T, D), (B, T, D), or more than one of batch, (.., H, T, D). Where
+    heads are missing, H is 1 below; with enable_gqa three dimensions are (H, T, D). B stands for all batch dimensions,
+    so that they are those of key_lengths, as before T of segment_ids.
+
     Args:
         query: (B, H, Tq, D), any strides; float32, float64, bfloat16 or float16. On CUDA no float64, and D is at most
-            256.
+            256. The three are broadcast over batch and, without enable_gqa, over heads.
         key: (B, Hkv, Tk, D).
         value: (B, Hkv, Tk, Dv).
         attn_mask: broadcastable to (B, H, Tq, Tk); bool (True takes part) or floating (added to the scores, and
@@ -68,7 +73,7 @@ def scaled_dot_product_attention(
             multiple of 8).
 
     Returns:
-        (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order.
+        (B, H, Tq, Dv), of query's dtype, in (B, Tq, H, Dv) memory order; with the dimensions that were broadcast.
 
     Raises:
         ValueError: shapes do not fit, an argument is out of range, or segment_ids decrease (lengths and ids: on a CPU).
@@ -93,10 +98,18 @@ def scaled_dot_product_attention(
             attn_mask = materialize(attn_mask, query.device)
     state = rng_state_for(query, dropout_p, True, rng_state)
     left, right = split_window("scaled_dot_product_attention", window)
-    return torch.ops.fastllm.scaled_dot_product_attention.default(
+    form = None
+    if not query.dim() == key.dim() == value.dim() == 4:
+        form = Form(query, key, value, enable_gqa)
+        query, key, value = (form.operand(tensor) for tensor in (query, key, value))
+        attn_mask, key_lengths = form.mask(attn_mask), form.per_row("key_lengths", key_lengths)
+        segment_ids = form.per_row("segment_ids", segment_ids, "T")
+        alibi_slopes = form.slopes(alibi_slopes)
+    output = torch.ops.fastllm.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, segment_ids,
         causal_align == "bottom-right", left, right, alibi_slopes, softcap, state,
     )[0]  # fmt: skip
+    return output if form is None else form.output(output)
 
 
 def attention_packed(
@@ -181,8 +194,13 @@ def _grad_mask(attn_mask: Tensor | None, need_mask: bool) -> Tensor | None:
 
 
 @register_fake("scaled_dot_product_attention")
-def _(query, key, value, *options):
-    b, h, t, _ = query.shape
+def _(query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, *options):
+    *_, h, t, _ = query.shape
+    if enable_gqa:
+        (b,) = torch.broadcast_shapes(query.shape[:1], key.shape[:1], value.shape[:1])
+    else:
+        b, h = torch.broadcast_shapes(query.shape[:2], key.shape[:2], value.shape[:2])
+    query = query.new_empty((b, h, t, 0))
     return _tokens_first(query, value.shape[3]), _statistics(query, b, h, t)
 
 

@@ -78,6 +78,20 @@ def test_cross_entropy_loss(options):
     logits, target = torch.randn(6, 9), torch.tensor([0, 8, -100, 3, 3, 1])
     ours, theirs = nn.CrossEntropyLoss(**options), torch.nn.CrossEntropyLoss(**options)
     torch.testing.assert_close(ours(logits, target), theirs(logits, target))
+    probabilities = torch.rand(6, 9)
+    torch.testing.assert_close(ours(logits, probabilities), theirs(logits, probabilities))
+
+
+def test_linear_cross_entropy_loss_with_class_weights():
+    weight = torch.rand(9)
+    module = nn.LinearCrossEntropyLoss(5, 9, weight=weight)
+    theirs = torch.nn.CrossEntropyLoss(weight)
+    assert "weight" in module.state_dict()
+    for target in (torch.tensor([0, 8, -100, 3, 3, 1]), torch.rand(6, 9)):
+        x = torch.randn(6, 5)
+        torch.testing.assert_close(module(x, target), theirs(module.linear(x), target))
+    with pytest.raises(ValueError, match=r"LinearCrossEntropyLoss: 'weight' must have shape \[9\], got \[8\]"):
+        nn.LinearCrossEntropyLoss(5, 9, weight=weight[:8])
 
 
 @pytest.mark.parametrize("bias", [True, False])

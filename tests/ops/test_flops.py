@@ -61,6 +61,15 @@ def test_attention(heads, kv, is_causal):
     assert backward == sdpa_backward_flop_count((2, heads, 5, 6), q.shape, k.shape, v.shape)
 
 
+@pytest.mark.parametrize("form", [((3, 8), (6, 8)), ((4, 3, 8), (2, 4, 6, 8)), ((2, 1, 3, 8), (1, 4, 6, 8))])
+def test_attention_that_broadcasts(form):
+    q, k = (leaf(*shape) for shape in form)
+    with sdpa_kernel(SDPBackend.MATH):
+        expected, _ = count(lambda: F.scaled_dot_product_attention(q, k, k))
+    forward, backward = count_both(lambda: ops.scaled_dot_product_attention(q, k, k))
+    assert (forward, backward) == (expected, expected // 2 * 5)
+
+
 @pytest.mark.parametrize(("shape", "num_heads"), [((2, 5, 3, 4, 8), None), ((2, 5, 4 + 2 * 2, 8), 4)])
 def test_packed_attention(shape, num_heads):
     q = k = (2, 4, 5, 8)
