@@ -234,7 +234,9 @@ def _counterpart(module: torch.nn.Module) -> tuple[type[torch.nn.Module] | None,
 
 
 def _foreign(module: torch.nn.Module, ours: type[torch.nn.Module]) -> str:
-    """Return what about a module's own parameters the kernels cannot read; "" if they can."""
+    """Return what about a module is not its class's, so that a drop-in would miss it; "" if nothing is."""
+    if "forward" in vars(module):
+        return "it has a forward of its own"
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.dtype not in _DTYPES:
             return f"its {name} is {parameter.dtype}"

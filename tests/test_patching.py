@@ -189,6 +189,31 @@ def test_what_a_drop_in_cannot_do_is_left_with_the_reason(layer):
     assert reason in ("inplace=True", "max_norm=1.0", "its weight is torch.complex64")
 
 
+def test_a_forward_of_its_own_is_left():
+    """As accelerate's hooks put one into a module: it would go on calling the class's that it had."""
+    layer = torch.nn.Linear(2, 2)
+    layer.forward = layer.forward
+    assert fastllm.patch(layer).left[0].reason == "it has a forward of its own"
+
+
+def test_a_subclass_of_a_transformer_layer_keeps_working_around_swapped_parts():
+    class Own(torch.nn.TransformerEncoderLayer):
+        pass
+
+    layer, x = Own(8, 2, 16, batch_first=True).eval(), torch.randn(2, 5, 8)
+    padding = torch.arange(5) >= torch.tensor([[5], [3]])
+    for training in (False, True):
+        layer.train(training)
+        for part in layer.modules():
+            if isinstance(part, torch.nn.Dropout):
+                part.p = 0.0
+        layer.self_attn.dropout = 0.0
+        before = layer(x, src_key_padding_mask=padding)
+        assert fastllm.patch(layer).swapped and type(layer) is Own
+        torch.testing.assert_close(layer(x, src_key_padding_mask=padding), before)
+        fastllm.unpatch(layer)
+
+
 def test_only(model):
     report = fastllm.patch(model, only=torch.nn.Linear)
     assert {one.before for one in report.swapped} == {"torch.nn.Linear"} and not report.left
@@ -222,6 +247,8 @@ def test_verify(model, tokens, capsys):
     assert type(model.head) is nn.Linear
     fastllm.unpatch(model)
     assert fastllm.patch(model, verify={"tokens": tokens}).difference < 1e-5
+    with pytest.raises(ValueError, match="'verify' must be an input for which the model gives floating tensors"):
+        fastllm.patch(torch.nn.Flatten(), verify=torch.ones(2, 2).long())
 
 
 def test_an_example_that_fails_leaves_the_model_as_it_was(model):

@@ -16,7 +16,8 @@ MODULES = [
     "linear_cross_entropy", "norm", "softmax",
 ]  # fmt: skip
 OTHERS = [
-    "generation.decoding", "models.gpt", "nn.kv_cache", "nn.multihead_attention", "nn.transformer", "optim", "patching", "tokenizers.base", "tokenizers.byte",
+    "generation.decoding", "models.gpt", "nn.kv_cache", "nn.multihead_attention", "nn.transformer", "optim", "patching",
+    "tokenizers.base", "tokenizers.byte",
     "tokenizers.character", "tokenizers.sentencepiece",
 ]  # fmt: skip
 
