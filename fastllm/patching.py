@@ -343,8 +343,10 @@ def _verified(model: torch.nn.Module, example: Any, changes: _Changes) -> tuple[
     differences = [
         (a.double() - b.double()).abs().max().item() for a, b in zip(before, after, strict=True) if a.numel()
     ]
+    if not differences:
+        raise ValueError("patch: 'verify' must be an input for which the model gives floating tensors, it gives none")
     medians = [statistics.median(series[1:]) for series in times.values()]
-    return max(differences, default=0.0), medians[0] / medians[1]
+    return max(differences), medians[0] / medians[1]
 
 
 def _is_ours(kind: type) -> bool:

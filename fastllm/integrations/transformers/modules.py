@@ -275,8 +275,9 @@ def _first(output: Any) -> Tensor:
 
 
 def _activate(linear: torch.nn.Module, activation: Any, x: Tensor) -> Tensor:
-    known = isinstance(activation, _Part) and is_untouched(activation)
-    return activate(linear, activation, activation.form if known else form_of(activation), x)
+    if isinstance(activation, torch.nn.Module) and is_untouched(activation) and isinstance(activation, _Activation):
+        return activate(linear, activation, activation.form, x)
+    return activate(linear, activation, form_of(activation), x)
 
 
 def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
