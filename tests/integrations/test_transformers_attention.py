@@ -192,15 +192,26 @@ def test_decoders_form_no_mask(name, kind, spied, no_dense):
     if name == "gpt_oss":
         pytest.skip("sinks behind a window take a dense mask")
     make(name)(**inputs(name, kind))
-    windowed = name in ("mistral", "gemma2")
     assert len(spied) == (2 if name == "gemma2" else 1)
-    for mask in spied:
-        assert mask is None or isinstance(mask, masks.CompactMask)
-    assert (None in [*map(type, spied), *spied]) == (kind is None and name != "mistral")
-    compact = [mask for mask in spied if mask is not None]
-    assert any(mask.window == (4, 0) for mask in compact) == windowed
-    assert all((mask.lengths is not None) == (kind == "right") for mask in compact)
-    assert all((mask.keys is not None) == (kind == "left") for mask in compact)
+    assert all(isinstance(mask, masks.CompactMask) and mask.causal for mask in spied)
+    assert any(mask.window == (4, 0) for mask in spied) == (name in ("mistral", "gemma2"))
+    assert all((mask.lengths is not None) == (kind == "right") for mask in spied)
+    assert all((mask.keys is not None) == (kind == "left") for mask in spied)
+
+
+@pytest.mark.parametrize("kind", [None, "left"])
+def test_a_static_cache_takes_no_mask_for_the_prompt(kind, spied, no_dense):
+    cache = transformers.StaticCache(config=DECODERS["llama"](), max_cache_len=20)
+    make("llama")(tokens(), attention_mask=padding(kind), cache=cache)
+    assert spied[0].causal_align == "top-left" and spied[0].shape == (3, 1, 12, 20)
+
+
+@pytest.mark.parametrize("name", [*ENCODERS, "vit", "t5"])
+def test_encoders_form_no_mask(name, spied, no_dense):
+    make(name)(**inputs(name))
+    own = [mask for mask in spied if mask is not None]
+    assert all(isinstance(mask, masks.CompactMask) for mask in own)
+    assert name in ("modernbert", "t5") or not own  # a window, and a causal decoder
 
 
 @pytest.mark.parametrize("name", ENCODERS)
@@ -218,37 +229,39 @@ LENGTHS = [(1, 1), (1, 6), (5, 5), (5, 6), (2, 9), (9, 9)]  # (Tq, Tk): a step, 
 
 
 @pytest.mark.parametrize(("q_length", "kv_length"), LENGTHS)
-@pytest.mark.parametrize("kv_offset", [0, 3])  # a sliding cache has forgotten the first 3
-@pytest.mark.parametrize("window", [None, 1, 4, 6, 9, 10])
-@pytest.mark.parametrize("kind", [None, "left", "right", "holes", "all", "short"])
+@pytest.mark.parametrize(("at_the_end", "kv_offset"), [(True, 0), (True, 3), (False, 0)])
 @pytest.mark.parametrize("causal", [True, False])
-def test_masks_equal_those_of_sdpa(q_length, kv_length, kv_offset, window, kind, causal):
+def test_masks_equal_those_of_sdpa(q_length, kv_length, at_the_end, kv_offset, causal):
+    """A sliding cache has forgotten the first 3 keys; a static one has room behind the prompt."""
     total = kv_length + kv_offset
-    keep = torch.ones(3, total, dtype=torch.bool)
-    if kind in ("left", "right"):
-        keep[0, slice(kv_offset + 2) if kind == "left" else slice(total - 1, total)] = False
-    elif kind == "holes":
-        keep = torch.rand(3, total, generator=torch.Generator().manual_seed(total)) < 0.7
-    elif kind == "short":  # what is missing counts as padding
-        keep = keep[:, :-1]
-    pattern = {
-        (True, True): masking_utils.causal_mask_function,
-        (True, False): masking_utils.sliding_window_causal_mask_function(window),
-        (False, True): masking_utils.bidirectional_mask_function,
-        (False, False): masking_utils.sliding_window_bidirectional_mask_function(window),
-    }[causal, window is None]
-    arguments = {
-        "batch_size": 3, "q_length": q_length, "kv_length": kv_length, "kv_offset": kv_offset,
-        "q_offset": total - q_length, "mask_function": pattern, "attention_mask": None if kind is None else keep,
-        "local_size": window, "config": types.SimpleNamespace(sliding_window=window),
-    }  # fmt: skip
-    got = masks.attention_mask(**arguments, allow_is_causal_skip=causal, allow_is_bidirectional_skip=not causal)
-    expected = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
-    assert got is None or isinstance(got, masks.CompactMask) or got.shape[2] == 1
-    if got is None:
-        got = torch.ones(q_length, kv_length, dtype=torch.bool)
-        got = got.tril() if causal and q_length > 1 else got
-    assert torch.equal((got & True).expand_as(expected), expected)
+    for window, keep in itertools.product([None, 1, 4, 6, 9, 10], paddings(kv_offset, total)):
+        pattern = {
+            (True, True): masking_utils.causal_mask_function,
+            (True, False): masking_utils.sliding_window_causal_mask_function(window),
+            (False, True): masking_utils.bidirectional_mask_function,
+            (False, False): masking_utils.sliding_window_bidirectional_mask_function(window),
+        }[causal, window is None]
+        arguments = {
+            "batch_size": 3, "q_length": q_length, "kv_length": kv_length, "kv_offset": kv_offset,
+            "q_offset": total - q_length if at_the_end else torch.zeros((), dtype=torch.long),
+            "mask_function": pattern, "attention_mask": keep, "local_size": window,
+            "config": types.SimpleNamespace(sliding_window=window),
+        }  # fmt: skip
+        got = masks.attention_mask(**arguments, allow_is_causal_skip=causal, allow_is_bidirectional_skip=not causal)
+        expected = masking_utils.sdpa_mask(**arguments, allow_is_causal_skip=False)
+        assert got is None or isinstance(got, masks.CompactMask) or got.shape[2] == 1
+        got = torch.ones(1, dtype=torch.bool) if got is None else got & True
+        assert torch.equal(got.expand_as(expected), expected), (window, keep)
+
+
+def paddings(begin, end):
+    """Yield masks of padding (3, end): the first, the last or some of keys [begin, end) do not count in some rows."""
+    whole = torch.ones(3, end, dtype=torch.bool)
+    left, right = whole.clone(), whole.clone()
+    left[0, : begin + 2] = False
+    right[0, end - 1] = False
+    holes = torch.rand(3, end, generator=torch.Generator().manual_seed(end)) < 0.7
+    yield from (None, whole, left, right, holes, whole[:, :-1])  # what is missing counts as padding
 
 
 def test_other_patterns_stay_dense():
@@ -268,13 +281,20 @@ def test_other_patterns_stay_dense():
 
 def test_a_compact_mask_is_a_mask():
     """Code that computes with it gets the dense one."""
-    mask = masks.CompactMask((2, 1, 3, 4), "cpu", True, (1, 0), torch.tensor([[True] * 4, [False] + [True] * 3]))
+    mask = masks.CompactMask(
+        (2, 1, 3, 4), "cpu", True, "bottom-right", (1, 0), torch.tensor([[True] * 4, [False] + [True] * 3])
+    )
     dense = mask.dense()
     assert (mask.shape, mask.dtype, mask.ndim) == (dense.shape, torch.bool, 4)
     assert dense[0, 0].int().tolist() == [[1, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     assert dense[1, 0].int().tolist() == [[0, 1, 0, 0], [0, 1, 1, 0], [0, 0, 1, 1]]
     assert torch.equal(mask[..., :2], dense[..., :2]) and torch.equal(~mask, ~dense)
     assert torch.equal(torch.zeros(2, 1, 3, 4).masked_fill(mask, 1.0), dense.float())
+    assert mask.to("meta").shape == dense.shape and "window=(1, 0)" in repr(mask)
+    with pytest.raises(NotImplementedError, match="no memory to write to"):
+        mask[:, :, 0] = True
+    with pytest.raises(NotImplementedError, match="no memory to write to"):
+        mask.fill_(True)
 
 
 # ----------------------------------------------------------------------------------------------------------------------
@@ -396,12 +416,36 @@ def test_whose_causality_counts():
 
 def test_an_empty_cache_with_room():
     """A prompt over a static cache: queries stand at the first keys."""
-    q, k = heads(), heads(t=9)
-    expected = attention(Layer(), q, k[:, :, :5], k[:, :, :5], None)[0]
-    torch.testing.assert_close(attention(Layer(), q, k, k, None)[0], expected, **CLOSE)
-    sinks = torch.randn(4)
-    expected = attention(Layer(), q, k[:, :, :5], k[:, :, :5], None, s_aux=sinks)[0]
-    torch.testing.assert_close(attention(Layer(), q, k, k, None, s_aux=sinks)[0], expected, **CLOSE)
+    q, k, sinks = heads(), heads(t=9), torch.randn(4)
+    for aux in (None, sinks):
+        expected = attention(Layer(), q, k[:, :, :5], k[:, :, :5], None, s_aux=aux)[0]
+        for keys, lengths in ((None, None), (torch.ones(2, 9, dtype=torch.bool), None), (None, torch.tensor([5, 9]))):
+            mask = masks.CompactMask((2, 1, 5, 9), "cpu", True, "top-left", None, keys, lengths)
+            torch.testing.assert_close(attention(Layer(), q, k, k, mask, s_aux=aux)[0], expected, **CLOSE)
+    with pytest.raises(ValueError, match="'attention_mask' must be given where a causal layer"):
+        attention(Layer(), q, k, k, None)
+
+
+@pytest.mark.parametrize("name", ["indices", "block_indices", "sinks"])
+def test_what_is_not_served_is_refused(name):
+    q = heads()
+    with pytest.raises(NotImplementedError, match=rf"does not know '{name}' of Layer: use"):
+        attention(Layer(), q, q, q, None, **{name: torch.zeros(1)})
+    assert attention(Layer(), q, q, q, None, **{name: None})
+
+
+def test_one_query_in_groups():
+    """With a mask for all heads, one a head, sinks and a gradient."""
+    q, k, v = heads(t=1), heads(h=2, t=6), heads(h=2, t=6).flip(2).requires_grad_()
+    shared = torch.tensor([[False, True, True, True, True, False], [True] * 6])[:, None, None]
+    own = torch.rand(2, 4, 1, 6) < 0.7
+    for mask in (None, shared, own, torch.where(shared, 0.0, -torch.inf)):
+        output, _ = attention(Layer(), q, k, v, mask, scaling=0.5)
+        full = None if mask is None else mask.expand(2, 4, 1, 6)
+        expected = torch.nn.functional.scaled_dot_product_attention(q, k, v, full, scale=0.5, enable_gqa=True)
+        torch.testing.assert_close(output, expected.transpose(1, 2), **CLOSE)
+        gradients = [torch.autograd.grad(out.square().sum(), v)[0] for out in (output, expected)]
+        torch.testing.assert_close(*gradients, **CLOSE)
 
 
 def test_queries_without_a_batch():
@@ -414,7 +458,7 @@ def test_position_bias_over_a_mask():
     """The bias is differentiable, and a compact mask stands over it."""
     q, bias = heads(), torch.randn(1, 4, 5, 5, requires_grad=True)
     keys = torch.tensor([[False, True, True, True, True], [True] * 5])
-    mask = masks.CompactMask((2, 1, 5, 5), "cpu", True, (2, 0), keys)
+    mask = masks.CompactMask((2, 1, 5, 5), "cpu", True, window=(2, 0), keys=keys)
     for given in (mask, mask.dense(), torch.where(mask.dense(), 0.0, -torch.inf)):
         output, _ = attention(Layer(), q, q, q, given, position_bias=bias)
         scores = q @ q.transpose(-1, -2) * 8**-0.5 + bias

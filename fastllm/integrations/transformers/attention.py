@@ -16,6 +16,9 @@ from torch import Tensor, nn
 from fastllm import ops
 from fastllm.integrations.transformers.masks import CompactMask, logger
 
+# What some layers give that changes the result: keys selected for each query, and sinks that differ by token.
+UNSERVED = ("indices", "block_indices", "sinks")
+
 
 def attention(
     module: nn.Module,
@@ -40,7 +43,7 @@ def attention(
         value: (B, Hkv, Tk, Dv).
         attention_mask: what :func:`fastllm.integrations.transformers.masks.attention_mask` returned, or a user's mask,
             bool or additive, broadcastable to (B, H, Tq, Tk). None: all keys, or of a causal layer with more queries
-            than one those up to the query's own position, counted from the first key.
+            than one those up to the query's own position.
         dropout: probability of a weight to be zeroed.
         scaling: of the scores; default 1 / sqrt(D).
         is_causal: see module.
@@ -53,37 +56,48 @@ def attention(
         (B, Tq, H, Dv), and None: weights are not formed. A fully masked query gives zeros.
 
     Raises:
-        ValueError: shapes do not fit, or s_aux is given with a position_bias or softcap.
+        ValueError: shapes do not fit, s_aux is given with a position_bias or softcap, or a causal layer has neither a
+            mask nor as many keys as queries: where these stand is not said then.
+        NotImplementedError: the layer gives something more that changes the result.
     """
+    for name in UNSERVED:
+        if kwargs.get(name) is not None:
+            layer = type(module).__name__
+            raise NotImplementedError(f'fastllm attention does not know \'{name}\' of {layer}: use "sdpa" or "eager"')
     if kwargs.get("output_attentions"):
         logger.warning_once(
             "`fastllm` attention does not give weights: set your attention to `eager` if you want them."
         )
     if query.shape[0] != key.shape[0]:
         query = query.expand(key.shape[0], -1, -1, -1)  # learned queries stand for every element of the batch
-    options: dict[str, Any] = {"dropout_p": dropout, "scale": scaling, "softcap": softcap}
     if isinstance(attention_mask, CompactMask) and attention_mask.window is not None and s_aux is not None:
         attention_mask = attention_mask.dense()  # the sink stands outside of every window
+    rule: dict[str, Any] = {"is_causal": False}
     if isinstance(attention_mask, CompactMask):
-        options |= {"is_causal": attention_mask.causal, "causal_align": "bottom-right"}
-        options |= {"window": attention_mask.window, "key_lengths": attention_mask.lengths}
-        attention_mask = None if attention_mask.keys is None else attention_mask.keys[:, None, None, :]  # (B, 1, 1, Tk)
-    elif attention_mask is None:
-        causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-        # An `if`: with symbolic shapes the comparison is no bool.
-        if causal and query.shape[2] > 1:
-            options["is_causal"] = True
+        rule = {"is_causal": attention_mask.causal, "causal_align": attention_mask.causal_align}
+        rule |= {"window": attention_mask.window, "key_lengths": attention_mask.lengths}
+        mask = None if attention_mask.keys is None else attention_mask.keys[:, None, None, :]  # (B, 1, 1, Tk)
+    else:
+        mask = attention_mask
+        if mask is None and query.shape[2] > 1:
+            rule["is_causal"] = getattr(module, "is_causal", True) if is_causal is None else is_causal
+            if rule["is_causal"] and query.shape[2] != key.shape[2]:
+                raise ValueError(
+                    "fastllm attention: 'attention_mask' must be given where a causal layer has not as many keys as "
+                    f"queries, got None with {query.shape[2]} queries and {key.shape[2]} keys"
+                )
     if position_bias is not None:
-        attention_mask = _add(attention_mask, position_bias)
+        mask = _add(mask, position_bias)
     if s_aux is not None:
         if position_bias is not None or softcap is not None:
             raise ValueError("fastllm attention: 's_aux' must stand alone, got a position_bias or softcap with it")
-        query, key, value, attention_mask = _with_sinks(query, key, value, attention_mask, s_aux, options)
-    if attention_mask is None and _is_decoding(query, key, value, options):
-        lengths = torch.full((key.shape[0],), key.shape[2], device=key.device)
-        output = ops.decode_attention(query, key, value, lengths, scale=scaling, softcap=softcap)
+        scaling = query.shape[-1] ** -0.5 if scaling is None else scaling
+        query, key, value, mask, rule = _with_sinks(query, key, value, mask, rule, s_aux, scaling)
+    common: dict[str, Any] = {"scale": scaling, "softcap": softcap}
+    if query.shape[2] == 1 and not rule["is_causal"] and rule.get("window") is None:
+        output = _attend_once(query, key, value, mask, rule.get("key_lengths"), dropout, common)
     else:
-        output = ops.scaled_dot_product_attention(query, key, value, attention_mask, enable_gqa=True, **options)
+        output = ops.scaled_dot_product_attention(query, key, value, mask, dropout, enable_gqa=True, **rule, **common)
     return output.transpose(1, 2), None
 
 
@@ -95,38 +109,50 @@ def _add(mask: Tensor | None, position_bias: Tensor) -> Tensor:
 
 
 def _with_sinks(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, sinks: Tensor, options: dict[str, Any]
-) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
-    """Return query, key, value and mask with a key in front, whose score is its head's sink and whose value is zero.
+    query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, rule: dict[str, Any], sinks: Tensor, scale: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor | None, dict[str, Any]]:
+    """Return all of it with a key in front, whose score is its head's sink and whose value is zero.
 
-    The score is a channel's product. As a column of an additive mask it would make H masks of one.
+    The score is the product of a channel more. As a column of an additive mask it would make H masks of one.
     """
-    (b, _, tq, d), channels = query.shape, 8  # one is enough; kernels like eights
-    if options["scale"] is None:
-        options["scale"] = d**-0.5
-    if mask is None and options.get("is_causal") and options.get("causal_align") is None:
-        key, value = key[:, :, :tq], value[:, :, :tq]  # what lies behind is not seen: the last query is at the last key
-        options["causal_align"] = "bottom-right"
-    if options.get("key_lengths") is not None:
-        options["key_lengths"] = options["key_lengths"] + 1
+    (b, _, tq, d), tk = query.shape, key.shape[2]
+    lengths = rule.get("key_lengths")
+    if rule["is_causal"] and rule.get("causal_align", "top-left") == "top-left" and tq < tk:
+        # No query sees what lies behind. Without it the last query stands at the last key, whatever stands in front.
+        key, value, tk = key[:, :, :tq], value[:, :, :tq], tq
+        mask = mask if mask is None else mask[..., :tq]
+        lengths = lengths if lengths is None else lengths.clamp(max=tq)
+    rule = {"is_causal": rule["is_causal"], "causal_align": "bottom-right"}
+    rule["key_lengths"] = None if lengths is None else lengths + 1
     if mask is not None:
-        mask = F.pad(mask.expand(-1, -1, -1, key.shape[2]), (1, 0), value=mask.dtype == torch.bool)
+        mask = F.pad(mask.expand(-1, -1, -1, tk), (1, 0), value=mask.dtype == torch.bool)
+    channels = 8  # one is enough; kernels like eights
     sink = sinks.to(query.dtype)[None, :, None, None].expand(b, -1, tq, 1)  # (B, H, Tq, 1)
     query = torch.cat([query, F.pad(sink, (0, channels - 1))], -1)
-    one = F.pad(key.new_full((1, 1, 1, 1), 1 / options["scale"]), (d, channels - 1))  # (1, 1, 1, D + channels)
-    key = torch.cat([one.expand(b, key.shape[1], -1, -1), F.pad(key, (0, channels))], 2)
-    return query, key, F.pad(value, (0, 0, 1, 0)), mask
+    front = F.pad(key.new_full((1, 1, 1, 1), 1 / scale), (d, channels - 1))  # (1, 1, 1, D + channels)
+    key = torch.cat([front.expand(b, key.shape[1], -1, -1), F.pad(key, (0, channels))], 2)
+    return query, key, F.pad(value, (0, 0, 1, 0)), mask, rule
 
 
-def _is_decoding(query: Tensor, key: Tensor, value: Tensor, options: dict[str, Any]) -> bool:
-    """Whether decode_attention does: one query that sees all keys, and no gradient."""
-    wants_gradient = torch.is_grad_enabled() and (query.requires_grad or key.requires_grad or value.requires_grad)
-    return (
-        query.shape[2] == 1
-        and not wants_gradient
-        and options["dropout_p"] == 0
-        and options.get("key_lengths") is None
-        and options.get("window") is None
-        and query.dtype == key.dtype == value.dtype  # autocast may have others
-        and key.stride(-1) == value.stride(-1) == 1
+def _attend_once(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    lengths: Tensor | None,
+    dropout: float,
+    common: dict[str, Any],
+) -> Tensor:
+    """Return the attention of one query, (B, H, 1, Dv): each key is read once, for all the heads that it serves."""
+    (b, h, _, d), (hkv, tk) = query.shape, key.shape[1:3]
+    wants_gradient = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (query, key, value))
+    alike = query.dtype == key.dtype == value.dtype  # autocast may have others
+    contiguous = key.stride(-1) == value.stride(-1) == 1
+    if mask is None and lengths is None and dropout == 0 and alike and contiguous and not wants_gradient:
+        return ops.decode_attention(query, key, value, torch.full((b,), tk, device=key.device), **common)
+    if mask is None or (mask.dim() == 4 and mask.shape[1] == 1):
+        query = query.reshape(b, hkv, h // hkv, d)  # heads that see the same keys, as queries
+    output = ops.scaled_dot_product_attention(
+        query, key, value, mask, dropout, enable_gqa=True, key_lengths=lengths, **common
     )
+    return output.reshape(b, h, 1, value.shape[3])

@@ -1,9 +1,9 @@
 """The masks of attn_implementation="fastllm": what the kernels can skip is said in words, not in T x T booleans.
 
-transformers asks a mask function once a forward, and gives what it returns to every layer's attention. None means a
-plain pattern (causal or not is the module's affair). Padding, windows and the offset of a chunk behind a cache become a
-:class:`CompactMask`, and everything else (packed sequences, chunked attention, patterns of a model's own, static
-caches, graphs that are being traced) the dense boolean mask that transformers' own "sdpa" uses.
+transformers asks a mask function once a forward, and gives what it returns to every layer's attention. None means that
+all keys count. Causality, padding, windows and the place of a chunk beside a cache become a :class:`CompactMask`.
+Everything else (packed sequences, chunked attention, a model's own patterns) and graphs that are being traced get the
+mask of transformers' own "sdpa".
 """
 
 # B batch, Tq queries, Tk keys
@@ -29,6 +29,9 @@ is_tracing = needed("transformers.utils.import_utils", "is_tracing")
 logger = needed("transformers.utils.logging", "get_logger")(__name__)
 
 
+_READ_ONLY = "a CompactMask has no memory to write to: write to its dense()"
+
+
 class CompactMask(Tensor):
     """A mask (B, 1, Tq, Tk) of booleans, as its rule: which keys count, how far a query sees.
 
@@ -36,31 +39,40 @@ class CompactMask(Tensor):
     attention of this package takes the rule.
 
     Args:
-        shape: (B, 1, Tq, Tk). The last query stands at the last key.
+        shape: (B, 1, Tq, Tk).
         device: the mask's.
         causal: a query sees no key behind its own position.
-        window: (left, right), as for fastllm.ops.scaled_dot_product_attention; None is no bound.
+        causal_align: where queries stand, as for fastllm.ops.scaled_dot_product_attention: the last at the last key
+            ("bottom-right"), or the first at the first ("top-left").
+        window: (left, right), as there; None is no bound.
         keys: (B, Tk) bool, which keys count; None is all.
         lengths: (B,) int64, how many keys count, from the first; None is all.
     """
 
     causal: bool
+    causal_align: str
     window: tuple[int, int] | None
     keys: Tensor | None
     lengths: Tensor | None
 
     @staticmethod
-    def __new__(cls, shape, device, causal, window=None, keys=None, lengths=None):
+    def __new__(cls, shape, device, causal, causal_align="bottom-right", window=None, keys=None, lengths=None):
         """Return a tensor of this shape that has no memory."""
         mask = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
-        mask.causal, mask.window, mask.keys, mask.lengths = causal, window, keys, lengths
+        mask.causal, mask.causal_align, mask.window, mask.keys, mask.lengths = (
+            causal,
+            causal_align,
+            window,
+            keys,
+            lengths,
+        )
         return mask
 
     def dense(self) -> Tensor:
         """Return the mask itself, (B, 1, Tq, Tk)."""
         b, _, tq, tk = self.shape
-        key = torch.arange(tk, device=self.device)  # (Tk,)
-        ahead = key - (torch.arange(tq, device=self.device)[:, None] + tk - tq)  # (Tq, Tk): key's position - query's
+        key, first = torch.arange(tk, device=self.device), tk - tq if self.causal_align == "bottom-right" else 0
+        ahead = key - (torch.arange(tq, device=self.device)[:, None] + first)  # (Tq, Tk): key's position - query's
         left, right = self.window or (-1, -1)
         seen = ahead <= 0 if self.causal else torch.ones_like(ahead, dtype=torch.bool)
         seen = seen if left == -1 else seen & (ahead >= -left)
@@ -69,8 +81,17 @@ class CompactMask(Tensor):
         seen = seen if self.keys is None else seen & self.keys[:, None, None, :]
         return seen if self.lengths is None else seen & (key < self.lengths[:, None, None, None])
 
+    def __setitem__(self, index, value):
+        raise NotImplementedError(_READ_ONLY)
+
+    def __repr__(self):  # type: ignore[override]
+        rule = f"causal={self.causal}, causal_align={self.causal_align!r}, window={self.window}"
+        return f"CompactMask({tuple(self.shape)}, {rule}, keys={self.keys}, lengths={self.lengths})"
+
     @classmethod
     def __torch_dispatch__(cls, func, types, args=(), kwargs=None):  # type: ignore[override]
+        if func._schema.is_mutable:
+            raise NotImplementedError(_READ_ONLY)
         args, kwargs = tree_map_only(cls, cls.dense, (args, kwargs or {}))
         return func(*args, **kwargs)
 
@@ -96,8 +117,9 @@ def attention_mask(
     q_length, Tk = kv_length).
 
     Returns:
-        None where causal or not says all, a :class:`CompactMask`, or a bool mask that broadcasts to (B, 1, Tq, Tk);
-        of a model whose attention does not call the attention interface, the additive mask that its own code expects.
+        None where all keys count, a :class:`CompactMask`, or a bool mask that broadcasts to (B, 1, Tq, Tk). In a graph
+        that is being traced, None may stand for a causal mask with Tq = Tk, too. A model whose attention does not call
+        the attention interface gets the additive mask that its own code expects.
     """
     everything = {
         "batch_size": batch_size, "q_length": q_length, "kv_length": kv_length, "q_offset": q_offset,
@@ -113,24 +135,28 @@ def attention_mask(
     if (
         not (allow_is_causal_skip or allow_is_bidirectional_skip)
         or (mask_function is not plain if local_size is None else window is None)
-        or is_tracing(attention_mask)
-        or isinstance(q_offset, Tensor)
-        or ((causal or window) and q_offset + q_length != kv_offset + kv_length)
+        or is_tracing(q_offset if isinstance(q_offset, Tensor) else attention_mask)
     ):
+        return sdpa_mask(**everything)
+    places = {0: "top-left", kv_length - q_length: "bottom-right"}
+    align = places.get(int(q_offset) - kv_offset)  # of the first query among the keys
+    if align is None and (causal or window is not None):
         return sdpa_mask(**everything)
     if window is not None and max(window) >= kv_length - 1:
         window = None
     keys = _padding(attention_mask, kv_length, kv_offset)
-    if keys is None and window is None and (not causal or q_length in (1, kv_length)):
-        return None
-    if keys is not None and window is None and q_length == 1:  # a step of generation: short, and there are many
-        return keys[:, None, None, :]
+    if window is None and (not causal or (q_length == 1 and align == "bottom-right")):
+        if keys is None:
+            return None
+        if q_length == 1:  # a step of generation: short, and there are many
+            return keys[:, None, None, :]
     lengths = None
     if keys is not None:
         counts = keys.sum(-1)
         if bool((keys == (torch.arange(kv_length, device=keys.device) < counts[:, None])).all()):
             keys, lengths = None, counts  # padding stands behind the end
-    return CompactMask((batch_size, 1, q_length, kv_length), device, causal, window, keys, lengths)
+    shape = (batch_size, 1, q_length, kv_length)
+    return CompactMask(shape, device, causal, align or "top-left", window, keys, lengths)
 
 
 def _window(config: Any, causal: bool, local_size: int | None) -> tuple[int, int] | None:
