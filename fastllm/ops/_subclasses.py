@@ -40,6 +40,17 @@ def refuse_unseen(function: Callable, args: tuple, kwargs: dict) -> None:
             raise TypeError(f"{function.__name__}: '{name}' must be a plain torch.Tensor, got a {type(value).__name__}")
 
 
+def find_nested(function: Callable, args: tuple, kwargs: dict) -> str:
+    """Return a sentence on the first argument that is a nested tensor, of either layout; "" if none is."""
+    for name, value in _tensors(function, args, kwargs):
+        if value.is_nested:
+            return (
+                f"{function.__name__}: '{name}' must be a plain torch.Tensor, got a nested one: give values() of a "
+                "jagged layout, to attention with segment_ids, or to_padded_tensor(0), to attention with key_lengths"
+            )
+    return ""
+
+
 def find_unserved(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str:
     """Return a sentence on the first argument whose class has not implemented the op, if `error` says so; else ""."""
     if not isinstance(error, NotImplementedError) and "__torch_dispatch__" not in str(error):
