@@ -32,6 +32,28 @@ def materialize(causal_bias: Any, device: torch.device) -> Tensor:
     return causal_bias._materialize(device)
 
 
+class _Distributed:
+    """DTensors, which no op sees as such; they are looked for in a call that failed, and in all once there was one."""
+
+    seen = False
+
+    def is_among(self, args: tuple, kwargs: dict) -> bool:
+        """Return whether there is one; nobody imports their module in vain, which takes its time."""
+        return any(
+            type(value).__name__ == "DTensor" and isinstance(value, Tensor) for value in (*args, *kwargs.values())
+        )
+
+    def run(self, op: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return the op's result for them."""
+        from fastllm.ops._sharding import run_sharded
+
+        self.seen = True
+        return run_sharded(op, args, kwargs)
+
+
+distributed = _Distributed()
+
+
 def refuse_unseen(function: Callable, args: tuple, kwargs: dict) -> None:
     """Raise a TypeError that names the first argument whose class would not see the op, if there is one."""
     for name, value in _tensors(function, args, kwargs):

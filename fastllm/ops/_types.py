@@ -15,7 +15,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.overrides import has_torch_function
 
-from fastllm.ops._subclasses import find_nested, find_unserved, refuse_unseen
+from fastllm.ops._subclasses import distributed, find_nested, find_unserved, refuse_unseen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -53,9 +53,13 @@ def naming_wrong_types(function: Callable[P, R]) -> Callable[P, R]:
             if sentence:
                 raise TypeError(sentence)
             refuse_unseen(function, args, kwargs)
+        if distributed.seen and distributed.is_among(args, kwargs):
+            return distributed.run(op, args, kwargs)
         try:
             return function(*args, **kwargs)
         except (AttributeError, RuntimeError, TypeError) as error:
+            if distributed.is_among(args, kwargs):
+                return distributed.run(op, args, kwargs)
             sentence = (
                 _find_wrong(function, args, kwargs)
                 or find_nested(function, args, kwargs)
