@@ -5,7 +5,10 @@
 // the output alone, which whatever comes next mostly keeps too: neither the input nor the mask is kept or made again.
 #include "ops/bias_relu.h"
 
+#include <ATen/ops/threshold_backward.h>
+
 #include "cpu/bias_relu.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -55,9 +58,18 @@ struct BiasRelu : torch::autograd::Function<BiasRelu> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     auto& data = ctx->saved_data;
-    const auto [grad_input, grad_bias] = find_op<"bias_relu_backward", decltype(bias_relu_backward_cpu)>().call(
-        grad_outputs[0], ctx->get_saved_variables()[0], data["p"].toDouble(), data["need_bias"].toBool());
-    return first_order_only("bias_relu", {grad_input, grad_bias, Tensor(), Tensor()});
+    const Tensor &grad_output = grad_outputs[0], output = ctx->get_saved_variables()[0];
+    const double p = data["p"].toDouble();
+    const bool need_bias = data["need_bias"].toBool();
+    if (higher_order()) {
+      const double scale = DropoutParams::make(p, 0, 0).scale;
+      const Tensor grad = at::threshold_backward(computed(grad_output) * scale, computed(output), 0);
+      const at::ScalarType dtype = output.scalar_type();
+      return {grad.to(dtype), need_bias ? sum_leading(grad).to(dtype) : Tensor(), Tensor(), Tensor()};
+    }
+    const auto [grad_input, grad_bias] =
+        find_op<"bias_relu_backward", decltype(bias_relu_backward_cpu)>().call(grad_output, output, p, need_bias);
+    return {grad_input, grad_bias, Tensor(), Tensor()};
   }
 };
 

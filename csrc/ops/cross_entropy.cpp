@@ -4,9 +4,14 @@
 // come in, so wide_loss, which autocast sets, gives the same loss and gradient, and no copy of the logits is made.
 #include "ops/cross_entropy.h"
 
+#include <ATen/ops/_log_softmax_backward_data.h>
+#include <ATen/ops/log_softmax.h>
+#include <ATen/ops/ones_like.h>
+
 #include <numeric>
 
 #include "cpu/cross_entropy.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -87,6 +92,28 @@ auto& forward_op() {
   return find_op<"cross_entropy", decltype(cross_entropy_cpu)>();
 }
 
+// What cross_entropy_backward gives, for gradients of any order.
+Tensor gradient_of_gradients(const Tensor& grad_output, const Tensor& input, const Tensor& target,
+                             const OptionalTensor& weight, int64_t ignore_index, c10::string_view reduction,
+                             double label_smoothing) {
+  const int64_t class_dim = input.dim() == 1 ? 0 : 1;
+  const Tensor logits = computed(input).movedim(class_dim, -1);  // (.., V)
+  const Tensor counts = target.ne(ignore_index).unsqueeze(-1);   // (.., 1)
+  const Tensor index = target.unsqueeze(-1).masked_fill(counts.logical_not(), 0);
+  const Tensor ones = at::ones_like(logits), weights = weight ? ones * weight->to(logits.scalar_type()) : ones;
+  const Tensor on_target = at::zeros_like(logits).scatter(-1, index, 1.0) * weights * counts;
+  const Tensor smooth = weights / ones.sum(-1, /*keepdim=*/true);
+  Tensor rows = grad_output.to(logits.scalar_type());
+  if (reduction == "mean") rows = rows / on_target.sum();
+  if (reduction == "none") rows = rows.unsqueeze(-1);
+  const Tensor kept = (on_target * (1 - label_smoothing) + smooth * label_smoothing) * rows.neg();
+  const Tensor grad = kept.masked_fill(counts.logical_not(), 0);
+  const Tensor log_probabilities = at::log_softmax(logits, -1);
+  return at::_log_softmax_backward_data(grad, log_probabilities, -1, logits.scalar_type())
+      .movedim(-1, class_dim)
+      .to(input.scalar_type());
+}
+
 struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
   static variable_list forward(AutogradContext* ctx, const Tensor& input, const Tensor& target,
                                const OptionalTensor& weight, int64_t ignore_index, c10::string_view reduction,
@@ -104,10 +131,15 @@ struct CrossEntropy : torch::autograd::Function<CrossEntropy> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const Tensor grad = find_op<"cross_entropy_backward", decltype(cross_entropy_backward_cpu)>().call(
-        grad_outputs[0], saved[0], saved[1], optional(saved[2]), saved[3], ctx->saved_data["ignore_index"].toInt(),
-        ctx->saved_data["reduction"].toStringRef(), ctx->saved_data["label_smoothing"].toDouble());
-    return first_order_only("cross_entropy", {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()});
+    const int64_t ignore_index = ctx->saved_data["ignore_index"].toInt();
+    const std::string& reduction = ctx->saved_data["reduction"].toStringRef();
+    const double label_smoothing = ctx->saved_data["label_smoothing"].toDouble();
+    const Tensor grad = higher_order() ? gradient_of_gradients(grad_outputs[0], saved[0], saved[1], optional(saved[2]),
+                                                               ignore_index, reduction, label_smoothing)
+                                       : find_op<"cross_entropy_backward", decltype(cross_entropy_backward_cpu)>().call(
+                                             grad_outputs[0], saved[0], saved[1], optional(saved[2]), saved[3],
+                                             ignore_index, reduction, label_smoothing);
+    return {grad, Tensor(), Tensor(), Tensor(), Tensor(), Tensor(), Tensor()};
   }
 };
 

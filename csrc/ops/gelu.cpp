@@ -1,6 +1,10 @@
 // fastllm::gelu, fastllm::bias_gelu and their backward.
 #include "ops/gelu.h"
 
+#include <ATen/ops/gelu_backward.h>
+
+#include "ops/higher_order.h"
+
 namespace fastllm {
 namespace {
 
@@ -62,9 +66,10 @@ struct Gelu : torch::autograd::Function<Gelu> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const Tensor input = ctx->get_saved_variables()[0];
-    const Tensor grad = find_op<"gelu_backward", decltype(gelu_backward_cpu)>().call(
-        grad_outputs[0], input, ctx->saved_data["approximate"].toStringRef());
-    return first_order_only("gelu", {grad, Tensor()});
+    const std::string& approximate = ctx->saved_data["approximate"].toStringRef();
+    if (higher_order()) return {at::gelu_backward(grad_outputs[0], input, approximate), Tensor()};
+    return {find_op<"gelu_backward", decltype(gelu_backward_cpu)>().call(grad_outputs[0], input, approximate),
+            Tensor()};
   }
 };
 
@@ -78,9 +83,15 @@ struct BiasGelu : torch::autograd::Function<BiasGelu> {
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
-    const auto [grad_input, grad_bias] = find_op<"bias_gelu_backward", decltype(bias_gelu_backward_cpu)>().call(
-        grad_outputs[0], saved[0], saved[1], ctx->saved_data["approximate"].toStringRef());
-    return first_order_only("bias_gelu", {grad_input, grad_bias, Tensor()});
+    const Tensor &grad_output = grad_outputs[0], &input = saved[0], &bias = saved[1];
+    const std::string& approximate = ctx->saved_data["approximate"].toStringRef();
+    if (higher_order()) {
+      const Tensor grad = at::gelu_backward(computed(grad_output), computed(input) + computed(bias), approximate);
+      return {grad.to(input.scalar_type()), sum_leading(grad).to(bias.scalar_type()), Tensor()};
+    }
+    const auto [grad_input, grad_bias] =
+        find_op<"bias_gelu_backward", decltype(bias_gelu_backward_cpu)>().call(grad_output, input, bias, approximate);
+    return {grad_input, grad_bias, Tensor()};
   }
 };
 

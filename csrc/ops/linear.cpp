@@ -6,6 +6,7 @@
 
 #include "cpu/bfloat16_gemm.h"
 #include "cpu/gemm.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -75,21 +76,40 @@ std::tuple<Tensor, Tensor, Tensor> linear_backward_cpu(const Tensor& grad_output
 // Autograd and autocast
 // ---------------------------------------------------------------------------------------------------------------------
 
+auto& forward_op() {
+  return find_op<"linear", decltype(linear_cpu)>();
+}
+
+// What linear_backward gives, for gradients of any order: its products are linear maps too.
+std::tuple<Tensor, Tensor, Tensor> gradients_of_gradients(const Tensor& grad_output, const OptionalTensor& input,
+                                                          const OptionalTensor& weight, bool need_bias) {
+  const c10::impl::ExcludeDispatchKeyGuard below_autocast(c10::autocast_dispatch_keyset);
+  const Tensor grad = as_rows(grad_output);  // (M, N)
+  Tensor grad_input, grad_weight, grad_bias;
+  if (weight) grad_input = forward_op().call(grad_output, weight->t(), std::nullopt);
+  if (input) grad_weight = forward_op().call(grad.t(), as_rows(*input).t(), std::nullopt);
+  if (need_bias) grad_bias = at::sum(grad, 0);
+  return {grad_input, grad_weight, grad_bias};
+}
+
 struct Linear : torch::autograd::Function<Linear> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const Tensor& weight, const OptionalTensor& bias) {
     at::AutoDispatchBelowADInplaceOrView guard;
     ctx->save_for_backward({kept_if(wants_gradient(weight), input), kept_if(wants_gradient(input), weight)});
     ctx->saved_data["has_bias"] = bias.has_value();  // needs_input_grad counts only the tensors that were given
-    return find_op<"linear", decltype(linear_cpu)>().call(input, weight, bias);
+    return forward_op().call(input, weight, bias);
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grad_outputs) {
     const variable_list saved = ctx->get_saved_variables();
     const bool need_bias = ctx->saved_data["has_bias"].toBool() && ctx->needs_input_grad(2);
-    const auto [grad_input, grad_weight, grad_bias] = find_op<"linear_backward", decltype(linear_backward_cpu)>().call(
-        grad_outputs[0], ctx->needs_input_grad(1) ? optional(saved[0]) : std::nullopt,
-        ctx->needs_input_grad(0) ? optional(saved[1]) : std::nullopt, need_bias);
-    return first_order_only("linear", {grad_input, grad_weight, grad_bias});
+    const OptionalTensor input = ctx->needs_input_grad(1) ? optional(saved[0]) : std::nullopt;
+    const OptionalTensor weight = ctx->needs_input_grad(0) ? optional(saved[1]) : std::nullopt;
+    const auto [grad_input, grad_weight, grad_bias] =
+        higher_order() ? gradients_of_gradients(grad_outputs[0], input, weight, need_bias)
+                       : find_op<"linear_backward", decltype(linear_backward_cpu)>().call(grad_outputs[0], input,
+                                                                                          weight, need_bias);
+    return {grad_input, grad_weight, grad_bias};
   }
 };
 

@@ -2,10 +2,13 @@
 // pair of kernels.
 #include "ops/norm.h"
 
+#include <ATen/ops/rsqrt.h>
+
 #include <array>
 
 #include "cpu/norm.h"
 #include "ops/dropout.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -169,6 +172,28 @@ struct Unread {
   }
 };
 
+// The gradients of layer_norm and rms_norm, for gradients of any order; an undefined input's and its weight's are not
+// wanted. Autograd takes the parameters' to their dtypes.
+struct NormGradients {
+  Tensor input, weight, bias;
+
+  NormGradients(bool rms, const Tensor& grad_output, const Tensor& normalized, const Tensor& scale, int64_t dims,
+                double eps) {
+    const Tensor grad = computed(grad_output);
+    bias = sum_leading(grad, dims);
+    if (!normalized.defined()) return;
+    std::vector<int64_t> last;
+    for (int64_t dim = -dims; dim < 0; ++dim) last.push_back(dim);
+    const auto mean = [&](const Tensor& t) { return t.mean(last, /*keepdim=*/true); };
+    const Tensor x = computed(normalized), centered = rms ? x : x - mean(x);
+    const Tensor rstd = at::rsqrt(mean(centered.square()) + eps), y = centered * rstd;
+    weight = sum_leading(grad * y, dims);
+    const Tensor into = scale.defined() ? grad * scale.to(grad.scalar_type()) : grad;
+    const Tensor aside = y * mean(into * y);
+    input = ((rms ? into - aside : into - mean(into) - aside) * rstd).to(normalized.scalar_type());
+  }
+};
+
 using LayerNormSignature = Statistics(const Tensor&, c10::SymIntArrayRef, const OptionalTensor&, const OptionalTensor&,
                                       double);
 
@@ -182,6 +207,7 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
     ctx->save_for_backward({kept_if(normalized, input), kept_if(normalized, mean), kept_if(normalized, rstd),
                             kept_if(wants_gradient(input), weight)});
     ctx->saved_data["dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->saved_data["eps"] = eps;
     ctx->saved_data["weight"] = ParameterLike::describe(weight);
     ctx->saved_data["bias"] = ParameterLike::describe(bias);
     ctx->mark_non_differentiable({mean, rstd});
@@ -193,6 +219,11 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
     auto& data = ctx->saved_data;
     const Tensor& grad = grads[0];
     const int64_t dims = data["dims"].toInt();
+    if (higher_order()) {
+      const NormGradients wanted(/*rms=*/false, grad, s[0], s[3], dims, data["eps"].toDouble());
+      return {wanted.input, Tensor(), kept_if(!data["weight"].isNone(), wanted.weight),
+              kept_if(!data["bias"].isNone(), wanted.bias), Tensor()};
+    }
     const Tensor weight = s[3].defined() ? s[3] : ParameterLike::make(data["weight"], grad, dims);
     const Tensor bias = ParameterLike::make(data["bias"], grad, dims);
     Tensor normalized = s[0], mean = s[1], rstd = s[2];
@@ -202,7 +233,7 @@ struct LayerNorm : torch::autograd::Function<LayerNorm> {
     }
     const auto [dx, dw, db, unused, none] =
         call_backward(grad, Tensor(), normalized, mean, rstd, weight, bias, Tensor(), 0.0, Tensor());
-    return first_order_only("layer_norm", {dx, Tensor(), dw, db, Tensor()});
+    return {dx, Tensor(), dw, db, Tensor()};
   }
 };
 
@@ -216,6 +247,7 @@ struct RMSNorm : torch::autograd::Function<RMSNorm> {
     const auto [output, rstd] = find_op<"rms_norm", RMSNormSignature>().call(input, normalized_shape, weight, eps);
     ctx->save_for_backward({input, rstd, kept_if(wants_gradient(input), weight)});
     ctx->saved_data["dims"] = static_cast<int64_t>(normalized_shape.size());
+    ctx->saved_data["eps"] = rms_norm_eps(eps, input);
     ctx->saved_data["weight"] = ParameterLike::describe(weight);
     ctx->mark_non_differentiable({rstd});
     return {output, rstd};
@@ -224,10 +256,15 @@ struct RMSNorm : torch::autograd::Function<RMSNorm> {
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
     const variable_list s = ctx->get_saved_variables();
     auto& data = ctx->saved_data;
-    const Tensor weight = s[2].defined() ? s[2] : ParameterLike::make(data["weight"], grads[0], data["dims"].toInt());
+    const int64_t dims = data["dims"].toInt();
+    if (higher_order()) {
+      const NormGradients wanted(/*rms=*/true, grads[0], s[0], s[2], dims, data["eps"].toDouble());
+      return {wanted.input, Tensor(), kept_if(!data["weight"].isNone(), wanted.weight), Tensor()};
+    }
+    const Tensor weight = s[2].defined() ? s[2] : ParameterLike::make(data["weight"], grads[0], dims);
     const auto [dx, dw, db, unused, none] =
         call_backward(grads[0], Tensor(), s[0], Tensor(), s[1], weight, Tensor(), Tensor(), 0.0, Tensor());
-    return first_order_only("rms_norm", {dx, Tensor(), dw, Tensor()});
+    return {dx, Tensor(), dw, Tensor()};
   }
 };
 

@@ -1,7 +1,10 @@
 // fastllm::softmax and its backward.
-#include "cpu/softmax.h"
-
 #include "ops/softmax.h"
+
+#include <ATen/ops/_softmax_backward_data.h>
+
+#include "cpu/softmax.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -39,9 +42,10 @@ struct Softmax : torch::autograd::Function<Softmax> {
   }
 
   static variable_list backward(AutogradContext* ctx, const variable_list& grads) {
-    const Tensor grad = find_op<"softmax_backward", decltype(softmax_backward_cpu)>().call(
-        grads[0], ctx->get_saved_variables()[0], ctx->saved_data["dim"].toInt());
-    return first_order_only("softmax", {grad, Tensor()});
+    const Tensor output = ctx->get_saved_variables()[0];
+    const int64_t dim = ctx->saved_data["dim"].toInt();
+    if (higher_order()) return {at::_softmax_backward_data(grads[0], output, dim, output.scalar_type()), Tensor()};
+    return {find_op<"softmax_backward", decltype(softmax_backward_cpu)>().call(grads[0], output, dim), Tensor()};
   }
 };
 

@@ -1,7 +1,11 @@
 // fastllm::swiglu and its backward.
 #include "ops/swiglu.h"
 
+#include <ATen/ops/cat.h>
+#include <ATen/ops/sigmoid.h>
+
 #include "cpu/swiglu.h"
+#include "ops/higher_order.h"
 
 namespace fastllm {
 namespace {
@@ -37,6 +41,17 @@ std::tuple<Tensor, Tensor> swiglu_backward_cpu(const Tensor& grad_output, const 
 // Autograd
 // ---------------------------------------------------------------------------------------------------------------------
 
+// What swiglu_backward gives, for gradients of any order.
+std::tuple<Tensor, Tensor> gradients_of_gradients(const Tensor& grad_output, const Tensor& input,
+                                                  const OptionalTensor& up) {
+  const Tensor grad = computed(grad_output), x = computed(input);
+  const std::vector<Tensor> halves = up ? std::vector<Tensor>{x, computed(*up)} : x.chunk(2, -1);
+  const Tensor sigmoid = at::sigmoid(halves[0]), silu = halves[0] * sigmoid;
+  const Tensor grad_gate = grad * halves[1] * (sigmoid + silu * (1 - sigmoid)), grad_up = grad * silu;
+  if (up) return {grad_gate.to(input.scalar_type()), grad_up.to(input.scalar_type())};
+  return {at::cat({grad_gate, grad_up}, -1).to(input.scalar_type()), Tensor()};
+}
+
 struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
   static Tensor forward(AutogradContext* ctx, const Tensor& input, const OptionalTensor& up) {
     at::AutoDispatchBelowADInplaceOrView guard;
@@ -49,9 +64,12 @@ struct SwigluFunction : torch::autograd::Function<SwigluFunction> {
     const variable_list saved = ctx->get_saved_variables();
     // The gradient of `up` does not look at it: where it alone is wanted, the gate stands in.
     const Tensor& up = saved[1].defined() ? saved[1] : saved[0];
-    const auto [grad_input, grad_up] = find_op<"swiglu_backward", decltype(swiglu_backward_cpu)>().call(
-        grad_outputs[0], saved[0], ctx->saved_data["packed"].toBool() ? std::nullopt : OptionalTensor(up));
-    return first_order_only("swiglu", {grad_input, grad_up});
+    const OptionalTensor given = ctx->saved_data["packed"].toBool() ? std::nullopt : OptionalTensor(up);
+    const auto [grad_input, grad_up] =
+        higher_order()
+            ? gradients_of_gradients(grad_outputs[0], saved[0], given)
+            : find_op<"swiglu_backward", decltype(swiglu_backward_cpu)>().call(grad_outputs[0], saved[0], given);
+    return {grad_input, grad_up};
   }
 };
 

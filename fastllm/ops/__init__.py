@@ -3,8 +3,9 @@
 Signatures follow torch.nn.functional name for name where it has the function; extras are keyword-only. Every op works
 under autograd, autocast, torch.compile(fullgraph=True) and torch.export, dynamic shapes included, and gives the same
 bits on every run and for any number of threads. torch.func.vmap works, as a loop; torch.func.grad does not take
-autograd formulas written in C++, as these are: use torch.autograd.grad. torch.jit.script, which is
-deprecated, is refused; FlopCounterMode counts what it counts for torch's functions.
+autograd formulas written in C++, as these are: use torch.autograd.grad. Its create_graph=True, for second derivatives,
+is refused by attention, dropout, embedding and linear_cross_entropy alone. torch.jit.script, which is deprecated, is
+refused; FlopCounterMode counts what it counts for torch's functions.
 """
 
 from fastllm import _extension  # noqa: F401  (registers torch.ops.fastllm.* before the fakes below)

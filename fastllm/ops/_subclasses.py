@@ -32,12 +32,45 @@ def materialize(causal_bias: Any, device: torch.device) -> Tensor:
     return causal_bias._materialize(device)
 
 
+class _Distributed:
+    """DTensors, which no op sees as such; they are looked for in a call that failed, and in all once there was one."""
+
+    seen = False
+
+    def is_among(self, args: tuple, kwargs: dict) -> bool:
+        """Return whether there is one; nobody imports their module in vain, which takes its time."""
+        return any(
+            type(value).__name__ == "DTensor" and isinstance(value, Tensor) for value in (*args, *kwargs.values())
+        )
+
+    def run(self, op: Callable, args: tuple, kwargs: dict) -> Any:
+        """Return the op's result for them."""
+        from fastllm.ops._sharding import run_sharded
+
+        self.seen = True
+        return run_sharded(op, args, kwargs)
+
+
+distributed = _Distributed()
+
+
 def refuse_unseen(function: Callable, args: tuple, kwargs: dict) -> None:
     """Raise a TypeError that names the first argument whose class would not see the op, if there is one."""
     for name, value in _tensors(function, args, kwargs):
         sees_ops = type(value).__torch_dispatch__ is not torch._C._disabled_torch_dispatch_impl
         if not is_plain(value) and not sees_ops and not (name == "attn_mask" and is_causal_bias(value)):
             raise TypeError(f"{function.__name__}: '{name}' must be a plain torch.Tensor, got a {type(value).__name__}")
+
+
+def find_nested(function: Callable, args: tuple, kwargs: dict) -> str:
+    """Return a sentence on the first argument that is a nested tensor, of either layout; "" if none is."""
+    for name, value in _tensors(function, args, kwargs):
+        if value.is_nested:
+            return (
+                f"{function.__name__}: '{name}' must be a plain torch.Tensor, got a nested one: give values() of a "
+                "jagged layout, to attention with segment_ids, or to_padded_tensor(0), to attention with key_lengths"
+            )
+    return ""
 
 
 def find_unserved(function: Callable, args: tuple, kwargs: dict, error: Exception) -> str:

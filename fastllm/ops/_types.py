@@ -15,7 +15,7 @@ import torch
 from torch import SymBool, SymFloat, SymInt, Tensor
 from torch.overrides import has_torch_function
 
-from fastllm.ops._subclasses import find_unserved, refuse_unseen
+from fastllm.ops._subclasses import distributed, find_nested, find_unserved, refuse_unseen
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -49,11 +49,22 @@ def naming_wrong_types(function: Callable[P, R]) -> Callable[P, R]:
     @functools.wraps(function)
     def op(*args: P.args, **kwargs: P.kwargs) -> R:
         if has_torch_function((*args, *kwargs.values())):
+            sentence = find_nested(function, args, kwargs)
+            if sentence:
+                raise TypeError(sentence)
             refuse_unseen(function, args, kwargs)
+        if distributed.seen and distributed.is_among(args, kwargs):
+            return distributed.run(op, args, kwargs)
         try:
             return function(*args, **kwargs)
         except (AttributeError, RuntimeError, TypeError) as error:
-            sentence = _find_wrong(function, args, kwargs) or find_unserved(function, args, kwargs, error)
+            if distributed.is_among(args, kwargs):
+                return distributed.run(op, args, kwargs)
+            sentence = (
+                _find_wrong(function, args, kwargs)
+                or find_nested(function, args, kwargs)
+                or find_unserved(function, args, kwargs, error)
+            )
             if sentence:
                 raise TypeError(sentence) from error
             raise

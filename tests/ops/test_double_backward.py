@@ -1,4 +1,4 @@
-"""Second derivatives: every op that has a gradient refuses them by name, but those whose gradient has one."""
+"""Second derivatives are refused by name, but for ops whose gradient has one: test_higher_order.py has those."""
 
 import pytest
 import torch
@@ -7,7 +7,11 @@ from fastllm import ops
 from tests.ops.test_devices import CALLS, OTHERS
 
 # No gradient at all; a gradient that has gradients itself.
-WITHOUT, ANY_ORDER = {ops.decode_attention}, {ops.rotary_embedding}
+WITHOUT = {ops.decode_attention}
+ANY_ORDER = {
+    ops.bias_gelu, ops.bias_relu, ops.cross_entropy, ops.gelu, ops.layer_norm, ops.linear, ops.rms_norm,
+    ops.rotary_embedding, ops.softmax, ops.swiglu,
+}  # fmt: skip
 CASES = [(f, OTHERS.get(f, {})) for f in CALLS if f not in WITHOUT | ANY_ORDER]
 CASES += [(ops.linear_cross_entropy, {"reduction": reduction}) for reduction in ("sum", "none")]
 CONSTANTS = {"alibi_slopes"}  # they may not require a gradient
@@ -17,7 +21,7 @@ REFUSING = {ops.dropout: "dropout_add"}  # what stands for an op of another name
 def differentiable(function):
     tensors = dict(CALLS[function])
     for name, tensor in tensors.items():
-        if tensor.is_floating_point() and name not in CONSTANTS and (function, name) != (ops.cross_entropy, "weight"):
+        if tensor.is_floating_point() and name not in CONSTANTS:
             tensors[name] = tensor.double().requires_grad_()
     leaves = [tensor for tensor in tensors.values() if tensor.requires_grad]
     return tensors, leaves

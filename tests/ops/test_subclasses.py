@@ -83,6 +83,34 @@ def test_a_causal_bias_is_no_tensor_elsewhere():
         ops.gelu(causal_upper_left(3, 3))
 
 
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("layout", [torch.jagged, torch.strided])
+@pytest.mark.parametrize(("function", "name"), ARGUMENTS, **IDS)
+def test_a_nested_tensor_is_refused_in_a_sentence(function, name, layout):
+    tensors = dict(CALLS[function])
+    tensors[name] = torch.nested.nested_tensor([tensors[name], tensors[name]], layout=layout)
+    message = rf"^{function.__name__}: '{name}' must be a plain torch\.Tensor, got a nested one: give values\(\)"
+    with pytest.raises(TypeError, match=message):
+        function(**tensors, **OTHERS.get(function, {}))
+
+
+def test_what_the_sentence_about_nested_tensors_says_works():
+    sequences = [torch.randn(3, 8), torch.randn(5, 8)]
+    nested = torch.nested.nested_tensor(sequences, layout=torch.jagged)
+    for normed, x in zip(ops.layer_norm(nested.values(), (8,)).split([3, 5]), sequences, strict=True):
+        torch.testing.assert_close(normed, ops.layer_norm(x, (8,)))
+    values, ids = nested.values()[None], torch.tensor([[0] * 3 + [1] * 5])
+    packed = ops.scaled_dot_product_attention(values, values, values, is_causal=True, segment_ids=ids)[0]
+    padded = nested.to_padded_tensor(0)
+    lengths = ops.scaled_dot_product_attention(
+        padded, padded, padded, is_causal=True, key_lengths=nested.offsets().diff()
+    )
+    for row, (one, x) in enumerate(zip(packed.split([3, 5]), sequences, strict=True)):
+        expected = ops.scaled_dot_product_attention(x, x, x, is_causal=True)
+        torch.testing.assert_close(one, expected)
+        torch.testing.assert_close(lengths[row, : len(x)], expected)
+
+
 def test_a_class_that_does_not_implement_an_op_is_named():
     with pytest.raises(
         TypeError, match=r"^linear: 'weight' must be a plain .*, got a Packed, which does not implement"
