@@ -1,5 +1,7 @@
 """The weights of attention, for those who want to look at them: attention itself never forms them."""
 
+import functools
+
 import torch
 from torch import Tensor
 
@@ -42,14 +44,23 @@ def attention_weights(
     """
     queries, keys = query.shape[-2], key.shape[-2]
     scores = torch.matmul(query * (query.shape[-1] ** -0.5 if scale is None else scale), key.transpose(-2, -1))
-    never = float("-inf")
-    if attn_mask is not None:
-        scores = scores.masked_fill(~attn_mask, never) if attn_mask.dtype == torch.bool else scores + attn_mask
-    positions = torch.arange(keys, device=query.device)
+    if not keys:
+        return scores
+    positions, never = torch.arange(keys, device=query.device), float("-inf")
+    # Each broadcasts to (B, H, Tq, Tk), and is as small as what it is made of.
+    conditions = []
     if is_causal:
-        scores = scores.masked_fill(positions > torch.arange(queries, device=query.device)[:, None], never)
+        conditions.append(positions <= torch.arange(queries, device=query.device)[:, None])
     if key_lengths is not None:
-        scores = scores.masked_fill(positions >= key_lengths.view(-1, 1, 1, 1), never)
+        conditions.append(positions < key_lengths.view(-1, 1, 1, 1))
+    if attn_mask is not None:
+        is_added = attn_mask.dtype != torch.bool
+        conditions.append(attn_mask != never if is_added else attn_mask)
+        scores = scores + attn_mask.masked_fill(~conditions[-1], 0.0) if is_added else scores
+    if not conditions:
+        return ops.softmax(scores, -1)
+    seen = functools.reduce(torch.logical_and, conditions)
     # Softmax of a row that is -inf throughout would be NaN, and so would its gradient.
-    nothing = scores.detach().amax(-1, keepdim=True) == never if keys else torch.zeros((), dtype=torch.bool)
-    return ops.softmax(scores.masked_fill(nothing, 0.0), -1).masked_fill(nothing, 0.0).to(query.dtype)
+    nothing = ~seen.any(-1, keepdim=True)
+    weights = ops.softmax(scores.masked_fill(~(seen | nothing), never), -1)
+    return weights.masked_fill(nothing, 0.0).to(query.dtype)
