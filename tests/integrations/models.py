@@ -78,12 +78,11 @@ CONFIGS = {**DECODERS, **ENCODERS, **OTHERS}
 def make(name, implementation="fastllm", dtype=torch.float32):
     """Return a model, in eval mode, with the same random weights whatever its attention; no bias or sink is zero."""
     torch.manual_seed(0)
-    auto = {
-        "t5": hf.AutoModelForSeq2SeqLM,
-        "bigbird_pegasus": hf.AutoModelForSeq2SeqLM,
-        "whisper": hf.AutoModelForSpeechSeq2Seq,
-    }.get(name, hf.AutoModel)
-    auto = hf.AutoModelForCausalLM if name in DECODERS else auto
+    auto = hf.AutoModelForCausalLM if name in DECODERS else hf.AutoModel
+    if name in ("t5", "bigbird_pegasus"):
+        auto = hf.AutoModelForSeq2SeqLM
+    elif name == "whisper":
+        auto = hf.AutoModelForSpeechSeq2Seq
     model = auto.from_config(CONFIGS[name](), attn_implementation=implementation)
     torch.manual_seed(1)
     with torch.no_grad():
