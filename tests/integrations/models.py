@@ -58,6 +58,12 @@ OTHERS = {
         vocab_size=VOCABULARY, d_model=32, d_kv=8, d_ff=48, num_layers=2, num_heads=4, dropout_rate=0.0,
         decoder_start_token_id=0, eos_token_id=None, pad_token_id=0,
     ),
+    # Attention code of its own in the encoder, the interface in the decoder.
+    "bigbird_pegasus": lambda: hf.BigBirdPegasusConfig(
+        vocab_size=VOCABULARY, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
+        decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, max_position_embeddings=64, dropout=0.0,
+        attention_type="original_full", decoder_start_token_id=1, **_NO_TOKENS,
+    ),
     "whisper": lambda: hf.WhisperConfig(
         vocab_size=VOCABULARY, d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4,
         decoder_attention_heads=4, encoder_ffn_dim=48, decoder_ffn_dim=48, num_mel_bins=8, max_source_positions=20,
@@ -72,8 +78,11 @@ CONFIGS = {**DECODERS, **ENCODERS, **OTHERS}
 def make(name, implementation="fastllm", dtype=torch.float32):
     """Return a model, in eval mode, with the same random weights whatever its attention; no bias or sink is zero."""
     torch.manual_seed(0)
-    auto = {"t5": hf.AutoModelForSeq2SeqLM, "whisper": hf.AutoModelForSpeechSeq2Seq}.get(name, hf.AutoModel)
-    auto = hf.AutoModelForCausalLM if name in DECODERS else auto
+    auto = hf.AutoModelForCausalLM if name in DECODERS else hf.AutoModel
+    if name in ("t5", "bigbird_pegasus"):
+        auto = hf.AutoModelForSeq2SeqLM
+    elif name == "whisper":
+        auto = hf.AutoModelForSpeechSeq2Seq
     model = auto.from_config(CONFIGS[name](), attn_implementation=implementation)
     torch.manual_seed(1)
     with torch.no_grad():
@@ -105,7 +114,7 @@ def inputs(name, kind=None, dtype=torch.float32):
         features = torch.randn(3, 8, 40, generator=random).to(dtype)
         return {"input_features": features, "decoder_input_ids": tokens()}
     arguments = {"input_ids": tokens(), "attention_mask": padding(kind)}
-    if name == "t5":
+    if name in ("t5", "bigbird_pegasus"):
         arguments["decoder_input_ids"] = tokens(length=9)
     return arguments
 

@@ -21,6 +21,7 @@ from tests.integrations.models import CONFIGS, DECODERS, ENCODERS, inputs, make,
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 PADDED = [*itertools.product([*DECODERS, *ENCODERS], [None, "left", "right"])]
 CASES = [*PADDED, ("vit", None), ("whisper", None), ("t5", None), ("t5", "right"), ("t5", "left")]
+CASES += [("bigbird_pegasus", kind) for kind in (None, "left", "right")]
 INTERFACE = [name for name in DECODERS if name != "bloom"]
 
 
@@ -494,7 +495,7 @@ def test_registration_is_idempotent():
 @pytest.mark.parametrize(
     ("module", "name"),
     [("transformers.masking_utils", "sdpa_mask"), ("transformers.masking_utils", "causal_mask_function"),
-     ("transformers", "AttentionMaskInterface")],
+     ("transformers", "AttentionMaskInterface"), ("transformers", "PreTrainedModel")],
 )  # fmt: skip
 def test_a_name_that_is_gone(module, name, monkeypatch):
     for ours in ("masks", "attention"):
@@ -517,6 +518,12 @@ def test_a_parameter_that_is_gone(monkeypatch):
     with pytest.raises(
         UserError, match=r"has no transformers\.masking_utils\.sdpa_mask\(allow_is_bidirectional_skip=\)"
     ):
+        register()
+
+
+def test_a_flag_that_is_gone(monkeypatch):
+    monkeypatch.delattr(transformers.PreTrainedModel, "_supports_sdpa")
+    with pytest.raises(UserError, match=r"has no transformers\.PreTrainedModel\._supports_sdpa, which"):
         register()
 
 

@@ -1,5 +1,6 @@
 """What is used of transformers, by name: it changes often, and a name that is gone is said in a sentence."""
 
+import functools
 import importlib
 import inspect
 from typing import Any
@@ -8,7 +9,7 @@ from fastllm.errors import UserImportError
 
 
 def needed(module: str, name: str) -> Any:
-    """Return what a module of transformers keeps under a name.
+    """Return what a module of transformers keeps under a name, or a class of it ("Class.name").
 
     Raises:
         UserImportError: transformers is not installed, or has no such module or name.
@@ -20,7 +21,7 @@ def needed(module: str, name: str) -> Any:
             "fastllm.integrations.transformers needs transformers: pip install transformers"
         ) from error
     try:
-        return getattr(importlib.import_module(module), name)
+        return functools.reduce(getattr, name.split("."), importlib.import_module(module))
     except (ImportError, AttributeError) as error:
         raise UserImportError(_missing(library, f"{module}.{name}")) from error
 

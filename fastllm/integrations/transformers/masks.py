@@ -32,6 +32,10 @@ logger = needed("transformers.utils.logging", "get_logger")(__name__)
 _READ_ONLY = "a CompactMask has no memory to write to: write to its dense()"
 
 
+# Any of these flags of a model's class says that all its attention is ready for another's masks.
+_SERVED = ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend")
+
+
 class CompactMask(Tensor):
     """A mask (B, 1, Tq, Tk) of booleans, as its rule: which keys count, how far a query sees.
 
@@ -183,9 +187,10 @@ def _calls_the_interface(config_class: type) -> bool:
 
 @functools.cache
 def _has_interface(config_class: type) -> bool:
-    """Whether a config's models call the attention interface; some have attention code of their own, as BLOOM.
+    """Whether all attention of a config's models asks the attention interface, so that a mask may be bool or None.
 
-    transformers lets them be made with any registered name. They add the mask to their scores, and know no None.
+    transformers lets models be made with any registered name, but some have attention code of their own (BLOOM), or in
+    a part of them (BigBird-Pegasus): it adds the mask to its scores, and knows no None.
     """
     modeling = sys.modules.get(config_class.__module__.replace(".configuration_", ".modeling_"))
     if modeling is None:
@@ -195,7 +200,9 @@ def _has_interface(config_class: type) -> bool:
         for model in vars(modeling).values()
         if isinstance(model, type) and issubclass(model, PreTrainedModel) and model.__module__ == modeling.__name__
     ]
-    return not models or models[0]._can_set_attn_implementation()
+    return not models or (
+        models[0]._can_set_attn_implementation() and any(getattr(models[0], flag) for flag in _SERVED)
+    )
 
 
 def check_protocol() -> None:
@@ -205,6 +212,8 @@ def check_protocol() -> None:
     """
     mask = "batch_size q_length kv_length q_offset kv_offset mask_function attention_mask local_size"
     mask += " allow_is_causal_skip allow_is_bidirectional_skip device"
+    for name in (*_SERVED, "_can_set_attn_implementation"):
+        needed("transformers", f"PreTrainedModel.{name}")
     check_parameters(_MASKING, "sdpa_mask", set(mask.split()))
     attention = "module query key value attention_mask dropout scaling is_causal position_bias"
     check_parameters("transformers.integrations.sdpa_attention", "sdpa_attention_forward", set(attention.split()))
