@@ -35,6 +35,7 @@ struct Attention {
   Heads<const T*> query, key, value;
   C scale;
   int64_t shift;               // query i stands at position i + shift of the keys,
+  const int64_t* ends;         // (B), added to shift; null: nothing is
   int64_t left, right;         // and sees the keys from there - left to there + right
   const int64_t* key_lengths;  // (B) keys that count, in [0, tk]; or null
   const Run* runs;             // (B, Tq): token i sees no keys outside its run; Tq = Tk, shift = 0; null: no bound

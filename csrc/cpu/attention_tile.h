@@ -148,6 +148,12 @@ int64_t key_count(const Attention<T>& a, int64_t b) {
   return a.key_lengths ? a.key_lengths[b] : a.tk;
 }
 
+// Where query 0 of batch element b stands.
+template <typename T>
+int64_t first_position(const Attention<T>& a, int64_t b) {
+  return a.ends ? a.shift + a.ends[b] : a.shift;
+}
+
 // Which part of the scores a tile is.
 struct TileAt {
   int64_t b, h;
@@ -163,7 +169,7 @@ struct Columns {
 // What rows [row, row + rows) of a tile see: the keys that at least one of them does.
 template <typename T>
 Columns visible_columns(const Attention<T>& a, const TileAt& at, int64_t row, int64_t rows) {
-  const int64_t position = at.query + row + a.shift - at.key;
+  const int64_t position = at.query + row + first_position(a, at.b) - at.key;
   int64_t begin = position - a.left, end = position + rows + a.right;
   if (a.runs) {
     const Run* runs = a.runs + at.b * a.tq + at.query + row;
@@ -182,7 +188,7 @@ struct Rows {
 // Which rows of a tile see columns [column, column + columns): those that see at least one of them.
 template <typename T>
 Rows seeing_rows(const Attention<T>& a, const TileAt& at, int64_t column, int64_t columns) {
-  const int64_t position = at.key + column - a.shift - at.query;
+  const int64_t position = at.key + column - first_position(a, at.b) - at.query;
   int64_t begin = position - a.right, end = position + columns + a.left;
   if (a.runs) {
     const Run* runs = a.runs + at.b * a.tq + at.key + column;
@@ -235,7 +241,7 @@ void finish_scores(const Attention<T>& a, const TileAt& at, const Strip& strip, 
     }
     if (a.alibi_slopes) {
       const C slope = a.alibi_slopes[at.b * a.alibi_strides[0] + at.h * a.alibi_strides[1]];
-      const int64_t position = query + a.shift - at.key;
+      const int64_t position = query + first_position(a, at.b) - at.key;
       for (int64_t j = seen.begin; j < seen.end; ++j) row[j] -= slope * static_cast<C>(std::abs(position - j));
     }
     if (a.mask) {

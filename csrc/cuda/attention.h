@@ -39,6 +39,7 @@ struct AttentionParams {
   Heads query, key, value;
   float scale;
   int shift;                             // query i stands at position i + shift of the keys,
+  bool after_lengths = false;            // or at i + shift + its batch element's of key_lengths,
   int left, right;                       // and sees the keys from there - left to there + right
   const int64_t* key_lengths = nullptr;  // (B) keys that count
   const int64_t* run_begins = nullptr;   // (B, T): token i sees no keys outside [begin, end): Tq = Tk, shift = 0

@@ -56,13 +56,16 @@ class Scores {
   // How many keys count: what lies behind them, in a padded batch, may be anything.
   __device__ __forceinline__ int keys() const { return keys_; }
 
+  // Where query 0 stands among the keys.
+  __device__ __forceinline__ int first_position() const { return p_.shift + (p_.after_lengths ? keys_ : 0); }
+
   // How many rows see anything at all, at most.
   __device__ __forceinline__ int rows() const { return kOfKeys ? keys_ : p_.queries; }
 
   // The columns that a row sees. Both bounds only rise from row to row, as far as rows().
   __device__ __forceinline__ Span seen_by(int row) const {
     if (row >= rows()) return {0, 0};
-    const int position = kOfKeys ? row - p_.shift : row + p_.shift;
+    const int position = kOfKeys ? row - first_position() : row + first_position();
     int begin = position - (kOfKeys ? p_.right : p_.left), end = position + (kOfKeys ? p_.left : p_.right) + 1;
     if (p_.run_begins) {
       const int64_t token = static_cast<int64_t>(b_) * p_.queries + row;
@@ -115,7 +118,7 @@ class Scores {
     }
     if (p_.alibi_slopes) {
       const float fall = p_.alibi_slopes[b_ * p_.alibi_strides[0] + head_ * p_.alibi_strides[1]];
-      score -= fall * fabsf(static_cast<float>(query + p_.shift - key));
+      score -= fall * fabsf(static_cast<float>(query + first_position() - key));
     }
     return score + masked;
   }

@@ -86,7 +86,8 @@ struct Prepared {
     a.tk = o.key.size(1), a.hkv = o.key.size(2), a.dv = o.value.size(3);
     a.query = heads<T, const T*>(o.query), a.key = heads<T, const T*>(o.key), a.value = heads<T, const T*>(o.value);
     const Reach reach(o, options);
-    a.shift = reach.shift, a.left = reach.left, a.right = reach.right;
+    a.shift = reach.shift, a.ends = options.after_lengths ? lengths.const_data_ptr<int64_t>() : nullptr;
+    a.left = reach.left, a.right = reach.right;
     a.scale = static_cast<C>(attention_scale(o, options));
     a.key_lengths = lengths.defined() ? lengths.const_data_ptr<int64_t>() : nullptr;
     a.runs = options.segment_ids ? runs.data() : nullptr;
@@ -241,7 +242,8 @@ using AutocastPacked = AutocastKernel<"attention_packed", decltype(OnCpu::packed
 TORCH_LIBRARY_FRAGMENT(fastllm, m) {
   const std::string sdpa_options =
       "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, bool enable_gqa, Tensor? key_lengths, "
-      "Tensor? segment_ids, bool bottom_right, int? window_left, int? window_right, Tensor? alibi_slopes, "
+      "Tensor? segment_ids, bool bottom_right, bool after_lengths, int? window_left, int? window_right, Tensor? "
+      "alibi_slopes, "
       "float? softcap, Tensor? rng_state";
   const std::string packed_options =
       "Tensor? attn_mask, float dropout_p, bool is_causal, float? scale, Tensor? key_lengths, Tensor? segment_ids, "

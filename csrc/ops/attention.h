@@ -19,7 +19,7 @@ struct AttentionOptions {
   std::optional<double> scale;
   const OptionalTensor& key_lengths;
   const OptionalTensor& segment_ids;
-  bool bottom_right;
+  bool bottom_right, after_lengths;  // where the last query stands: at the last key, or at the last of key_lengths
   std::optional<int64_t> window_left, window_right;
   const OptionalTensor& alibi_slopes;
   std::optional<double> softcap;
@@ -58,13 +58,14 @@ inline Operands unpack(const char* op, const Tensor& qkv, std::optional<int64_t>
   return {packed.narrow(2, 0, h), packed.narrow(2, h, hkv), packed.narrow(2, h + hkv, hkv)};
 }
 
-// The distances that a query sees: from its position - left to its position + right, which is at position i + shift.
+// The distances that a query sees: from its position - left to its position + right, which is at position i + shift,
+// to which a batch element's number of keys is added where they fix the position.
 struct Reach {
   int64_t shift, left, right;
 
   Reach(const Operands& o, const AttentionOptions& options) {
     const int64_t tq = o.query.size(1), tk = o.key.size(1), everything = tq + tk;  // more than any distance
-    shift = options.bottom_right ? tk - tq : 0;
+    shift = options.after_lengths ? -tq : options.bottom_right ? tk - tq : 0;
     left = std::min(options.window_left.value_or(everything), everything);
     right = options.is_causal ? 0 : std::min(options.window_right.value_or(everything), everything);
   }
@@ -187,6 +188,10 @@ inline void check_options(const char* op, const Operands& o, const AttentionOpti
     check_integers(op, "key_lengths", *options.key_lengths, o.query);
     check_shape(op, "key_lengths", *options.key_lengths, {b});
   }
+  FASTLLM_CHECK(!options.after_lengths || options.key_lengths, op, "key_lengths",
+                "be given with causal_align='key-lengths'", "None");
+  FASTLLM_CHECK(!options.after_lengths || !options.segment_ids, op, "segment_ids",
+                "be None with causal_align='key-lengths'", "a Tensor");
   if (options.segment_ids) {
     check_integers(op, "segment_ids", *options.segment_ids, o.query);
     FASTLLM_CHECK(o.key.size(1) == t, op, "segment_ids", "be given for self-attention, with as many keys as queries",
@@ -213,14 +218,14 @@ struct AttentionOps {
                                          const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
                                          std::optional<double> scale, bool enable_gqa,
                                          const OptionalTensor& key_lengths, const OptionalTensor& segment_ids,
-                                         bool bottom_right, std::optional<int64_t> window_left,
+                                         bool bottom_right, bool after_lengths, std::optional<int64_t> window_left,
                                          std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes,
                                          std::optional<double> softcap, const OptionalTensor& rng_state) {
     const char* op = "scaled_dot_product_attention";
     const auto [output, statistics] =
         forward(op, tokens_first(broadcast(op, query, key, value, enable_gqa)),
-                {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right, window_left,
-                 window_right, alibi_slopes, softcap, rng_state});
+                {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right, after_lengths,
+                 window_left, window_right, alibi_slopes, softcap, rng_state});
     return {output.transpose(1, 2), statistics};
   }
 
@@ -228,7 +233,7 @@ struct AttentionOps {
       const Tensor& grad_output, const Tensor& query, const Tensor& key, const Tensor& value, const Tensor& output,
       const Tensor& statistics, const OptionalTensor& attn_mask, double dropout_p, bool is_causal,
       std::optional<double> scale, bool enable_gqa, const OptionalTensor& key_lengths,
-      const OptionalTensor& segment_ids, bool bottom_right, std::optional<int64_t> window_left,
+      const OptionalTensor& segment_ids, bool bottom_right, bool after_lengths, std::optional<int64_t> window_left,
       std::optional<int64_t> window_right, const OptionalTensor& alibi_slopes, std::optional<double> softcap,
       const OptionalTensor& rng_state, bool need_mask) {
     const char* op = "scaled_dot_product_attention_backward";
@@ -239,7 +244,7 @@ struct AttentionOps {
     const Operands grads{like(o.query), like(o.key), like(o.value)};
     const Tensor grad_mask = backward(op, grad_output.transpose(1, 2), o, output.transpose(1, 2), statistics,
                                       {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, bottom_right,
-                                       window_left, window_right, alibi_slopes, softcap, rng_state},
+                                       after_lengths, window_left, window_right, alibi_slopes, softcap, rng_state},
                                       need_mask, grads);
     return {sum_to(grads.query, query), sum_to(grads.key, key), sum_to(grads.value, value), grad_mask};
   }
@@ -252,8 +257,8 @@ struct AttentionOps {
                                            const OptionalTensor& rng_state, std::optional<int64_t> num_heads) {
     const char* op = "attention_packed";
     return forward(op, unpack(op, qkv, num_heads),
-                   {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false, window_left, window_right,
-                    alibi_slopes, softcap, rng_state});
+                   {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false, false, window_left,
+                    window_right, alibi_slopes, softcap, rng_state});
   }
 
   static std::tuple<Tensor, Tensor> packed_backward(
@@ -268,7 +273,7 @@ struct AttentionOps {
     check_shape(op, "statistics", statistics, {o.query.size(0), o.query.size(2), o.query.size(1), 2});
     Tensor grad_qkv = at::empty(qkv.sizes(), qkv.options());
     const Tensor grad_mask = backward(op, grad_output, o, output, statistics,
-                                      {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false,
+                                      {attn_mask, dropout_p, is_causal, scale, key_lengths, segment_ids, false, false,
                                        window_left, window_right, alibi_slopes, softcap, rng_state},
                                       need_mask, unpack(op, grad_qkv, num_heads));
     return {grad_qkv, grad_mask};

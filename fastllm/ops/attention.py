@@ -15,7 +15,7 @@ from fastllm.ops._fake import register_fake
 from fastllm.ops._random import rng_state_for
 from fastllm.ops._subclasses import is_causal_bias, materialize
 
-_ALIGNMENTS = ("top-left", "bottom-right")
+_ALIGNMENTS = ("top-left", "bottom-right", "key-lengths")
 
 
 def scaled_dot_product_attention(
@@ -39,7 +39,9 @@ def scaled_dot_product_attention(
     """Return softmax(query @ key^T * scale + mask) @ value, as torch.nn.functional.scaled_dot_product_attention.
 
     Query i stands at position i of the keys, or with causal_align="bottom-right" at i + Tk - Tq: is_causal, window and
-    alibi_slopes measure from there.
+    alibi_slopes measure from there. With causal_align="key-lengths" it is i + L - Tq, where L is its batch element's of
+    key_lengths: what decode_attention does, for sequences of several lengths whose newest tokens are the queries. One
+    before position 0 sees nothing.
 
     Other dimensions than (B, H, T, D) are torch's: (T, D), (B, T, D), or more than one of batch, (.., H, T, D). Where
     heads are missing, H is 1 below; with enable_gqa three dimensions are (H, T, D). B stands for all batch dimensions,
@@ -68,7 +70,8 @@ def scaled_dot_product_attention(
         alibi_slopes: (H,) or (B, H): slope * distance is subtracted from a score (Press et al., "Train short, test
             long", 2022); not differentiable.
         softcap: scores become softcap * tanh(score / softcap) before mask and slopes (Gemma 2, 2024).
-        causal_align: "top-left", as torch, or "bottom-right": the last query stands at the last key.
+        causal_align: "top-left", as torch, "bottom-right": the last query stands at the last key, or "key-lengths": the
+            last query stands at the last of the keys that count.
         rng_state: as for :func:`fastllm.ops.dropout`; element i of the mask runs over (B, H, Tq, Tk rounded up to a
             multiple of 8).
 
@@ -92,7 +95,8 @@ def scaled_dot_product_attention(
         upper_left = _is_upper_left("scaled_dot_product_attention", attn_mask, query.shape[-2], key.shape[-2])
         align = "top-left" if upper_left else "bottom-right"
         others = is_causal or window is not None or alibi_slopes is not None  # they measure from causal_align
-        if align == causal_align or not others or query.shape[-2] == key.shape[-2]:
+        square = query.shape[-2] == key.shape[-2] and causal_align != "key-lengths"
+        if align == causal_align or not others or square:
             attn_mask, is_causal, causal_align = None, True, align
         else:
             attn_mask = materialize(attn_mask, query.device)
@@ -107,7 +111,7 @@ def scaled_dot_product_attention(
         alibi_slopes = form.slopes(alibi_slopes)
     output = torch.ops.fastllm.scaled_dot_product_attention.default(
         query, key, value, attn_mask, dropout_p, is_causal, scale, enable_gqa, key_lengths, segment_ids,
-        causal_align == "bottom-right", left, right, alibi_slopes, softcap, state,
+        causal_align == "bottom-right", causal_align == "key-lengths", left, right, alibi_slopes, softcap, state,
     )[0]  # fmt: skip
     return output if form is None else form.output(output)
 

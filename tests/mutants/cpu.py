@@ -112,6 +112,8 @@ MUTANTS = [
     Mutant("attention: split keys are added once too few", "csrc/cpu/attention_gradients.h",
            "for (int64_t split = 1; split < splits; ++split)", "for (int64_t split = 2; split < splits; ++split)",
            "ops/test_attention.py"),
+    Mutant("attention: key_lengths do not move the queries", "csrc/cpu/attention_tile.h",
+           "return a.ends ? a.shift + a.ends[b] : a.shift;", "return a.shift;", "ops/test_attention_positions.py"),
     Mutant("attention: keys before a segment are seen", "csrc/cpu/attention_tile.h",
            "begin = std::max(begin, runs[0].begin - at.key);", "", "ops/test_attention_segments.py"),
     Mutant("decode_attention: a query does not see itself", "csrc/cpu/decode_attention.cpp",

@@ -111,6 +111,8 @@ MUTANTS = [
            "((col / kChunk) ^ (row % 8))", "(col / kChunk)", "cuda/test_attention_traffic.py"),
     Mutant("attention on CUDA: keys and queries see each other by different windows", "csrc/cuda/attention_scores.h",
            "(kOfKeys ? p_.left : p_.right) + 1;", "(kOfKeys ? p_.right : p_.left) + 1;", "ops/test_attention.py"),
+    Mutant("attention on CUDA: key_lengths do not move the queries", "csrc/cuda/attention_scores.h",
+           "p_.shift + (p_.after_lengths ? keys_ : 0)", "p_.shift", "ops/test_attention_positions.py"),
     Mutant("attention on CUDA: a tile on the diagonal is taken for whole", "csrc/cuda/attention_scores.h",
            "seen_by(row).end >= column + columns;", "seen_by(row + count - 1).end >= column + columns;",
            "ops/test_attention.py"),

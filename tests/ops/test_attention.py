@@ -396,7 +396,7 @@ def test_op_contract_compile():
     q, k, v = (t.detach().float().requires_grad_() for t in qkv(tq=70))
     state = torch.tensor([1, 2])
     slopes = torch.rand(2)
-    args = (q, k, v, None, 0.1, True, None, False, None, None, False, 9, 0, slopes, 30.0, state)
+    args = (q, k, v, None, 0.1, True, None, False, None, None, False, False, 9, 0, slopes, 30.0, state)
     harness.assert_op_contract(torch.ops.fastllm.scaled_dot_product_attention.default, args)
     packed = torch.randn(2, 5, 3, 2, 8, requires_grad=True)
     args = (packed, None, 0.0, True, None, None, None, 3, None, slopes, 30.0, None, None)

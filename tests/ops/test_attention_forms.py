@@ -137,7 +137,7 @@ def test_compiles(form):
 
 def test_op_contract():
     inputs = leaves(((2, 1, 3, 8), (1, 4, 6, 8), (2, 4, 6, 8)), torch.float32)
-    options = (None, 0.0, False, None, False, None, None, False, None, None, None, None, None)
+    options = (None, 0.0, False, None, False, None, None, False, False, None, None, None, None, None)
     harness.assert_op_contract(torch.ops.fastllm.scaled_dot_product_attention.default, (*inputs, *options))
 
 

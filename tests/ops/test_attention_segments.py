@@ -139,7 +139,7 @@ def test_op_contract_compile_threads(threads):
     lengths = [30, 1, 70]
     ids = ids_of(lengths).expand(2, -1)  # no memory of its own for the second row
     q, k, v = (t.detach().float().requires_grad_() for t in qkv(tq=sum(lengths)))
-    args = (q, k, v, None, 0.0, True, None, False, None, ids, False, None, None, None, None, None)
+    args = (q, k, v, None, 0.0, True, None, False, None, ids, False, False, None, None, None, None, None)
     harness.assert_op_contract(torch.ops.fastllm.scaled_dot_product_attention.default, args)
     packed = torch.randn(2, 101, 3, 2, 8, requires_grad=True)
     args = (packed, None, 0.0, True, None, None, ids, None, None, None, None, None, None)

@@ -145,6 +145,16 @@ def test_a_causal_bias_as_attn_mask(make, tq, tk, options, device):
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(("tq", "tk"), [(5, 5), (3, 7)])
+@pytest.mark.parametrize("make", [causal_upper_left, causal_lower_right])
+def test_a_causal_bias_beside_positions_by_key_lengths(make, tq, tk):
+    q, k = torch.randn(2, 2, tq, 8), torch.randn(2, 2, tk, 8)
+    options = {"key_lengths": torch.tensor([tk, 2]), "causal_align": "key-lengths", "window": (2, 1)}
+    visible = torch.ones(tq, tk).tril(tk - tq if make is causal_lower_right else 0) > 0
+    ours = ops.scaled_dot_product_attention(q, k, k, make(tq, tk), **options)
+    torch.testing.assert_close(ours, ops.scaled_dot_product_attention(q, k, k, visible, **options))
+
+
 def test_a_causal_bias_of_packed_attention_and_of_another_shape():
     qkv = torch.randn(2, 5, 3, 2, 8)
     expected = ops.attention_packed(qkv, is_causal=True)

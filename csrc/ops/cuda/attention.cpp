@@ -71,7 +71,7 @@ struct Prepared {
     p.keys = size(o.key, 1), p.kv_heads = size(o.key, 2), p.value_channels = size(o.value, 3);
     p.query = heads(o.query), p.key = heads(o.key), p.value = heads(o.value);
     const Reach reach(o, options);
-    p.shift = static_cast<int>(reach.shift);
+    p.shift = static_cast<int>(reach.shift), p.after_lengths = options.after_lengths;
     p.left = static_cast<int>(reach.left), p.right = static_cast<int>(reach.right);
     p.scale = static_cast<float>(attention_scale(o, options));
     p.softcap = static_cast<float>(options.softcap.value_or(0.0));
