@@ -25,43 +25,40 @@ def _linear_backward(grad_output: Shape, input: Shape | None, weight: Shape | No
     return to_weight + to_input
 
 
+# Every head of queries counts with keys and values of its own, as older versions of torch's formulas must have it.
+
+
 @register_flop_formula(torch.ops.fastllm.scaled_dot_product_attention)
 def _attention(query: Shape, key: Shape, value: Shape, *options, out_shape: tuple[Shape, Shape]) -> int:
-    return sdpa_flop_count(*_broadcast(query, key, out_shape[0]))
+    return sdpa_flop_count(*_operands(out_shape[0], key[2], query[3]))
 
 
 @register_flop_formula(torch.ops.fastllm.scaled_dot_product_attention_backward)
 def _attention_backward(grad_output: Shape, query: Shape, key: Shape, value: Shape, *options, out_shape=None) -> int:
-    return sdpa_backward_flop_count(grad_output, *_broadcast(query, key, grad_output))
-
-
-def _broadcast(query: Shape, key: Shape, output: Shape) -> tuple[Shape, Shape, Shape]:
-    """Return the shapes of queries, keys and values for an output (B, H, Tq, Dv), with heads that no two share."""
-    b, h, tq, dv = output
-    return (b, h, tq, query[3]), (b, h, key[2], query[3]), (b, h, key[2], dv)
+    return sdpa_backward_flop_count(grad_output, *_operands(grad_output, key[2], query[3]))
 
 
 @register_flop_formula(torch.ops.fastllm.attention_packed)
 def _packed(qkv: Shape, *options, out_shape: tuple[Shape, Shape]) -> int:
-    return sdpa_flop_count(*_unpacked(qkv, out_shape[0]))
+    b, t, h, d = out_shape[0]
+    return sdpa_flop_count(*_operands((b, h, t, d), t, d))
 
 
 @register_flop_formula(torch.ops.fastllm.attention_packed_backward)
 def _packed_backward(grad_output: Shape, qkv: Shape, *options, out_shape=None) -> int:
-    query, key, value = _unpacked(qkv, grad_output)
-    return sdpa_backward_flop_count(query, query, key, value)
-
-
-def _unpacked(qkv: Shape, output: Shape) -> tuple[Shape, Shape, Shape]:
-    """Return the shapes of queries, keys and values for an output (B, T, H, D)."""
-    b, t, h, d = output
-    kv = h if len(qkv) == 5 else (qkv[2] - h) // 2
-    return (b, h, t, d), (b, kv, t, d), (b, kv, t, d)
+    b, t, h, d = grad_output
+    return sdpa_backward_flop_count((b, h, t, d), *_operands((b, h, t, d), t, d))
 
 
 @register_flop_formula(torch.ops.fastllm.decode_attention)
-def _decode(query: Shape, k_cache: Shape, v_cache: Shape, *options, out_shape=None) -> int:
-    return sdpa_flop_count(query, k_cache, v_cache)  # of full caches: their lengths are no shapes
+def _decode(query: Shape, k_cache: Shape, v_cache: Shape, *options, out_shape: Shape) -> int:
+    return sdpa_flop_count(*_operands(out_shape, k_cache[2], query[3]))  # of full caches: their lengths are no shapes
+
+
+def _operands(output: Shape, tk: int, d: int) -> tuple[Shape, Shape, Shape]:
+    """Return the shapes of queries, keys and values for an output (B, H, Tq, Dv)."""
+    b, h, tq, dv = output
+    return (b, h, tq, d), (b, h, tk, d), (b, h, tk, dv)
 
 
 @register_flop_formula(torch.ops.fastllm.linear_cross_entropy)
