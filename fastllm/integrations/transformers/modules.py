@@ -171,7 +171,7 @@ class _RotatedAttention(_Part):
 
     @staticmethod
     def methods(theirs: Any) -> dict[str, Callable]:
-        return {"forward": _with_global(theirs.forward, "apply_rotary_pos_emb", _rotate)}
+        return {"forward": _with_global(theirs.forward, "apply_rotary_pos_emb", rotate)}
 
     @staticmethod
     def example(theirs: Any) -> tuple[torch.nn.Module, tuple]:
@@ -280,7 +280,7 @@ def _activate(linear: torch.nn.Module, activation: Any, x: Tensor) -> Tensor:
     return activate(linear, activation, form_of(activation), x)
 
 
-def _rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
+def rotate(query: Tensor, key: Tensor, cos: Tensor, sin: Tensor, unsqueeze_dim: int = 1) -> tuple[Tensor, Tensor]:
     """Do what transformers' apply_rotary_pos_emb does.
 
     Args:
