@@ -4,8 +4,9 @@ import pytest
 import torch
 
 pytest.importorskip("transformers")
-kernels = pytest.importorskip("kernels")
+pytest.importorskip("kernels")
 
+import kernels
 from transformers.utils import is_kernels_available
 
 import fastllm
@@ -18,6 +19,14 @@ pytestmark = pytest.mark.skipif(not is_kernels_available(), reason="transformers
 EXPECTED = {"llama": {"rms_norm", "rotary_embedding"}, "gpt2": {"gelu"}, "bert": {"gelu"}, "gemma": {"gelu"}}
 
 
+def spy(op, kernel, called):
+    def function(*args, **kwargs):
+        called.add(op)
+        return kernel(*args, **kwargs)
+
+    return function
+
+
 @pytest.mark.parametrize("name", EXPECTED)
 @pytest.mark.parametrize("mode", [kernels.Mode.INFERENCE, kernels.Mode.TRAINING | kernels.Mode.TORCH_COMPILE])
 def test_kernelize(name, mode, monkeypatch):
@@ -28,12 +37,7 @@ def test_kernelize(name, mode, monkeypatch):
         kernels.kernelize(model, mode=mode, device="cpu")
     called = set()
     for op in ("rms_norm", "rotary_embedding", "gelu"):
-
-        def spy(*args, op=op, kernel=getattr(ops, op), **kwargs):
-            called.add(op)
-            return kernel(*args, **kwargs)
-
-        monkeypatch.setattr(ops, op, spy)
+        monkeypatch.setattr(ops, op, spy(op, getattr(ops, op), called))
     output = result(model, arguments)
     torch.testing.assert_close(output, expected, rtol=1e-5, atol=2e-5)
     output.square().sum().backward()
