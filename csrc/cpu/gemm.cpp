@@ -28,22 +28,30 @@ using Vec = at::vec::Vectorized<float>;
 
 constexpr int64_t kLanes = Vec::size();
 
-constexpr int64_t kTileRows = kRegisterTileRows;
 constexpr int64_t kTileCols = 2 * kLanes;
 
-// A panel of B, kDepth x kTileCols, takes half of a 32 KiB L1 cache; a tile's rows of A (6 KiB with AVX2) fit beside
-// it. Not so on the Xeons that have AMX: a tile reads 11 bytes of B a cycle, which their 2 MiB of L2 give, and C, which
-// goes to memory and back for each block of the depth, costs more. On an Emerald Rapids 0.85 of what the tile alone
-// reaches in L1, against 0.65 (1024 x 3072 x 768, one thread).
-#ifdef FASTLLM_AMX
-constexpr int64_t kPanelBytes = 128 * 1024;
+// The tile's rows, and the bytes of a panel of B, kDepth x kTileCols.
+//
+// With AVX2 a panel takes half of a 32 KiB L1 cache, and a tile's rows of A (6 KiB) fit beside it. With AVX-512 a tile
+// reads so little of B for its arithmetic, 16 bytes a cycle or less, that L2 gives it in time, and C, which goes to
+// memory and back for each block of the depth, costs more. Fewer rows than registers allow keep 16 accumulators, enough
+// for two units of latency 4: 12 rows of A whose stride is a multiple of 2 KiB, as 512 or 1024 channels make it, fall
+// into two sets of an L1 cache of 8 ways. On one core of a Zen 4, for 1536 x 2048 x 512: 12 rows and 16 KiB 90 GFLOP/s,
+// 12 and 128 KiB 97, 8 and 16 KiB 105, 8 and 64 KiB 110 (a copy for AVX2 104, torch 100).
+//
+// The Xeons that have AMX were measured with 12 rows alone: on an Emerald Rapids 128 KiB reach 0.85 of what the tile
+// does in L1, 16 KiB 0.65 (1024 x 3072 x 768, one thread).
+#if defined(FASTLLM_AMX)
+constexpr int64_t kTileRows = 12, kPanelBytes = 128 * 1024;
+#elif defined(CPU_CAPABILITY_AVX512)
+constexpr int64_t kTileRows = 8, kPanelBytes = 64 * 1024;
 #else
-constexpr int64_t kPanelBytes = 16 * 1024;
+constexpr int64_t kTileRows = kRegisterTileRows, kPanelBytes = 16 * 1024;
 #endif
 constexpr int64_t kDepth = kPanelBytes / (kTileCols * sizeof(float));
 
-// Rows of C computed before the next: their part of A (96 KiB with AVX2) stays in L2 while the panels of B pass, and
-// each panel that moves from L2 to L1 serves 16 tiles.
+// Rows of C computed before the next: their part of A (96 to 192 KiB) stays in L2 while the panels of B pass, and each
+// panel serves 8 to 16 tiles.
 constexpr int64_t kBlockRows = 96;
 
 // A task computes at most {rows, columns} of C: the first cut that gives kTasks of them, else the last. Each thread
