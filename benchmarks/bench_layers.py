@@ -22,7 +22,7 @@ from fastllm import nn, patch
 OUTPUT = Path(__file__).parent / "results" / "layers" / "cpu.json"
 B, T, E, H, F = 8, 256, 512, 8, 2048  # the base model of "Attention is all you need"
 SHAPE = f"B{B} T{T} E{E} H{H}"
-# Each class: what makes it, which inputs its forward has, and what its padding mask is called.
+# Each class: what makes it, how many inputs its forward has, and what its padding masks are called.
 LAYERS: dict[str, tuple[Callable, int, str]] = {
     "MultiheadAttention": (lambda n: n.MultiheadAttention(E, H, 0.1, batch_first=True), 3, "key_padding_mask"),
     "TransformerEncoderLayer": (lambda n: _layer(n, "Encoder"), 1, "src_key_padding_mask"),
@@ -32,7 +32,8 @@ LAYERS: dict[str, tuple[Callable, int, str]] = {
     "TransformerDecoderLayer": (lambda n: _layer(n, "Decoder"), 2, "memory_key_padding_mask"),
     "TransformerEncoder x 3": (lambda n: n.TransformerEncoder(_layer(n, "Encoder"), 3), 1, "src_key_padding_mask"),
     "Transformer 2 + 2": (
-        lambda n: n.Transformer(E, H, 2, 2, F, 0.1, batch_first=True), 2, "src_key_padding_mask",
+        lambda n: n.Transformer(E, H, 2, 2, F, 0.1, batch_first=True), 2,
+        "src_key_padding_mask memory_key_padding_mask",
     ),
 }  # fmt: skip
 
@@ -71,7 +72,7 @@ def cases() -> Iterator[Case]:
         theirs, ours = make(torch.nn), make(nn)
         ours.load_state_dict(theirs.state_dict())
         hidden = padding(B, T)
-        calls: dict[str, dict] = {"": {}, " padded": {mask: hidden}}
+        calls: dict[str, dict] = {"": {}, " padded": dict.fromkeys(mask.split(), hidden)}
         if name == "MultiheadAttention":
             calls = {shape: {**options, "need_weights": False} for shape, options in calls.items()}
             calls[" with weights"] = {}

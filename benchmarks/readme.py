@@ -56,6 +56,7 @@ def short() -> str:
             f"- A whole run of nanoGPT's CPU example ({run['steps']} steps, from command to prompt) takes "
             f"{run['ratio']:.0%} of nanoGPT's time. {harness.where(run['machine'])}.",
             f"- Another CPU: {in_short(xeon)}",
+            f"- Layers in torch.nn's place and patched models: {in_short(read('layers/cpu.json'))}",
             f"- Slower in generation: {slower(read('decode/cpu.json'))}.",
             f"- Slower in tokenizers: {slower(read('tokenizers/cpu.json'))}.",
         ]
@@ -68,6 +69,10 @@ def full() -> str:
     ops = f"{table(read('cpu.json'))}\n\n{in_short(read('cpu-xeon.json'))} [Picture]({picture})."
     sections = [
         ("Ops, and a training step (`python -m benchmarks --nanogpt DIR`)", ops),
+        (
+            "Layers in torch.nn's place, and patched models of transformers (`python -m benchmarks.bench_layers`)",
+            table(read("layers/cpu.json")),
+        ),
         ("A whole run beside nanoGPT's (`python -m benchmarks.bench_run`)", whole_run(read("runs/shakespeare.json"))),
         ("Generation (`python -m benchmarks.bench_decode`)", table(read("decode/cpu.json"))),
         ("Tokenizers (`python -m benchmarks.bench_tokenizers`)", table(read("tokenizers/cpu.json"))),
