@@ -5,6 +5,7 @@ else: parameters stay the same objects, and hooks, dtype, device, mode, parametr
 """
 
 import copy
+import inspect
 import statistics
 import sys
 import time
@@ -24,6 +25,7 @@ from fastllm.ops._subclasses import is_plain
 
 # What a module was before stands in the module itself, so that a copy, or what a pickle gives, can be unpatched too.
 _CLASS, _CONFIG = "_fastllm_class_before", "_fastllm_config_before"
+_ATTENTION = "fastllm.ops.scaled_dot_product_attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 _ROUNDS = 7
@@ -91,7 +93,8 @@ def patch(
 
     Args:
         model: any module; one that is itself of such a class becomes fastllm's too.
-        only: the classes to swap, or patterns of names in the model such as "encoder.*"; default all.
+        only: the classes to swap, or patterns of names in the model such as "encoder.*"; default all. The attention of
+            a transformers model changes in all its layers if one of them is named.
         verbose: whether to print the report.
         verify: an input of the model's: a tensor, a tuple of arguments or a dict of named ones. The model runs on it as
             it was and as it is now, in evaluation and without gradients, and the report tells the largest difference
@@ -134,7 +137,7 @@ def patch(
 
 
 def unpatch(model: torch.nn.Module) -> None:
-    """Make a model what it was before patch.
+    """Make a model what it was before patch; changes of a config since then stay.
 
     Raises:
         TypeError: model is not a torch.nn.Module.
@@ -150,11 +153,15 @@ def unpatch(model: torch.nn.Module) -> None:
             raise NotImplementedError(
                 f"unpatch: '{name}' has become a {type(module).__name__} since it was patched: take that back first"
             )
+    configs: dict[int, Any] = {}  # parts share theirs
     for _, module in patched:
         if _CLASS in vars(module):
             become(module, vars(module).pop(_CLASS))
         if _CONFIG in vars(module):
-            module.config = vars(module).pop(_CONFIG)
+            before, own = vars(module).pop(_CONFIG), module.config
+            if id(own) not in configs:
+                configs[id(own)] = _config_after(before, own)
+            module.config = configs[id(own)]
 
 
 @dataclass
@@ -193,9 +200,9 @@ class _Changes:
 
 def _selected(model: torch.nn.Module, only: Selector | Iterable[Selector] | None) -> dict[str, torch.nn.Module]:
     """Return the modules that `only` names, by their names in the model."""
-    modules = dict(model.named_modules())
     if only is None:
-        return modules
+        return dict(model.named_modules())
+    modules = dict(model.named_modules(remove_duplicate=False))
     selectors = list(only) if isinstance(only, Iterable) and not isinstance(only, str | type) else [only]
     selected: set[str] = set()
     for selector in selectors:
@@ -209,7 +216,8 @@ def _selected(model: torch.nn.Module, only: Selector | Iterable[Selector] | None
             what = f"'{selector}'" if isinstance(selector, str) else f"a {_name_of(selector)}"
             raise ValueError(f"patch: 'only' names {what}, which the model does not have")
         selected |= found
-    return {name: module for name, module in modules.items() if name in selected}
+    once = {id(module): name for name, module in reversed(modules.items()) if name in selected}
+    return {name: module for name, module in modules.items() if once.get(id(module)) == name}
 
 
 def _counterpart(module: torch.nn.Module) -> tuple[type[torch.nn.Module] | None, str]:
@@ -235,8 +243,9 @@ def _counterpart(module: torch.nn.Module) -> tuple[type[torch.nn.Module] | None,
 
 def _foreign(module: torch.nn.Module, ours: type[torch.nn.Module]) -> str:
     """Return what about a module is not its class's, so that a drop-in would miss it; "" if nothing is."""
-    if "forward" in vars(module):
-        return "it has a forward of its own"
+    for name in vars(module):
+        if inspect.isfunction(getattr(class_of(module), name, None)):
+            return f"it has a {name} of its own"
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.dtype not in _DTYPES:
             return f"its {name} is {parameter.dtype}"
@@ -250,38 +259,74 @@ def _attention(
 ) -> None:
     """Add the attention of the transformers models in a model: their parts get configs that name fastllm's.
 
-    The masks are made where attention is not, so a model's parts change together or not at all.
+    Masks are made where attention is not, so the layers of such a model change together, if one of them is selected.
     """
     if "transformers" not in sys.modules:
         return
     from transformers import PreTrainedModel
 
-    whole = [part for part in model.modules() if isinstance(part, PreTrainedModel)]
-    attentions = {
-        name: module for name, module in modules.items()
-        if "Attention" in type(module).__name__ and hasattr(vars(module).get("config"), "_attn_implementation")
-    }  # fmt: skip
-    if not whole or not attentions:
-        return
+    selected = {id(module) for module in modules.values()}
+    inside: set[int] = set()
+    for name, whole in model.named_modules():
+        if not isinstance(whole, PreTrainedModel) or id(whole) in inside:
+            continue
+        inside |= {id(part) for part in whole.modules()}
+        attentions = [
+            (f"{name}.{inner}".lstrip("."), part) for inner, part in whole.named_modules() if _is_attention(part)
+        ]
+        if not any(id(part) in selected for _, part in attentions):
+            continue
+        reason = _no_attention(whole, [part for _, part in attentions])
+        for where, part in attentions:
+            before = _name_of(class_of(part))
+            if reason:
+                report.left.append(Patched(where, f"{before}'s attention", reason=reason))
+            else:
+                report.swapped.append(Patched(where, f"{before}'s attention", _ATTENTION))
+        if not reason:
+            changes.configs += _with_our_attention(whole)
+
+
+def _is_attention(part: torch.nn.Module) -> bool:
+    return "Attention" in type(part).__name__ and hasattr(vars(part).get("config"), "_attn_implementation")
+
+
+def _no_attention(whole: Any, attentions: list[torch.nn.Module]) -> str:
+    """Return why the attention of a model of transformers' cannot be fastllm's; "" if it can."""
+    if not (whole._supports_attention_backend or whole._supports_sdpa):
+        return "transformers says that this model's attention cannot be exchanged"
+    for part in attentions:
+        files = [sys.modules.get(kind.__module__) for kind in type(part).__mro__]
+        if not any(hasattr(file, "ALL_ATTENTION_FUNCTIONS") for file in files):
+            return "it does not ask transformers' attention interface"
+    if getattr(whole.config, "output_attentions", False):
+        return "its config asks for attention's weights, which are not formed"
+    return ""
+
+
+def _with_our_attention(whole: torch.nn.Module) -> list[tuple[Any, Any, Any]]:
+    """Return the modules of a model of transformers' that hold a config, what it is and what it becomes."""
     from fastllm.integrations.transformers import register
 
     register()
     copies: dict[int, Any] = {}
-    able = all(part._supports_attention_backend or part._supports_sdpa for part in whole)
-    for name, module in attentions.items():
-        before = _name_of(class_of(module))
-        if able:
-            report.swapped.append(Patched(name, f"{before}'s attention", "fastllm.ops.scaled_dot_product_attention"))
-        else:
-            report.left.append(Patched(name, before, reason="transformers lets nobody compute this model's attention"))
-    if not able:
-        return
-    for part in model.modules():
+    changes = []
+    for part in whole.modules():
         config = vars(part).get("config")
         if config is not None and hasattr(config, "_attn_implementation"):
             own = copy.deepcopy(config, copies)
             own._attn_implementation = "fastllm"
-            changes.configs.append((part, config, own))
+            changes.append((part, config, own))
+    return changes
+
+
+def _config_after(before: Any, own: Any) -> Any:
+    """Return the config of a module that is unpatched: what it was, or what became of it since."""
+    if own._attn_implementation == "fastllm":
+        if own.to_dict() == before.to_dict():
+            return before
+        own._attn_implementation = before._attn_implementation
+    return own
 
 
 # ---------------------------------------------------------------------------------------------------------------------
@@ -340,13 +385,23 @@ def _verified(model: torch.nn.Module, example: Any, changes: _Changes) -> tuple[
     finally:
         for module, mode in training.items():
             module.training = mode
-    differences = [
-        (a.double() - b.double()).abs().max().item() for a, b in zip(before, after, strict=True) if a.numel()
-    ]
+    if [leaf.shape for leaf in before] != [leaf.shape for leaf in after]:
+        raise ValueError(
+            f"patch: 'verify': the model gave {len(before)} tensors and would give {len(after)}, or of other shapes; "
+            "it is left as it was"
+        )
+    differences = [_difference(*pair) for pair in zip(before, after, strict=True) if pair[0].numel()]
     if not differences:
         raise ValueError("patch: 'verify' must be an input for which the model gives floating tensors, it gives none")
     medians = [statistics.median(series[1:]) for series in times.values()]
-    return max(differences), medians[0] / medians[1]
+    return torch.stack(differences).max().item(), medians[0] / medians[1]
+
+
+def _difference(before: Tensor, after: Tensor) -> Tensor:
+    """Return the largest difference: NaN where one has it and the other not, 0 of infinities that are equal."""
+    before, after = before.double(), after.double()
+    same = (before == after) | (before.isnan() & after.isnan())
+    return (before - after).abs().masked_fill(same, 0.0).amax()
 
 
 def _is_ours(kind: type) -> bool:

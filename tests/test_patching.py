@@ -196,6 +196,81 @@ def test_a_forward_of_its_own_is_left():
     assert fastllm.patch(layer).left[0].reason == "it has a forward of its own"
 
 
+def test_a_method_of_its_own_is_left():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16)
+    layer._ff_block = lambda x: 2 * x
+    report = fastllm.patch(layer)
+    assert report.left[0].reason == "it has a _ff_block of its own" and type(layer) is torch.nn.TransformerEncoderLayer
+
+
+class OwnAttention(torch.nn.Module):
+    """Attention of a user's own: to it is_causal is the hint that torch says it is, and the mask is what counts."""
+
+    def __init__(self, channels):
+        super().__init__()
+        self.qkv = torch.nn.Linear(channels, 3 * channels)
+        self.batch_first = True
+
+    def forward(self, q, k, v, key_padding_mask=None, need_weights=False, attn_mask=None, is_causal=False):
+        q, k, v = self.qkv(q).chunk(3, -1)
+        scores = q @ k.mT
+        if attn_mask is not None:
+            # torch's encoder layer gives floating masks, its decoder layer what it is given.
+            scores = scores.masked_fill(attn_mask, -1e9) if attn_mask.dtype == torch.bool else scores + attn_mask
+        return scores.softmax(-1) @ v, None
+
+
+class OwnMultihead(torch.nn.MultiheadAttention):
+    """A subclass, which patch leaves."""
+
+
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize("before", [True, False])
+@pytest.mark.parametrize("own", [OwnAttention, lambda e: OwnMultihead(e, 2, batch_first=True)])
+@pytest.mark.parametrize("kind", ["Encoder", "Decoder"])
+def test_causal_masks_reach_attention_that_is_not_ours(kind, own, before, training):
+    if kind == "Encoder" and own is OwnAttention and not training:
+        pytest.skip("torch's encoder asks attention for in_proj_bias in evaluation")
+    torch.manual_seed(0)
+    layer = getattr(torch.nn, f"Transformer{kind}Layer")(8, 2, 16, 0.0, batch_first=True)
+    options = {"enable_nested_tensor": False} if kind == "Encoder" else {}
+    model = getattr(torch.nn, f"Transformer{kind}")(layer, 2, **options).train(training)
+    attentions = [own(8).train(training) for _ in range(2)]
+    x, mask = torch.randn(1, 5, 8), torch.ones(5, 5, dtype=torch.bool).triu(1)
+    arguments, name = ((x,), "mask") if kind == "Encoder" else ((x, x), "tgt_mask")
+    if not before:
+        fastllm.patch(model)
+    for layer, attention in zip(model.layers, attentions, strict=True):
+        layer.self_attn = attention
+    if not before:
+        got = model(*arguments, **{name: mask})
+        fastllm.unpatch(model)
+    expected = model(*arguments, **{name: mask})
+    if before:
+        fastllm.patch(model)
+        got = model(*arguments, **{name: mask})
+    torch.testing.assert_close(got, expected)
+
+
+def test_containers_alone_can_be_swapped():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model, x = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval(), torch.randn(1, 5, 8)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    expected = model(x, mask=mask)
+    fastllm.patch(model, only=[torch.nn.TransformerEncoder, torch.nn.TransformerEncoderLayer])
+    torch.testing.assert_close(model(x, mask=mask), expected)
+
+
+def test_a_hook_sees_the_mask():
+    layer = torch.nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=True)
+    model, seen = torch.nn.TransformerEncoder(layer, 2, enable_nested_tensor=False), []
+    fastllm.patch(model)
+    model.layers[0].register_forward_pre_hook(lambda m, args, kwargs: seen.append(kwargs["src_mask"]), with_kwargs=True)
+    mask = torch.nn.Transformer.generate_square_subsequent_mask(5)
+    model(torch.randn(1, 5, 8), mask=mask)
+    assert seen[0] is mask
+
+
 def test_a_subclass_of_a_transformer_layer_keeps_working_around_swapped_parts():
     class Own(torch.nn.TransformerEncoderLayer):
         pass
@@ -249,6 +324,43 @@ def test_verify(model, tokens, capsys):
     assert fastllm.patch(model, verify={"tokens": tokens}).difference < 1e-5
     with pytest.raises(ValueError, match="'verify' must be an input for which the model gives floating tensors"):
         fastllm.patch(torch.nn.Flatten(), verify=torch.ones(2, 2).long())
+
+
+class Odd(torch.nn.Module):
+    """Outputs that a drop-in's presence changes."""
+
+    def __init__(self, change):
+        super().__init__()
+        self.layer, self.change = torch.nn.Linear(4, 4), change
+
+    def forward(self, x):
+        return self.layer(x), *self.change(torch.zeros(2), type(self.layer) is nn.Linear)
+
+
+def test_verify_hides_nothing():
+    x = torch.randn(2, 4)
+    lost = fastllm.patch(Odd(lambda zero, ours: [zero + (float("nan") if ours else 0)]), verify=x)
+    assert lost.difference != lost.difference, "NaN"
+    same = fastllm.patch(Odd(lambda zero, ours: [zero + float("inf"), zero + float("nan")]), verify=x)
+    assert same.difference < 1e-5
+    model = Odd(lambda zero, ours: [] if ours else [zero])
+    with pytest.raises(ValueError, match="the model gave 2 tensors and would give 1, or of other shapes; it is left"):
+        fastllm.patch(model, verify=x)
+    assert type(model.layer) is torch.nn.Linear
+
+
+def test_any_name_of_a_shared_module_names_it():
+    layer = torch.nn.Linear(4, 4)
+    model = torch.nn.ModuleDict({"a": layer, "b": layer})
+    for only in ("b", "a", "*", ["a", "b"]):
+        assert len(fastllm.patch(model, only=only).swapped) == 1
+        fastllm.unpatch(model)
+
+
+def test_dropout_of_whole_numbers_in_evaluation():
+    layer, x = torch.nn.Dropout(0.5).eval(), torch.arange(3)
+    fastllm.patch(layer)
+    assert torch.equal(layer(x), x)
 
 
 def test_an_example_that_fails_leaves_the_model_as_it_was(model):

@@ -19,6 +19,8 @@ class Dropout(torch.nn.Dropout):
 
     def forward(self, input: Tensor) -> Tensor:
         """Zero each element with probability p while training and scale the rest to keep the mean."""
+        if not input.is_floating_point():  # as torch.nn's: whole numbers pass in evaluation
+            return super().forward(input)
         return ops.dropout(input, self.p, self.training, self.inplace)
 
 

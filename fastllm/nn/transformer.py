@@ -98,6 +98,8 @@ class TransformerEncoderLayer(torch.nn.TransformerEncoderLayer):
         Returns:
             A tensor of src's shape.
         """
+        if not isinstance(self.self_attn, MultiheadAttention):  # torch's layer gives its attention floating masks
+            src_mask, src_key_padding_mask = _added(src_mask, src.dtype), _added(src_key_padding_mask, src.dtype)
         masks = {"attn_mask": src_mask, "key_padding_mask": src_key_padding_mask, "is_causal": is_causal}
         return self._transform(src, lambda x: _attend(self.self_attn, x, x, masks))
 
@@ -258,8 +260,7 @@ class TransformerEncoder(torch.nn.TransformerEncoder):
         if src_key_padding_mask is not None and self._leaves_out(src, None if causal else mask, src_key_padding_mask):
             return self._forward_packed(src, src_key_padding_mask, bool(is_causal) or causal)
         for layer in self.layers:
-            # A layer of ours needs no mask for causality; of another nothing is known.
-            known = causal and isinstance(layer, TransformerEncoderLayer)
+            known = causal and _needs_no_mask(layer)
             src = layer(
                 src,
                 src_mask=None if known else mask,
@@ -330,7 +331,7 @@ class TransformerDecoder(torch.nn.TransformerDecoder):
         """
         causal = is_causal_mask(tgt_mask)
         for layer in self.layers:
-            known = causal and isinstance(layer, TransformerDecoderLayer)
+            known = causal and _needs_no_mask(layer)
             tgt = layer(
                 tgt,
                 memory,
@@ -412,6 +413,24 @@ _ON_TOKENS = (
 # ---------------------------------------------------------------------------------------------------------------------
 # What the layers are made of
 # ---------------------------------------------------------------------------------------------------------------------
+
+
+def _needs_no_mask(layer: torch.nn.Module) -> bool:
+    """Return whether is_causal says all to a layer: it and its attention are ours, and nobody looks at the mask."""
+    attention = getattr(layer, "self_attn", None)
+    return (
+        type(layer) in (TransformerEncoderLayer, TransformerDecoderLayer)
+        and type(attention) is MultiheadAttention
+        and is_untouched(layer)
+        and is_untouched(attention)
+    )
+
+
+def _added(mask: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """Return a mask that is added to the scores: -inf where a bool one hides."""
+    if mask is None or mask.dtype != torch.bool:
+        return mask
+    return torch.zeros_like(mask, dtype=dtype).masked_fill(mask, float("-inf"))
 
 
 def _attend(attention: torch.nn.Module, query: Tensor, memory: Tensor, masks: dict) -> Tensor:

@@ -16,6 +16,7 @@ from fastllm.integrations.transformers import modules
 from tests.integrations.models import CONFIGS, DECODERS, inputs, make, padding, result, tokens
 
 NAMES = [name for name in CONFIGS if name not in ("gpt_oss", "bloom", "modernbert", "gemma2")]
+ATTENTION = "fastllm.ops.scaled_dot_product_attention"
 CLOSE = {"rtol": 1e-5, "atol": 2e-5}
 
 
@@ -97,7 +98,7 @@ def test_what_is_swapped(name, expected):
     ours = {kind.__name__ for kind in kinds if kind.__module__ == modules.__name__}
     assert ours == expected
     assert torch.nn.Linear not in kinds and torch.nn.LayerNorm not in kinds and torch.nn.Embedding not in kinds
-    attentions = [one for one in report.swapped if one.after == "fastllm.ops.scaled_dot_product_attention"]
+    attentions = [one for one in report.swapped if one.after == ATTENTION]
     assert len(attentions) == {"t5": 6, "whisper": 6}.get(name, 2)
     assert model.config._attn_implementation == "fastllm"
 
@@ -122,6 +123,56 @@ def test_only():
     fastllm.unpatch(model)
     fastllm.patch(model, only=transformers.models.bert.modeling_bert.BertSelfAttention)
     assert model.config._attn_implementation == "fastllm" and type(model.pooler.dense) is torch.nn.Linear
+
+
+def test_attention_changes_in_all_layers_of_a_model_or_in_none():
+    model = make("llama", "eager")
+    report = fastllm.patch(model, only="*.1.*")
+    attentions = [one.name for one in report.swapped if one.after == ATTENTION]
+    assert attentions == ["model.layers.0.self_attn", "model.layers.1.self_attn"]
+    both = torch.nn.ModuleDict({"bert": make("bert", "eager"), "bloom": make("bloom", "eager")})
+    report = fastllm.patch(both)
+    assert {one.name.split(".")[0] for one in report.swapped if one.after == ATTENTION} == {"bert"}
+    assert both["bloom"].config._attn_implementation == "eager"
+
+
+def test_attention_that_does_not_ask_is_left():
+    """Falcon has a way of its own for each implementation."""
+    config = transformers.FalconConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, alibi=True, hidden_dropout=0.0
+    )
+    torch.manual_seed(0)
+    model = transformers.FalconForCausalLM(config).eval()
+    for parameter in model.parameters():
+        parameter.data.add_(torch.randn_like(parameter) * 0.05)
+    expected = model(tokens()).logits
+    report = fastllm.patch(model)
+    reasons = {one.reason for one in report.left if "attention" in one.before}
+    assert reasons == {"it does not ask transformers' attention interface"}
+    torch.testing.assert_close(model(tokens()).logits, expected, **CLOSE)
+
+
+def test_a_config_that_asks_for_weights_gets_them():
+    model = make("gpt2", "eager")
+    model.config.output_attentions = True
+    report = fastllm.patch(model)
+    assert any("weights" in one.reason for one in report.left)
+    assert len(model(tokens()).attentions) == 2
+
+
+def test_changes_of_a_config_outlive_unpatch(tmp_path):
+    model, _ = patched("gpt2")
+    model.resize_token_embeddings(70)
+    model.config.pad_token_id = 3
+    fastllm.unpatch(model)
+    assert (model.config.vocab_size, model.config.pad_token_id) == (70, 3)
+    assert model.config._attn_implementation == "eager" and model.transformer.config is model.config
+    model.save_pretrained(tmp_path)
+    transformers.AutoModelForCausalLM.from_pretrained(tmp_path)
+    model, _ = patched("llama")
+    model.set_attn_implementation("sdpa")
+    fastllm.unpatch(model)
+    assert model.config._attn_implementation == "sdpa"
 
 
 def test_attention_may_still_be_chosen():
