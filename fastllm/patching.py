@@ -4,7 +4,6 @@ A drop-in derives from the class that it stands for and keeps no other state, so
 else: parameters stay the same objects, and hooks, dtype, device, mode, parametrizations and ties what they were.
 """
 
-import copy
 import inspect
 import statistics
 import sys
@@ -25,7 +24,6 @@ from fastllm.ops._subclasses import is_plain
 
 # What a module was before stands in the module itself, so that a copy, or what a pickle gives, can be unpatched too.
 _CLASS, _CONFIG = "_fastllm_class_before", "_fastllm_config_before"
-_ATTENTION = "fastllm.ops.scaled_dot_product_attention"
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _CONTAINERS = (torch.nn.Sequential, torch.nn.ModuleList, torch.nn.ModuleDict)
 _ROUNDS = 7
@@ -153,15 +151,14 @@ def unpatch(model: torch.nn.Module) -> None:
             raise NotImplementedError(
                 f"unpatch: '{name}' has become a {type(module).__name__} since it was patched: take that back first"
             )
-    configs: dict[int, Any] = {}  # parts share theirs
     for _, module in patched:
         if _CLASS in vars(module):
             become(module, vars(module).pop(_CLASS))
-        if _CONFIG in vars(module):
-            before, own = vars(module).pop(_CONFIG), module.config
-            if id(own) not in configs:
-                configs[id(own)] = _config_after(before, own)
-            module.config = configs[id(own)]
+    with_config = {module: vars(module).pop(_CONFIG) for _, module in patched if _CONFIG in vars(module)}
+    if with_config:
+        from fastllm.integrations.transformers import choice
+
+        choice.restore(with_config)
 
 
 @dataclass
@@ -257,76 +254,26 @@ def _foreign(module: torch.nn.Module, ours: type[torch.nn.Module]) -> str:
 def _attention(
     model: torch.nn.Module, modules: dict[str, torch.nn.Module], report: PatchReport, changes: _Changes
 ) -> None:
-    """Add the attention of the transformers models in a model: their parts get configs that name fastllm's.
-
-    Masks are made where attention is not, so the layers of such a model change together, if one of them is selected.
-    """
-    if "transformers" not in sys.modules:
-        return
-    from transformers import PreTrainedModel
+    """Add the attention of the transformers models in a model, of each in all its layers if one of them is selected."""
+    kinds = {kind for part in model.modules() for kind in type(part).__mro__}
+    if not any(kind.__module__.startswith("transformers.") for kind in kinds):
+        return  # whichever version of it may be installed
+    from fastllm.integrations.transformers import choice
 
     selected = {id(module) for module in modules.values()}
-    inside: set[int] = set()
-    for name, whole in model.named_modules():
-        if not isinstance(whole, PreTrainedModel) or id(whole) in inside:
-            continue
-        inside |= {id(part) for part in whole.modules()}
-        attentions = [
-            (f"{name}.{inner}".lstrip("."), part) for inner, part in whole.named_modules() if _is_attention(part)
-        ]
+    for name, whole in choice.models_in(model):
+        attentions = choice.attentions(whole)
         if not any(id(part) in selected for _, part in attentions):
             continue
-        reason = _no_attention(whole, [part for _, part in attentions])
-        for where, part in attentions:
-            before = _name_of(class_of(part))
+        reason = choice.why_not(whole)
+        for inner, part in attentions:
+            where, before = f"{name}.{inner}".lstrip("."), f"{_name_of(class_of(part))}'s attention"
             if reason:
-                report.left.append(Patched(where, f"{before}'s attention", reason=reason))
+                report.left.append(Patched(where, before, reason=reason))
             else:
-                report.swapped.append(Patched(where, f"{before}'s attention", _ATTENTION))
+                report.swapped.append(Patched(where, before, "fastllm.ops.scaled_dot_product_attention"))
         if not reason:
-            changes.configs += _with_our_attention(whole)
-
-
-def _is_attention(part: torch.nn.Module) -> bool:
-    return "Attention" in type(part).__name__ and hasattr(vars(part).get("config"), "_attn_implementation")
-
-
-def _no_attention(whole: Any, attentions: list[torch.nn.Module]) -> str:
-    """Return why the attention of a model of transformers' cannot be fastllm's; "" if it can."""
-    if not (whole._supports_attention_backend or whole._supports_sdpa):
-        return "transformers says that this model's attention cannot be exchanged"
-    for part in attentions:
-        files = [sys.modules.get(kind.__module__) for kind in type(part).__mro__]
-        if not any(hasattr(file, "ALL_ATTENTION_FUNCTIONS") for file in files):
-            return "it does not ask transformers' attention interface"
-    if getattr(whole.config, "output_attentions", False):
-        return "its config asks for attention's weights, which are not formed"
-    return ""
-
-
-def _with_our_attention(whole: torch.nn.Module) -> list[tuple[Any, Any, Any]]:
-    """Return the modules of a model of transformers' that hold a config, what it is and what it becomes."""
-    from fastllm.integrations.transformers import register
-
-    register()
-    copies: dict[int, Any] = {}
-    changes = []
-    for part in whole.modules():
-        config = vars(part).get("config")
-        if config is not None and hasattr(config, "_attn_implementation"):
-            own = copy.deepcopy(config, copies)
-            own._attn_implementation = "fastllm"
-            changes.append((part, config, own))
-    return changes
-
-
-def _config_after(before: Any, own: Any) -> Any:
-    """Return the config of a module that is unpatched: what it was, or what became of it since."""
-    if own._attn_implementation == "fastllm":
-        if own.to_dict() == before.to_dict():
-            return before
-        own._attn_implementation = before._attn_implementation
-    return own
+            changes.configs += choice.configs_for_ours(whole)
 
 
 # ---------------------------------------------------------------------------------------------------------------------

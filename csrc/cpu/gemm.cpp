@@ -37,7 +37,7 @@ constexpr int64_t kTileCols = 2 * kLanes;
 // memory and back for each block of the depth, costs more. Fewer rows than registers allow keep 16 accumulators, enough
 // for two units of latency 4: 12 rows of A whose stride is a multiple of 2 KiB, as 512 or 1024 channels make it, fall
 // into two sets of an L1 cache of 8 ways. On one core of a Zen 4, for 1536 x 2048 x 512: 12 rows and 16 KiB 90 GFLOP/s,
-// 12 and 128 KiB 97, 8 and 16 KiB 105, 8 and 64 KiB 110 (a copy for AVX2 104, torch 100).
+// 12 and 128 KiB 97, 8 and 16 KiB 105, 8 and 64 KiB 110 (AVX2 104, torch 100).
 //
 // The Xeons that have AMX were measured with 12 rows alone: on an Emerald Rapids 128 KiB reach 0.85 of what the tile
 // does in L1, 16 KiB 0.65 (1024 x 3072 x 768, one thread).

@@ -72,6 +72,7 @@ OTHERS = {
     ),
 }  # fmt: skip
 
+INTERFACE = [name for name in DECODERS if name != "bloom"]
 CONFIGS = {**DECODERS, **ENCODERS, **OTHERS}
 
 
@@ -126,3 +127,28 @@ def result(model, arguments):
     keep = arguments.get("attention_mask")
     whole = keep is None or keep.dim() != 2 or keep.shape != output.shape[:2]
     return output.flatten(0, 1) if whole else output[keep == 1]
+
+
+def gradients(model, arguments):
+    """Return the gradients of a model in training, by their parameters' names."""
+    output = result(model.train(), arguments)
+    (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
+    return {name: parameter.grad for name, parameter in model.named_parameters() if parameter.grad is not None}
+
+
+def assert_same_gradients(got, expected):
+    """Compare what gradients returned: float32 sums in another order, relative to the largest of a parameter."""
+    assert got.keys() == expected.keys()
+    for name, gradient in expected.items():
+        error = (got[name] - gradient).abs().max()
+        assert error <= 3e-5 * max(gradient.abs().max(), 1.0), name
+
+
+def assert_bfloat16_as_good(name, ours):
+    """A bfloat16 model is no further from float32's result than eager is, give or take the rounding of a result."""
+    kind = None if name in ("vit", "whisper") else "right"
+    low = inputs(name, kind, torch.bfloat16)
+    with torch.no_grad():
+        exact = result(make(name, "eager", torch.bfloat16).float(), inputs(name, kind))
+        got, expected = (result(model, low).float() for model in (ours, make(name, "eager", torch.bfloat16)))
+    assert (got - exact).abs().max() <= 2 * (expected - exact).abs().max() + 2**-8 * exact.abs().max()

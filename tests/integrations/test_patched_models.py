@@ -13,7 +13,19 @@ import transformers
 
 import fastllm
 from fastllm.integrations.transformers import modules
-from tests.integrations.models import CONFIGS, DECODERS, inputs, make, padding, result, tokens
+from tests.integrations.models import (
+    CONFIGS,
+    DECODERS,
+    assert_bfloat16_as_good,
+    assert_same_gradients,
+    gradients,
+    inputs,
+    make,
+    padding,
+    result,
+    tokens,
+)  # fmt: skip
+from tests.nn.twins import assert_same_curves
 
 NAMES = [name for name in CONFIGS if name not in ("gpt_oss", "bloom", "modernbert", "gemma2")]
 ATTENTION = "fastllm.ops.scaled_dot_product_attention"
@@ -39,28 +51,13 @@ def test_outputs(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_bfloat16(name):
-    kind = None if name in ("vit", "whisper") else "right"
-    low = inputs(name, kind, torch.bfloat16)
-    with torch.no_grad():
-        exact = result(make(name, "eager", torch.bfloat16).float(), inputs(name, kind))
-        ours = result(patched(name, torch.bfloat16)[0], low).float()
-        theirs = result(make(name, "eager", torch.bfloat16), low).float()
-    assert (ours - exact).abs().max() <= 2 * (theirs - exact).abs().max() + 2**-8 * exact.abs().max()
+    assert_bfloat16_as_good(name, patched(name, torch.bfloat16)[0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_gradients(name):
-    gradients = []
-    for model in (patched(name)[0], make(name, "eager")):
-        output = result(model.train(), inputs(name))
-        (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum().backward()
-        gradients.append({key: p.grad for key, p in model.named_parameters() if p.grad is not None})
-    assert gradients[0].keys() == gradients[1].keys()
-    for key, expected in gradients[1].items():
-        scale = max(float(expected.abs().max()), 1.0)
-        torch.testing.assert_close(
-            gradients[0][key], expected, rtol=1e-4, atol=3e-5 * scale, msg=lambda m, key=key: f"{key}: {m}"
-        )
+    arguments = inputs(name)
+    assert_same_gradients(*(gradients(model, arguments) for model in (patched(name)[0], make(name, "eager"))))
 
 
 @pytest.mark.parametrize("name", [name for name in DECODERS if name in NAMES])
@@ -148,7 +145,7 @@ def test_attention_that_does_not_ask_is_left():
     expected = model(tokens()).logits
     report = fastllm.patch(model)
     reasons = {one.reason for one in report.left if "attention" in one.before}
-    assert reasons == {"it does not ask transformers' attention interface"}
+    assert reasons == {"the model does not ask transformers' attention interface"}
     torch.testing.assert_close(model(tokens()).logits, expected, **CLOSE)
 
 
@@ -212,19 +209,13 @@ def test_copies_pickles_and_folders(tmp_path):
 
 @pytest.mark.parametrize("name", ["bert", "vit"])
 def test_training_follows_the_same_curve(name):
-    curves = []
-    for model in (make(name, "eager"), patched(name)[0]):
-        optimizer, curve = torch.optim.AdamW(model.train().parameters(), 1e-3), []
-        for _ in range(20):
-            output = result(model, inputs(name))
-            loss = (output - torch.linspace(-1, 1, output.numel()).view_as(output)).square().mean()
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            curve.append(loss.detach())
-        curves.append(torch.stack(curve))
-    torch.testing.assert_close(curves[1], curves[0], rtol=1e-4, atol=1e-5)
-    assert curves[0][-1] < curves[0][0]
+    arguments = inputs(name)
+
+    def loss(model):
+        output = result(model.train(), arguments)
+        return (output - torch.linspace(-1, 1, output.numel()).view_as(output)).square().mean()
+
+    assert_same_curves(patched(name)[0], make(name, "eager"), loss)
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning:torch.jit")  # torch.compile's own

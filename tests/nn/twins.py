@@ -64,6 +64,22 @@ def assert_twins(ours, theirs, tensors, options):
             torch.testing.assert_close(a, b, rtol=rtol, atol=atol * scale, msg=f"{name}: {a} is not {b}")
 
 
+def assert_same_curves(ours, theirs, loss, steps=20):
+    """Train both with AdamW: loss(model) must fall, along the same curve."""
+    curves = []
+    for model in (ours, theirs):
+        optimizer, curve = torch.optim.AdamW(model.parameters(), 1e-3), []
+        for _ in range(steps):
+            value = loss(model)
+            optimizer.zero_grad()
+            value.backward()
+            optimizer.step()
+            curve.append(value.detach())
+        curves.append(torch.stack(curve))
+    torch.testing.assert_close(curves[0], curves[1], rtol=1e-4, atol=1e-5)
+    assert curves[1][-1] < curves[1][0]
+
+
 def _named(result):
     outputs, of_inputs, of_parameters = result
     return [

@@ -28,10 +28,7 @@ PreTrainedModel = needed("transformers", "PreTrainedModel")
 is_tracing = needed("transformers.utils.import_utils", "is_tracing")
 logger = needed("transformers.utils.logging", "get_logger")(__name__)
 
-
 _READ_ONLY = "a CompactMask has no memory to write to: write to its dense()"
-
-
 # Any of these flags of a model's class says that all its attention is ready for another's masks.
 _SERVED = ("_supports_sdpa", "_supports_flash_attn", "_supports_flex_attn", "_supports_attention_backend")
 
@@ -63,13 +60,8 @@ class CompactMask(Tensor):
     def __new__(cls, shape, device, causal, causal_align="bottom-right", window=None, keys=None, lengths=None):
         """Return a tensor of this shape that has no memory."""
         mask = Tensor._make_wrapper_subclass(cls, shape, dtype=torch.bool, device=device)
-        mask.causal, mask.causal_align, mask.window, mask.keys, mask.lengths = (
-            causal,
-            causal_align,
-            window,
-            keys,
-            lengths,
-        )
+        mask.causal, mask.causal_align, mask.window = causal, causal_align, window
+        mask.keys, mask.lengths = keys, lengths
         return mask
 
     def dense(self) -> Tensor:
@@ -182,11 +174,11 @@ def _padding(attention_mask: Tensor | None, kv_length: int, kv_offset: int) -> T
 
 @torch.compiler.assume_constant_result
 def _calls_the_interface(config_class: type) -> bool:
-    return _has_interface(config_class)  # torch.compile looks through functools.cache, but not into this
+    return has_interface(config_class)  # torch.compile looks through functools.cache, but not into this
 
 
 @functools.cache
-def _has_interface(config_class: type) -> bool:
+def has_interface(config_class: type) -> bool:
     """Whether all attention of a config's models asks the attention interface, so that a mask may be bool or None.
 
     transformers lets models be made with any registered name, but some have attention code of their own (BLOOM), or in
