@@ -13,7 +13,7 @@ from fastllm.cli.parser import Parser
 from fastllm.errors import UserError
 from fastllm.files import is_run
 from fastllm.models.config import CONFIGS, DEFAULT
-from fastllm.train.config import OWN, START, TrainConfig, model_settings
+from fastllm.train.config import OWN, TrainConfig, model_settings, start
 
 
 def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
@@ -30,7 +30,7 @@ def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
         config = CONFIGS[kinds[0]]
         own = {field.name: field for field in fields(config)}
         for name in names:
-            _add_setting(group, own[name], getattr(config.preset(START), name), config)
+            _add_setting(group, own[name], getattr(start(kinds[0]), name), config)
 
 
 def _groups_of_models() -> Iterator[tuple[str, list[str], list[str]]]:

@@ -5,24 +5,26 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastllm.models.base import Model
-    from fastllm.models.config import CONFIGS, GPTConfig, LlamaConfig, ModelConfig
+    from fastllm.models.config import CONFIGS, GPTConfig, LlamaConfig, ModelConfig, TransformerConfig
     from fastllm.models.decoder import Decoder
     from fastllm.models.gpt import GPT
     from fastllm.models.llama import Llama
     from fastllm.models.loading import load, model_class, with_weights
+    from fastllm.models.transformer import Transformer
 
 __all__ = [
-    "CONFIGS", "GPT", "Decoder", "GPTConfig", "Llama", "LlamaConfig", "Model", "ModelConfig", "load", "model_class",
-    "with_weights",
+    "CONFIGS", "GPT", "Decoder", "GPTConfig", "Llama", "LlamaConfig", "Model", "ModelConfig", "Transformer",
+    "TransformerConfig", "load", "model_class", "with_weights",
 ]  # fmt: skip
 
 _MODULES = {
     "base": ("Model",),
-    "config": ("CONFIGS", "GPTConfig", "LlamaConfig", "ModelConfig"),
+    "config": ("CONFIGS", "GPTConfig", "LlamaConfig", "ModelConfig", "TransformerConfig"),
     "decoder": ("Decoder",),
     "gpt": ("GPT",),
     "llama": ("Llama",),
     "loading": ("load", "model_class", "with_weights"),
+    "transformer": ("Transformer",),
 }
 
 

@@ -1,6 +1,6 @@
 """What every model is to those who train, save, load and measure it. Knows no architecture and no file format."""
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterable
 from os import PathLike
 from pathlib import Path
 from typing import Any, ClassVar, Generic, Protocol, TypeVar
@@ -26,12 +26,21 @@ class SizedTokenizer(Protocol):
         """The number of tokens."""
 
 
+class PairOfVocabularies(SizedTokenizer, Protocol):
+    """What an encoder-decoder's check_tokenizer needs of a tokenizer."""
+
+    @property
+    def source_vocab_size(self) -> int:
+        """The number of tokens of the source."""
+
+
 class Model(torch.nn.Module, Generic[AnyConfig]):
     """A model with settings, blocks and a loss.
 
     Attributes:
         config: its settings, all that its constructor is given.
-        blocks: the layers that are alike, one after the other: what is compiled, checkpointed and shared out apart.
+        blocks: the layers that a model is a row of, or several rows: what is compiled, checkpointed and shared out
+            apart.
 
     Class attributes:
         kernels: the ops that a training step, an evaluation and generation call.
@@ -41,15 +50,19 @@ class Model(torch.nn.Module, Generic[AnyConfig]):
     kernels: ClassVar[Collection[str]]
     config_class: ClassVar[type[ModelConfig]]
     config: AnyConfig
-    blocks: torch.nn.ModuleList
+    blocks: Iterable[torch.nn.Module]
 
     def __init__(self, config: AnyConfig) -> None:
         check_type(type(self).__name__, "config", config, self.config_class)
         super().__init__()
         self.config = config
 
-    def loss(self, *batch: Tensor) -> Tensor:
-        """Return the mean loss of a batch's targets in nats, a scalar; what a batch is, its task and the model know."""
+    def loss(self, *batch: Tensor, label_smoothing: float = 0.0) -> Tensor:
+        """Return the mean loss of a batch's targets in nats, a scalar; what a batch is, its task and the model know.
+
+        label_smoothing is the share of each target's probability that is spread over the whole vocabulary (Szegedy et
+        al., 2016).
+        """
         raise NotImplementedError
 
     def num_parameters(self) -> int:

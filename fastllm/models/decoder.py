@@ -13,6 +13,7 @@ from torch import Tensor
 from fastllm import nn
 from fastllm.errors import check_type
 from fastllm.models.base import AnyConfig, Model
+from fastllm.models.padding import padded
 
 # B batch, T tokens, C channels, V vocabulary
 
@@ -54,6 +55,7 @@ class Decoder(Model[AnyConfig]):
         output: (*, C) -> (*, V).
     """
 
+    blocks: torch.nn.ModuleList
     norm: torch.nn.Module
     output: torch.nn.Module
 
@@ -144,7 +146,9 @@ class Decoder(Model[AnyConfig]):
         cache.advance(tokens.size(1))
         return self.output(hidden)
 
-    def loss(self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None) -> Tensor:  # type: ignore[override]
+    def loss(  # type: ignore[override]
+        self, tokens: Tensor, targets: Tensor, segment_ids: Tensor | None = None, *, label_smoothing: float = 0.0
+    ) -> Tensor:
         """Return the mean cross-entropy of targets (B, T) in nats, a scalar; targets of -100 count for nothing.
 
         segment_ids, (B, T), keep packed documents apart: see :meth:`hidden`.
@@ -155,7 +159,7 @@ class Decoder(Model[AnyConfig]):
         if targets.shape != tokens.shape:
             raise ValueError(f"{name}: 'targets' must be {tuple(tokens.shape)} as tokens, got {tuple(targets.shape)}")
         hidden = self._through_blocks(self.embed(tokens), segment_ids).flatten(0, -2)
-        return nn.head_cross_entropy(self.output, hidden, targets.flatten())
+        return nn.head_cross_entropy(self.output, hidden, targets.flatten(), label_smoothing=label_smoothing)
 
     # --- generation ---------------------------------------------------------------------------------------------------
 
@@ -265,9 +269,5 @@ class CachedContext:
             self._cache.reset(rows)
 
     def _prefill(self, sequences: list[list[int]], rows: list[int] | None = None) -> Tensor:
-        lengths = torch.tensor([len(ids) for ids in sequences])
-        padded = torch.zeros(len(sequences), int(lengths.max()), dtype=torch.int64)
-        for row, ids in zip(padded, sequences, strict=True):
-            row[: len(ids)] = torch.tensor(ids)
-        tokens = padded.to(self._cache.lengths.device, non_blocking=True)
+        tokens, lengths = padded(sequences, self._cache.lengths.device)
         return self.model.prefill(tokens, lengths, self._cache, None if rows is None else torch.tensor(rows))

@@ -12,8 +12,6 @@ from fastllm.models.decoder import Decoder, PreNormBlock
 
 # B batch, T tokens, C = n_embd channels, V vocabulary
 
-_GELU = {"gelu_tanh": "tanh", "gelu": "none"}  # names and ops.gelu's argument
-
 
 class Block(PreNormBlock):
     """One layer of GPT-2."""
@@ -23,7 +21,7 @@ class Block(PreNormBlock):
         self.norm_1 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
         self.attention = nn.CausalSelfAttention(config.n_embd, config.n_head, config.dropout, config.bias)
         self.norm_2 = nn.DropoutAddLayerNorm(config.n_embd, config.dropout, bias=config.bias)
-        self.feed_forward = nn.FeedForward(config.n_embd, approximate=_GELU[config.activation], bias=config.bias)
+        self.feed_forward = nn.FeedForward(config.n_embd, activation=config.activation, bias=config.bias)
 
 
 class GPT(Decoder[GPTConfig]):

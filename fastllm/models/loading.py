@@ -17,7 +17,7 @@ from fastllm.models.base import MODEL_TYPE, OURS, Model, config_of_ours
 from fastllm.models.config import CONFIGS, ModelConfig
 
 # Architectures, and where their classes are.
-CLASSES = {"gpt": "gpt.GPT", "llama": "llama.Llama"}
+CLASSES = {"gpt": "gpt.GPT", "llama": "llama.Llama", "transformer": "transformer.Transformer"}
 # Hugging Face's model_type, and the file of formats/ that reads it; an architecture of ours, and which writes it.
 READERS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
 WRITERS = {"gpt": "gpt2", "llama": "llama"}
@@ -104,7 +104,7 @@ def with_weights(config: ModelConfig, weights: dict[str, Tensor], source: Path |
     pretrained.check_fit(model.state_dict(), weights, Path(source))
     model.load_state_dict(weights, assign=True)
     for module in model.modules():
-        if isinstance(module, nn.RotaryEmbedding):  # its tables are in no file: this makes them
+        if isinstance(module, nn.PositionTables):  # its tables are in no file: this makes them
             module.to_empty(device=next(iter(weights.values())).device)
     return model
 

@@ -51,14 +51,14 @@ def activate(linear: Any, activation: Callable[[Tensor], Tensor], form: str, x: 
         x: (*, in_features).
     """
     if not (form and is_bare_linear(linear) and linear.bias is not None):
-        return _dropped(dropout, activation(linear(x)))
+        return dropped(dropout, activation(linear(x)))
     hidden = ops.linear(x, linear.weight)
     bias = linear.bias.to(hidden.dtype)  # under autocast it is not in the product's precision yet
     if form != "relu":
-        return _dropped(dropout, ops.bias_gelu(hidden, bias, form))
+        return dropped(dropout, ops.bias_gelu(hidden, bias, form))
     if is_bare(dropout, Dropout, torch.nn.Dropout):
         return ops.bias_relu(hidden, bias, dropout.p, dropout.training)
-    return _dropped(dropout, ops.bias_relu(hidden, bias))
+    return dropped(dropout, ops.bias_relu(hidden, bias))
 
 
 def form_of(activation: Any) -> str:
@@ -70,5 +70,6 @@ def form_of(activation: Any) -> str:
     return activation.approximate if is_bare(activation, GELU, torch.nn.GELU) else ""
 
 
-def _dropped(dropout: Any, x: Tensor) -> Tensor:
-    return x if dropout is None else dropout(x)
+def dropped(dropout: Any, x: Tensor) -> Tensor:
+    """Return dropout(x); where there is nothing to drop, x itself."""
+    return x if dropout is None or (is_bare(dropout, Dropout) and not dropout.p) else dropout(x)

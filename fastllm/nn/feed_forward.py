@@ -1,35 +1,46 @@
 """The position-wise feed-forward networks of a Transformer block."""
 
-from functools import partial
-
 import torch
 from torch import Tensor
 
 from fastllm import ops
-from fastllm.nn._fused import activate
+from fastllm.nn._fused import activate, dropped, form_of
+from fastllm.nn.activation import GELU
+from fastllm.nn.dropout import Dropout
 from fastllm.nn.linear import Linear
+
+ACTIVATIONS = {
+    "relu": torch.nn.ReLU,
+    "gelu": GELU,
+    "gelu_tanh": lambda: GELU("tanh"),
+    "silu": torch.nn.SiLU,
+}
 
 
 class FeedForward(torch.nn.Module):
-    """expand -> GELU -> contract, on each token by itself ("Attention is all you need", 3.3, with GPT's activation).
+    """expand -> activation -> contract, on each token by itself ("Attention is all you need", 3.3).
 
     Args:
         n_embd: C, channels.
         n_hidden: channels in between; default 4 C.
-        approximate: GELU's form; GPT-2's is "tanh".
+        activation: "gelu_tanh" (GPT-2's form of GELU), "gelu" (the exact one), "relu" (the paper's) or "silu".
         bias: whether both layers have a bias.
+        dropout: probability of a value in between to be zeroed while training.
     """
 
-    def __init__(self, n_embd: int, n_hidden: int | None = None, approximate: str = "tanh", bias: bool = True) -> None:
+    def __init__(
+        self, n_embd: int, n_hidden: int | None = None, activation: str = "gelu_tanh", bias: bool = True,
+        dropout: float = 0.0,
+    ) -> None:  # fmt: skip
         super().__init__()
-        self.approximate = approximate
         self.expand = Linear(n_embd, n_hidden or 4 * n_embd, bias=bias)
+        self.activation = ACTIVATIONS[activation]()
+        self.dropout = Dropout(dropout)
         self.contract = Linear(n_hidden or 4 * n_embd, n_embd, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform each token: (*, C) -> (*, C)."""
-        gelu = partial(ops.gelu, approximate=self.approximate)
-        return self.contract(activate(self.expand, gelu, self.approximate, input))
+        return self.contract(activate(self.expand, self.activation, form_of(self.activation), input, self.dropout))
 
 
 class GatedFeedForward(torch.nn.Module):
@@ -41,13 +52,15 @@ class GatedFeedForward(torch.nn.Module):
         n_embd: C, channels.
         n_hidden: F, channels in between.
         bias: whether both layers have a bias.
+        dropout: probability of a value in between to be zeroed while training.
     """
 
-    def __init__(self, n_embd: int, n_hidden: int, bias: bool = False) -> None:
+    def __init__(self, n_embd: int, n_hidden: int, bias: bool = False, dropout: float = 0.0) -> None:
         super().__init__()
+        self.dropout = Dropout(dropout)
         self.expand = Linear(n_embd, 2 * n_hidden, bias=bias)
         self.contract = Linear(n_hidden, n_embd, bias=bias)
 
     def forward(self, input: Tensor) -> Tensor:
         """Transform each token: (*, C) -> (*, C)."""
-        return self.contract(ops.swiglu(self.expand(input)))
+        return self.contract(dropped(self.dropout, ops.swiglu(self.expand(input))))

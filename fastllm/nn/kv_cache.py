@@ -213,3 +213,73 @@ class CacheLayer:
         lengths = self.cache.lengths + query.size(2)
         attended = ops.decode_attention(query.to(keys.dtype), keys, values, lengths, window=window)
         return attended.transpose(1, 2).to(qkv.dtype)
+
+
+class SourceCache:
+    """Keys and values of P sources in every layer of a decoder, and which of them each of B rows continues.
+
+    They are made once. Rows of one source, as a beam search has them, read the same keys: their queries stand side by
+    side as the heads of a group do, so each key is read once for all of them.
+
+    Args:
+        keys_and_values: of each layer, two (P, H, S, D).
+        lengths: (P,) int64, tokens of each source.
+    """
+
+    def __init__(self, keys_and_values: Sequence[tuple[Tensor, Tensor]], lengths: Tensor) -> None:
+        self._layers = [(key.contiguous(), value.contiguous()) for key, value in keys_and_values]
+        self._lengths = lengths.to(self._layers[0][0].device, non_blocking=True)
+        self.sources = list(range(lengths.numel()))  # of each row
+        self._arrange()
+
+    def keep(self, rows: Sequence[int]) -> None:
+        """Make row i one of the source that row rows[i] was of, for as many as there are rows."""
+        self.sources = [self.sources[row] for row in rows]
+        used = list(dict.fromkeys(self.sources))
+        if 2 * len(used) <= self._lengths.numel():  # what few rows are left of is worth a copy
+            chosen = torch.tensor(used).to(self._lengths.device, non_blocking=True)
+            self._layers = [(key[chosen], value[chosen]) for key, value in self._layers]
+            self._lengths = self._lengths[chosen]
+            self.sources = [used.index(source) for source in self.sources]
+        self._arrange()
+
+    def _arrange(self) -> None:
+        """Find each row a place among its source's: G of them, as many as the source with most rows has."""
+        counts = [0] * self._lengths.numel()
+        places = []
+        for source in self.sources:
+            places.append(counts[source])
+            counts[source] += 1
+        self.group = max(counts, default=0)
+        flat = [source * self.group + place for source, place in zip(self.sources, places, strict=True)]
+        self._places: Tensor | None = None
+        if flat != list(range(len(counts) * self.group)):
+            self._places = torch.tensor(flat, dtype=torch.int64).to(self._lengths.device, non_blocking=True)
+
+    def attend(self, layer: int, query: Tensor) -> Tensor:
+        """Attend to every token of the sources: (B, T, H, D) -> (B, T, H, D)."""
+        batch, tokens, heads, size = query.shape
+        key, value = self._layers[layer]
+        query = query.to(key.dtype)
+        if self._places is not None:
+            spread = query.new_zeros(self._lengths.numel() * self.group, tokens, heads, size)
+            spread[self._places] = query
+        else:
+            spread = query
+        grouped = spread.view(-1, self.group, tokens, heads, size)  # (P, G, T, H, D)
+        together = grouped.permute(0, 3, 1, 2, 4).flatten(2, 3)  # (P, H, G T, D)
+        attended = ops.scaled_dot_product_attention(together, key, value, key_lengths=self._lengths)
+        result = attended.unflatten(2, (self.group, tokens)).permute(0, 2, 3, 1, 4).flatten(0, 1)  # (P G, T, H, D)
+        return result if self._places is None else result[self._places]
+
+
+@dataclass
+class SourceLayer:
+    """One layer's part in a step: what cross-attention needs of a cache."""
+
+    cache: SourceCache
+    layer: int
+
+    def attend(self, query: Tensor) -> Tensor:
+        """Attend to the sources: (B, T, H, D) -> (B, T, H, D)."""
+        return self.cache.attend(self.layer, query).to(query.dtype)

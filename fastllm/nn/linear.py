@@ -35,11 +35,12 @@ class Linear(torch.nn.Linear):
 class TiedLinear(Linear):
     """A linear layer with the weight of an embedding, which it has no copy of (Press & Wolf, 2017).
 
-    It has no parameters and no state of its own: the weight is the embedding's, also after that has been moved,
-    sharded or loaded.
+    It has no parameters and no state of its own but for a bias: the weight is the embedding's, also after that has been
+    moved, sharded or loaded.
 
     Args:
         embedding: of V rows of C numbers.
+        bias: whether there is one, of zeros at first.
 
     Shapes: (*, C) -> (*, V).
 
@@ -50,10 +51,10 @@ class TiedLinear(Linear):
         (torch.Size([2, 5]), [])
     """
 
-    def __init__(self, embedding: torch.nn.Embedding) -> None:
+    def __init__(self, embedding: torch.nn.Embedding, bias: bool = False) -> None:
         torch.nn.Module.__init__(self)  # not Linear's, which would make a weight
         self.in_features, self.out_features = embedding.embedding_dim, embedding.num_embeddings
-        self.register_parameter("bias", None)
+        self.register_parameter("bias", torch.nn.Parameter(torch.zeros(self.out_features)) if bias else None)
         vars(self)["_embedding"] = embedding  # past Module.__setattr__: it is a part of the model already
 
     @property

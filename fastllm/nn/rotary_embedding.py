@@ -1,17 +1,15 @@
 """Rotary position embedding as a layer that owns its tables."""
 
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
-from typing_extensions import Self
 
 from fastllm import ops
+from fastllm.nn.position_tables import PositionTables
 
 # B batch, H heads, T tokens, D head_dim
 
 
-class RotaryEmbedding(torch.nn.Module):
+class RotaryEmbedding(PositionTables):
     """Turn queries or keys by the angles of their positions (Su et al., "RoFormer", 2021).
 
     The tables of cosines and sines are buffers that no state_dict holds, in float32 whatever dtype the model is taken
@@ -55,28 +53,21 @@ class RotaryEmbedding(torch.nn.Module):
         self.dim, self.base, self.scale, self.interleaved, self.layout = dim, base, scale, interleaved, layout
         # Neither a buffer nor on a device: new tables are made of these wherever and in whatever dtype the model is.
         self.frequencies = None if frequencies is None else frequencies.detach().to("cpu", torch.float64, copy=True)
-        self._make_tables(context_length, None)
+        self.make_tables(context_length, None)
 
-    def _make_tables(self, length: int, device: torch.device | None) -> None:
+    @property
+    def table(self) -> Tensor:
+        """The cosines, a row a position."""
+        return self.cos
+
+    def make_tables(self, length: int, device: torch.device | None) -> None:
+        """Make the tables of so many positions."""
         with torch.inference_mode(False), torch.no_grad():  # or a table made while generating could not be trained with
             cos, sin = ops.rotary_tables(
                 length, self.dim, self.base, frequencies=self.frequencies, scale=self.scale, device=device
             )
         self.register_buffer("cos", cos, persistent=False)
         self.register_buffer("sin", sin, persistent=False)
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
-        # The tables follow the model to another device, but not to another dtype; and memory that is made anew
-        # (to_empty) must not be theirs, as no checkpoint fills them. So they are made again, where they go.
-        device = fn(torch.empty(0, device=self.cos.device)).device
-        if device != self.cos.device:
-            self._make_tables(self.cos.size(0), device)
-        return self
-
-    def grow(self, length: int) -> None:
-        """Make the tables hold at least so many positions; they double, so that this is seldom."""
-        if length > self.cos.size(0):
-            self._make_tables(max(length, 2 * self.cos.size(0)), self.cos.device)
 
     def forward(self, input: Tensor, positions: int | Tensor = 0, *, num_heads: int | None = None) -> Tensor:
         """Turn each token of `input`: (B, H, T, D) or (B, T, H, D) -> a contiguous tensor of that shape.

@@ -75,7 +75,7 @@ class TrainConfig:
     data: Path | None = None
     out: Path | None = None
     init: Path | None = None
-    model: ModelConfig = field(default_factory=lambda: CONFIGS[DEFAULT].preset(START))
+    model: ModelConfig = field(default_factory=lambda: start(DEFAULT))
     vocab_size: int | None = None
     document_mask: bool = False
     batch_size: int = 12
@@ -158,7 +158,7 @@ class TrainConfig:
 
         Args:
             settings: by name, the model's among them; "model" is the architecture's name, by default gpt. What is
-                missing has its default, of the model that of its preset "shakespeare".
+                missing has its default, of the model that of its default_preset.
 
         Raises:
             UserError: a name is not a setting, or is of another architecture; or a value cannot be.
@@ -173,7 +173,7 @@ class TrainConfig:
             elif name != "model":
                 raise UserError(f"train: '{name}' is not a setting{_of_others(name, kind)}")
         try:
-            return cls(**own, model=CONFIGS[kind].preset(START, **model))
+            return cls(**own, model=start(kind, **model))
         except (TypeError, ValueError) as error:  # of a class that the user has not named
             raise UserValueError(f"train: {str(error).partition(': ')[2]}") from error
 
@@ -230,7 +230,11 @@ class TrainConfig:
         return config
 
 
-START = "shakespeare"  # the preset that a new run's model is, but for what is given
+def start(kind: str, **given: Any) -> ModelConfig:
+    """Return the settings of an architecture that a new run has, but for what is given."""
+    return CONFIGS[kind].preset(CONFIGS[kind].default_preset, **given)
+
+
 OWN = {one.name: one.type for one in fields(TrainConfig) if one.name != "model"}
 
 

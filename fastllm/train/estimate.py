@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
-from fastllm.models.config import Cost
+from fastllm.models.config import BlockCost, Cost
 
 FLOAT32 = 4  # bytes
 GPUS_A_NODE = 8
@@ -80,16 +80,16 @@ def flops_per_token(cost: Cost) -> float:
     those are counted: counting work that is never done would let the utilisation pass 100%. Embedding look-ups, norms
     and the like, and what activation checkpointing computes again, count for nothing.
     """
-    return 3 * (cost.n_layer * _block_forward(cost) + 2 * cost.output_matrix)
+    return 3 * (_blocks_forward(cost) + 2 * cost.output_matrix)
 
 
-def _block_forward(cost: Cost) -> float:
-    return 2 * cost.block_matrices + 4 * cost.attention_width * cost.visible
+def _blocks_forward(cost: Cost) -> float:
+    return sum(block.count * (2 * block.matrices + 4 * block.attention) for block in cost.blocks)
 
 
 def computed_flops_per_token(cost: Cost, activation_checkpointing: bool) -> float:
     """Return the FLOPs that are really computed a token: activation checkpointing runs each block forward twice."""
-    again = cost.n_layer * _block_forward(cost) if activation_checkpointing else 0.0
+    again = _blocks_forward(cost) if activation_checkpointing else 0.0
     return flops_per_token(cost) + again
 
 
@@ -114,9 +114,9 @@ class Memory:
         return sum(vars(self).values())
 
 
-def block_activations(cost: Cost, half: bool) -> int:
-    """Return the bytes that one block keeps a token for its backward, as these kernels keep them."""
-    return FLOAT32 * cost.kept_float32 + (2 if half else FLOAT32) * cost.kept
+def block_activations(block: BlockCost, half: bool) -> int:
+    """Return the bytes that a block keeps a token for its backward, as these kernels keep them."""
+    return FLOAT32 * block.kept_float32 + (2 if half else FLOAT32) * block.kept
 
 
 def activations(cost: Cost, sequences: int, half: bool, checkpointing: bool) -> int:
@@ -125,10 +125,11 @@ def activations(cost: Cost, sequences: int, half: bool, checkpointing: bool) -> 
     With checkpointing a block keeps its two inputs (branch and residual; the first has the embedding alone), and one
     block at a time has everything.
     """
-    c, block = cost.channels, block_activations(cost, half)
+    c, kept = cost.channels, {block: block_activations(block, half) for block in cost.blocks}
     ends = FLOAT32 * (2 * c + 2)  # the last residual sum and its norm's two numbers; the gradient of the last output
     inputs = FLOAT32 * c + (cost.n_layer - 1) * (FLOAT32 + (2 if half else FLOAT32)) * c
-    blocks = inputs + block if checkpointing else cost.n_layer * block
+    each = sum(block.count * size for block, size in kept.items())
+    blocks = inputs + max(kept.values()) if checkpointing else each
     return sequences * cost.context_length * (blocks + ends)
 
 
@@ -152,10 +153,11 @@ def memory(
         checkpointing: whether blocks are computed again in backward.
         ema: whether a moving average of the weights is kept.
     """
-    count, block = cost.parameters, cost.block_parameters
+    count, block = cost.parameters, max(block.parameters for block in cost.blocks)
     own = FLOAT32 * count / (devices if fsdp else 1)
     gathered = FLOAT32 * (3 * block + cost.other_parameters) if fsdp and devices > 1 else 0.0
-    matrices = cost.block_matrices * (1 if checkpointing else cost.n_layer)
+    one, all_of_them = max(b.matrices for b in cost.blocks), sum(b.count * b.matrices for b in cost.blocks)
+    matrices = one if checkpointing else all_of_them
     return Memory(
         weights=own, gradients=own, optimizer=2 * own, average=own if ema else 0.0, gathered=gathered,
         half_weights=2.0 * matrices if half else 0.0,

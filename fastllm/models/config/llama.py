@@ -1,197 +1,13 @@
-"""What a model is made of: a dataclass an architecture, and what such a model costs. Knows nothing of torch.
+"""The settings of Llama and its kin."""
 
-A setting of a model is written down here and nowhere else: the options of `fastllm train`, a run's config.yaml, a
-model's config.json, estimates and initialisation all read these fields.
-"""
+from dataclasses import dataclass, replace
+from numbers import Real
+from typing import Any, ClassVar
 
-from dataclasses import asdict, dataclass, fields, replace
-from numbers import Integral, Real
-from typing import Any, ClassVar, TypeVar
-
-from fastllm.errors import check_type, did_you_mean
+from fastllm.models.config.base import ModelConfig
+from fastllm.models.config.cost import BlockCost, Cost
 
 # T tokens of context, C = n_embd channels, H heads, K heads of keys and values, D head_dim, F hidden, V vocabulary
-
-Config = TypeVar("Config", bound="ModelConfig")
-
-
-@dataclass(frozen=True)
-class Cost:
-    """What a model costs, counted by block and by token; train/estimate.py makes FLOPs, bytes and seconds of it.
-
-    Args:
-        context_length: T.
-        n_layer: how many blocks.
-        channels: C, of the residual stream.
-        block_parameters: numbers in a block.
-        block_matrices: those of them that tokens are multiplied with.
-        other_parameters: numbers outside of blocks.
-        output_matrix: numbers that a token is multiplied with for its logits.
-        attention_width: H D, the channels that attention multiplies scores with.
-        visible: tokens that a token sees, on average over a context.
-        kept_float32: numbers that a block keeps of a token for its backward in float32.
-        kept: those that it keeps in the precision of matrix products.
-    """
-
-    context_length: int
-    n_layer: int
-    channels: int
-    block_parameters: int
-    block_matrices: int
-    other_parameters: int
-    output_matrix: int
-    attention_width: int
-    visible: float
-    kept_float32: int
-    kept: int
-
-    @property
-    def parameters(self) -> int:
-        """Return how many numbers are trained."""
-        return self.n_layer * self.block_parameters + self.other_parameters
-
-
-@dataclass
-class ModelConfig:
-    """What every architecture's settings have; subclasses add theirs and give `kind`, `presets` and `cost`.
-
-    Attributes:
-        kind: the architecture's name, by which files and options call it.
-        presets: named settings; "shakespeare" is what `fastllm train` starts from.
-        task: what such a model learns, by the name that train/task.py knows.
-    """
-
-    kind: ClassVar[str]
-    task: ClassVar[str] = "language"
-    presets: ClassVar[dict[str, dict[str, Any]]]
-
-    vocab_size: int
-    context_length: int
-
-    @classmethod
-    def preset(cls: type[Config], name: str, **overrides: Any) -> Config:
-        """Return the settings of that name, with changes.
-
-        Raises:
-            ValueError: there is no such preset.
-        """
-        if name not in cls.presets:
-            hint = did_you_mean(name, cls.presets)
-            raise ValueError(f"{cls.__name__}: 'preset' must be one of {', '.join(cls.presets)}, got '{name}'{hint}")
-        return cls(**{**cls.presets[name], **overrides})
-
-    @classmethod
-    def from_dict(cls: type[Config], settings: dict[str, Any]) -> Config:
-        """Return the configuration that asdict made settings of.
-
-        Raises:
-            ValueError: a setting is unknown, or has a value that it cannot have.
-            TypeError: a value is of a wrong type.
-        """
-        known = [field.name for field in fields(cls)]
-        if unknown := [name for name in settings if name not in known]:
-            hint = did_you_mean(unknown[0], known)
-            raise ValueError(f"{cls.__name__}: '{unknown[0]}' is not a setting{hint}; there are {', '.join(known)}")
-        return cls(**settings)
-
-    def cost(self) -> Cost:
-        """Return what the model costs."""
-        raise NotImplementedError
-
-    def may_become(self, name: str, value: Any) -> bool:
-        """Return whether trained weights still fit where this setting gets another value."""
-        return name == "dropout" or (name == "context_length" and value < self.context_length)
-
-    def adapted(self: Config, **changes: Any) -> Config:
-        """Return the settings of trained weights with changes that may_become allows.
-
-        Raises:
-            ValueError: the settings do not go together, or the weights were not trained for them.
-        """
-        return replace(self, **changes)
-
-    def _check_sizes(self, *names: str) -> None:
-        """Raise unless these are whole numbers of at least 1."""
-        for name in names:
-            check_type(type(self).__name__, name, getattr(self, name), Integral)
-            self._require(name, getattr(self, name) >= 1, "be at least 1")
-
-    def _check_types(self, **kinds: type) -> None:
-        for name, kind in kinds.items():
-            check_type(type(self).__name__, name, getattr(self, name), kind)
-
-    def _require(self, name: str, condition: bool, expectation: str) -> None:
-        if not condition:
-            value = getattr(self, name)
-            shown = f"'{value}'" if isinstance(value, str) else value
-            raise ValueError(f"{type(self).__name__}: '{name}' must {expectation}, got {shown}")
-
-
-@dataclass
-class GPTConfig(ModelConfig):
-    """The architecture of a GPT; the defaults are GPT-2's smallest, without its dropout.
-
-    Args:
-        vocab_size: V, token ids.
-        context_length: T, tokens the model sees at once.
-        n_layer: blocks.
-        n_head: H, attention heads a block; must divide n_embd.
-        n_embd: C, channels.
-        dropout: probability of a value to be zeroed while training, in [0, 1).
-        bias: whether linear and norm layers have biases.
-        activation: gelu_tanh (GPT-2's form of GELU) or gelu (the exact one, nanoGPT's).
-
-    Raises:
-        ValueError: a size is not positive, n_head does not divide n_embd, dropout is not in [0, 1), or activation is
-            unknown.
-        TypeError: a value is of a wrong type.
-    """
-
-    kind: ClassVar[str] = "gpt"
-    presets: ClassVar[dict[str, dict[str, Any]]] = {
-        "gpt2": {"n_layer": 12, "n_head": 12, "n_embd": 768},
-        "gpt2-medium": {"n_layer": 24, "n_head": 16, "n_embd": 1024},
-        "gpt2-large": {"n_layer": 36, "n_head": 20, "n_embd": 1280},
-        "gpt2-xl": {"n_layer": 48, "n_head": 25, "n_embd": 1600},
-        "shakespeare": {
-            "vocab_size": 65, "context_length": 64, "n_layer": 4, "n_head": 4, "n_embd": 128, "bias": False,
-        },
-    }  # fmt: skip
-
-    vocab_size: int = 50257
-    context_length: int = 1024
-    n_layer: int = 12
-    n_head: int = 12
-    n_embd: int = 768
-    dropout: float = 0.0
-    bias: bool = True
-    activation: str = "gelu_tanh"
-
-    def __post_init__(self) -> None:
-        self._check_sizes("vocab_size", "context_length", "n_layer", "n_head", "n_embd")
-        self._check_types(dropout=Real, bias=bool, activation=str)
-        self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
-        self._require("dropout", 0 <= self.dropout < 1, "be in [0, 1)")
-        self._require("activation", self.activation in ("gelu_tanh", "gelu"), "be gelu_tanh or gelu")
-
-    def cost(self) -> Cost:
-        """Return what the model costs: 12 C^2 in a block's matrices, 4 C wide in the middle.
-
-        A block keeps in float32 two residual sums, each norm's mean and 1/std, and attention's statistics, two a head;
-        in the products' precision their inputs (two norms' outputs, attention's, GELU's 4 C), qkv 3 C and GELU's input,
-        4 C.
-        """
-        c = self.n_embd
-        vectors = 2 * c + (11 * c if self.bias else 0)
-        return Cost(
-            context_length=self.context_length, n_layer=self.n_layer, channels=c,
-            block_parameters=12 * c * c + vectors, block_matrices=12 * c * c,
-            other_parameters=(self.vocab_size + self.context_length) * c + c * (2 if self.bias else 1),
-            output_matrix=self.vocab_size * c,
-            attention_width=c, visible=(self.context_length + 1) / 2,
-            kept_float32=2 * c + 4 + 2 * self.n_head, kept=14 * c,
-        )  # fmt: skip
-
 
 ROPE_SCALINGS = ("none", "linear", "llama3", "yarn")
 
@@ -360,21 +176,14 @@ class LlamaConfig(ModelConfig):
         matrices = c * heads + queries * c + 3 * c * f
         vectors = 2 * c + (heads if self.qkv_bias else 0) + (2 * self.head_size if self.qk_norm else 0)
         seen = min(self.window or t, t)
-        return Cost(
-            context_length=t, n_layer=self.n_layer, channels=c,
-            block_parameters=matrices + vectors, block_matrices=matrices,
-            other_parameters=self.vocab_size * c * (1 if self.tie_embeddings else 2) + c,
-            output_matrix=self.vocab_size * c,
-            attention_width=queries, visible=seen * (t - (seen - 1) / 2) / t,
+        block = BlockCost(
+            self.n_layer, parameters=matrices + vectors, matrices=matrices,
+            attention=queries * seen * (t - (seen - 1) / 2) / t,
             kept_float32=2 * c + 2 + 2 * self.n_head + (self.n_head + self.kv_heads if self.qk_norm else 0),
             kept=2 * c + heads + normed + queries + 3 * f,
         )  # fmt: skip
-
-
-CONFIGS: dict[str, type[ModelConfig]] = {config.kind: config for config in (GPTConfig, LlamaConfig)}
-DEFAULT = GPTConfig.kind  # where nothing names an architecture, as in the files of the time when there was one
-
-
-def to_dict(config: ModelConfig) -> dict[str, Any]:
-    """Return a model's settings with its architecture's name, as files hold them."""
-    return {"model": config.kind, **asdict(config)}
+        return Cost(
+            context_length=t, channels=c, blocks=(block,),
+            other_parameters=self.vocab_size * c * (1 if self.tie_embeddings else 2) + c,
+            output_matrix=self.vocab_size * c,
+        )  # fmt: skip
