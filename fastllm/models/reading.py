@@ -1,4 +1,4 @@
-"""An encoder-decoder that has read its sources: a generator of targets, and the state of those that are on their way."""
+"""An encoder-decoder that has read its sources generates targets; and the state of those that are on their way."""
 
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from fastllm.errors import UserValueError
 from fastllm.models.padding import padded
 
 if TYPE_CHECKING:
-    from fastllm.models.transformer import Transformer
+    from fastllm.models.encoder_decoder import EncoderDecoder
 
 # P sources, B sequences, S tokens of a source, T tokens, V vocabulary
 
@@ -30,7 +30,7 @@ class Reading:
         UserValueError: one is empty, longer than the model's context_length, or has ids outside its vocabulary.
     """
 
-    def __init__(self, model: "Transformer", sources: Sequence[Sequence[int]]) -> None:
+    def __init__(self, model: "EncoderDecoder", sources: Sequence[Sequence[int]]) -> None:
         self.model = model
         self.sources = [[int(token) for token in source] for source in sources]
         for number, source in enumerate(self.sources):
@@ -67,10 +67,10 @@ class Reading:
     def sequence_bytes(self, tokens: int) -> int:
         """Return the bytes of keys and values that a target of so many tokens takes, with those of its source."""
         longest = max(map(len, self.sources), default=0)
-        weight = self.model.embedding.weight
-        config = self.model.config
-        room = min(tokens, config.context_length) + longest
-        return 2 * config.n_decoder_layer * config.n_embd * room * weight.element_size()
+        heads, head_dim = self.model.cache_shape()
+        room = min(tokens, self.context_length) + longest
+        element_size = next(self.model.parameters()).element_size()
+        return 2 * len(self.model.decoder) * heads * head_dim * room * element_size
 
     def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int | None = None) -> "TargetState":
         """Read the sources; return the state of targets that begin so, one for each of them.
@@ -114,23 +114,22 @@ class TargetState:
 
     @torch.no_grad()
     def __init__(
-        self, model: "Transformer", sources: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]],
+        self, model: "EncoderDecoder", sources: Sequence[Sequence[int]], prompts: Sequence[Sequence[int]],
         max_new_tokens: int, room: int | None,
     ) -> None:  # fmt: skip
-        self.model, config = model, model.config
-        weight = model.embedding.weight
+        self.model = model
+        weight = next(model.parameters())
         source, lengths = padded(sources, weight.device)
-        memory = model.encode(source, lengths)
-        crosses = [block.cross_attention for block in model.decoder]
-        self._sources = nn.SourceCache([cross.keys_and_values(memory) for cross in crosses], lengths)
+        self._sources = nn.SourceCache(model.keys_and_values(model.encode(source, lengths)), lengths)
         tokens, counts = padded(prompts, weight.device)
-        capacity = min(config.context_length, tokens.size(1) + max_new_tokens)
+        heads, head_dim = model.cache_shape()
+        capacity = min(model.context_length, tokens.size(1) + max_new_tokens)
         self._cache = nn.KVCache(
-            config.n_decoder_layer, len(prompts) if room is None else max(room, len(prompts)), config.n_head, capacity,
-            config.n_embd // config.n_head, dtype=weight.dtype, device=weight.device,
+            len(model.decoder), max(room or 0, len(prompts)), heads, capacity, head_dim, dtype=weight.dtype,
+            device=weight.device,
         )  # fmt: skip
         self._cache.reorder(range(len(prompts)))
-        hidden = self._through(tokens, 0, prefill=True)
+        hidden = self._through(tokens, prefill=True)
         self._cache.set_lengths(counts)
         last = (counts - 1).to(weight.device, non_blocking=True)
         self.logits = model.output(hidden[torch.arange(len(prompts), device=weight.device), last])
@@ -144,7 +143,7 @@ class TargetState:
         """
         self._cache.check_room(1)
         column = torch.tensor(tokens)[:, None].to(self.logits.device, non_blocking=True)
-        hidden = self._through(column, self._cache.lengths)
+        hidden = self._through(column)
         self._cache.advance(1)
         self.logits = self.model.output(hidden[:, -1])
 
@@ -154,10 +153,9 @@ class TargetState:
         self._sources.keep(rows)
         self.logits = self.logits[torch.tensor(rows, dtype=torch.int64).to(self.logits.device, non_blocking=True)]
 
-    def _through(self, tokens: Tensor, positions: int | Tensor, **options: bool) -> Tensor:
-        model, residual = self.model, None
-        branch = model._embed(model.embedding(tokens), "positions", positions)
-        for i, block in enumerate(model.decoder):
-            cache, sources = nn.CacheLayer(self._cache, i, **options), nn.SourceLayer(self._sources, i)
-            branch, residual = block(branch, residual, None, None, cache, sources)
-        return model._end("decoder_norm", branch, residual)
+    def _through(self, tokens: Tensor, prefill: bool = False) -> Tensor:
+        caches = [
+            (nn.CacheLayer(self._cache, i, prefill), nn.SourceLayer(self._sources, i))
+            for i in range(len(self.model.decoder))
+        ]
+        return self.model.decode(tokens, caches=caches)

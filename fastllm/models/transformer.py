@@ -6,17 +6,15 @@ model it stands before, and each block hands on (branch, residual): a sub-layer'
 added to.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastllm import nn, ops
-from fastllm.errors import UserValueError, check_type
-from fastllm.models.base import Model, PairOfVocabularies
+from fastllm import nn
 from fastllm.models.config import TransformerConfig
-from fastllm.models.padding import padded
-from fastllm.models.reading import Reading
+from fastllm.models.encoder_decoder import Caches, EncoderDecoder
 
 # B batch, S tokens of the source, T tokens of the target, C = n_embd channels, V vocabulary
 
@@ -80,6 +78,11 @@ def _norm(config: TransformerConfig) -> nn.DropoutAddLayerNorm:
     return nn.DropoutAddLayerNorm(config.n_embd, config.dropout, config.norm_eps, bias=config.bias)
 
 
+def _last_norm(config: TransformerConfig) -> torch.nn.Module:
+    """Return what ends a row of blocks: in a post-norm model a norm of their output alone."""
+    return _norm(config) if config.norm_first else nn.LayerNorm(config.n_embd, config.norm_eps, bias=config.bias)
+
+
 def _feed_forward(config: TransformerConfig) -> torch.nn.Module:
     sizes = config.n_embd, config.intermediate_size
     if config.activation == "swiglu":
@@ -87,7 +90,7 @@ def _feed_forward(config: TransformerConfig) -> torch.nn.Module:
     return nn.FeedForward(*sizes, config.activation, config.bias, config.activation_dropout)
 
 
-class Transformer(Model[TransformerConfig]):
+class Transformer(EncoderDecoder[TransformerConfig]):
     """An encoder-decoder that turns a source sequence into a target sequence.
 
     Attributes:
@@ -124,7 +127,7 @@ class Transformer(Model[TransformerConfig]):
         self.encoder = torch.nn.ModuleList(EncoderBlock(config) for _ in range(config.n_encoder_layer))
         self.decoder = torch.nn.ModuleList(DecoderBlock(config) for _ in range(config.n_decoder_layer))
         if config.ends_in_norm:
-            self.encoder_norm, self.decoder_norm = _norm(config), _norm(config)
+            self.encoder_norm, self.decoder_norm = _last_norm(config), _last_norm(config)
         if config.sharing == "none":
             self.output: torch.nn.Module = nn.Linear(config.n_embd, config.vocab_size, bias=config.output_bias)
         else:
@@ -155,88 +158,32 @@ class Transformer(Model[TransformerConfig]):
         """The blocks of encoder and decoder."""
         return [*self.encoder, *self.decoder]
 
-    @property
-    def vocab_size(self) -> int:
-        """V, of the logits."""
-        return self.config.vocab_size
-
-    @property
-    def source_vocab_size(self) -> int:
-        """The number of tokens that a source can have."""
-        return self.config.source_vocabulary
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a source or a target has."""
-        return self.config.context_length
-
-    def check_tokenizer(self, tokenizer: PairOfVocabularies, where: object) -> None:  # type: ignore[override]
-        """Check that a tokenizer can be this model's: as Model's, for the source's vocabulary too.
-
-        Raises:
-            UserValueError: one side has more tokens than the model, or there is one side only.
-        """
-        super().check_tokenizer(tokenizer, where)
-        source = getattr(tokenizer, "source_vocab_size", None)
-        if source is None:
-            raise UserValueError(f"{where}: 'tokenizer' must be a pair, of source and target, got one of one language")
-        if source > self.source_vocab_size:
-            raise UserValueError(
-                f"{where}: 'tokenizer' must have at most the model's {self.source_vocab_size} tokens of the source, "
-                f"got {source}"
-            )
-
-    # --- training -----------------------------------------------------------------------------------------------------
-
-    def forward(self, source: Tensor, target: Tensor, source_lengths: Tensor | None = None) -> Tensor:
-        """Return logits: (B, S) and (B, T) int -> (B, T, V); those at i are of what follows target[:, i].
-
-        Args:
-            source: (B, S) int; what lies behind a row's length is not seen.
-            target: (B, T) int, from the start token on.
-            source_lengths: (B,) int, tokens of each source; the default is S.
-
-        Raises:
-            ValueError: a shape does not fit, or a sequence is longer than context_length.
-            TypeError: source or target are not tensors of whole numbers.
-        """
-        self._check("source", source)
-        self._check("target", target, batch=source.size(0))
-        return self.output(self._decode(target, self.encode(source, source_lengths), source_lengths))
-
-    def loss(  # type: ignore[override]
-        self, source: Tensor, source_lengths: Tensor | None, target: Tensor, labels: Tensor, *,
-        label_smoothing: float = 0.0,
-    ) -> Tensor:  # fmt: skip
-        """Return the mean cross-entropy of labels in nats, a scalar, without logits.
-
-        Args:
-            source, source_lengths, target: as of forward.
-            labels: (B, T) int, what follows each token of target; -100 counts for nothing.
-            label_smoothing: as of Model.loss; the paper's is 0.1.
-        """
-        self._check("source", source)
-        self._check("target", target, batch=source.size(0))
-        if labels.shape != target.shape:
-            got = tuple(labels.shape)
-            raise ValueError(f"Transformer: 'labels' must be {tuple(target.shape)} as target, got {got}")
-        hidden = self._decode(target, self.encode(source, source_lengths), source_lengths).flatten(0, -2)
-        return nn.head_cross_entropy(self.output, hidden, labels.flatten(), label_smoothing=label_smoothing)
-
     def encode(self, source: Tensor, source_lengths: Tensor | None = None) -> Tensor:
-        """Return what the encoder makes of sources: (B, S) int -> (B, S, C); behind a length it means nothing."""
-        self._check_lengths(source, source_lengths)
+        """Return what the encoder makes of sources, (B, S) int -> (B, S, C)."""
         table = self.embedding if self.config.sharing == "all" else self.source_embedding
         branch, residual = self._embed(table(source), "source_positions", 0), None
         for block in self.encoder:
             branch, residual = block(branch, residual, source_lengths)
         return self._end("encoder_norm", branch, residual)
 
-    def _decode(self, target: Tensor, memory: Tensor, lengths: Tensor | None) -> Tensor:
-        branch, residual = self._embed(self.embedding(target), "positions", 0), None
-        for block in self.decoder:
-            branch, residual = block(branch, residual, memory, lengths)
+    def decode(
+        self, target: Tensor, memory: Tensor | None = None, lengths: Tensor | None = None, caches: Caches = ()
+    ) -> Tensor:
+        """Return the decoder's last output, (B, T) int -> (B, T, C)."""
+        first = caches[0][0].positions if caches else 0
+        branch, residual = self._embed(self.embedding(target), "positions", first), None
+        for i, block in enumerate(self.decoder):
+            branch, residual = block(branch, residual, memory, lengths, *(caches[i] if caches else ()))
         return self._end("decoder_norm", branch, residual)
+
+    def keys_and_values(self, memory: Tensor) -> list[tuple[Tensor, Tensor]]:
+        """Return what each block of the decoder attends to, (B, S, C) -> two (B, H, S, D) each."""
+        crosses: list[Any] = [block.cross_attention for block in self.decoder]
+        return [cross.keys_and_values(memory) for cross in crosses]
+
+    def cache_shape(self) -> tuple[int, int]:
+        """Return H and head_dim."""
+        return self.config.n_head, self.config.n_embd // self.config.n_head
 
     def _embed(self, embedded: Tensor, learned: str, positions: int | Tensor) -> Tensor:
         """Return what the first block gets of embedded tokens, (B, T, C)."""
@@ -252,73 +199,7 @@ class Transformer(Model[TransformerConfig]):
         return embedded if self.config.norm_first else self.dropout(embedded)  # the first norm drops too
 
     def _end(self, norm: str, branch: Tensor, residual: Tensor | None) -> Tensor:
-        if residual is None:  # the last norm stands behind the last residual; another one comes without dropout
-            return nn.LayerNorm.forward(getattr(self, norm), branch) if self.config.ends_in_norm else branch
-        if self.config.ends_in_norm:
+        """Return the last block's output, normalised where the model ends in a norm."""
+        if residual is not None:
             return getattr(self, norm)(branch, residual)[0]
-        return ops.dropout_add(branch, residual, self.config.dropout, self.training)
-
-    # --- translation --------------------------------------------------------------------------------------------------
-
-    def reading(self, sources: Sequence[Sequence[int]]) -> Reading:
-        """Return what generation continues targets with, given their sources: see :class:`Reading`.
-
-        Args:
-            sources: a sequence of ids for each target, as the tokenizer's encode_source gives them.
-
-        Raises:
-            UserValueError: one is empty, longer than context_length, or has ids outside the vocabulary.
-        """
-        return Reading(self, sources)
-
-    @torch.no_grad()
-    def cross_attention(
-        self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], layer: int = -1
-    ) -> list[Tensor]:
-        """Return where each target's tokens look in its source, the mean over the heads of a layer of the decoder.
-
-        Args:
-            sources: ids, as of reading.
-            targets: ids that the decoder is given, from the start token on; row i belongs to what follows token i.
-            layer: which block of the decoder; the last one looks at what it writes next.
-
-        Returns:
-            A (T, S) for each pair, float32, of which rows sum to 1.
-        """
-        device = self.embedding.weight.device
-        source, lengths = padded(sources, device)
-        target, _ = padded(targets, device)
-        seen: list[Tensor] = []
-
-        def look(module: torch.nn.Module, given: tuple) -> None:
-            seen.append(module.weights(*given[:3]).float().mean(1))  # type: ignore[operator]
-
-        was_training, watched = self.training, self.decoder[layer].cross_attention
-        hook = watched.register_forward_pre_hook(look)
-        try:
-            self.eval()(source, target, lengths)
-        finally:
-            hook.remove()
-            self.train(was_training)
-        sizes = zip(seen[0], targets, sources, strict=True)
-        return [weights[: len(ids), : len(read)].cpu() for weights, ids, read in sizes]
-
-    # --- checks -------------------------------------------------------------------------------------------------------
-
-    def _check(self, name: str, tokens: Tensor, batch: int | None = None) -> None:
-        check_type("Transformer", name, tokens, Tensor)
-        if tokens.dim() != 2 or batch not in (None, tokens.size(0)):
-            expected = "(B, T)" if batch is None else f"({batch}, T), a row for each source"
-            raise ValueError(f"Transformer: '{name}' must be {expected}, got shape {tuple(tokens.shape)}")
-        if tokens.is_floating_point() or tokens.is_complex() or tokens.dtype == torch.bool:
-            raise TypeError(f"Transformer: '{name}' must be whole numbers, got {tokens.dtype}")
-        if tokens.size(1) > self.context_length:
-            raise ValueError(
-                f"Transformer: '{name}' must be at most context_length ({self.context_length}) long, got "
-                f"{tokens.size(1)}"
-            )
-
-    def _check_lengths(self, source: Tensor, lengths: Tensor | None) -> None:
-        if lengths is not None and (not isinstance(lengths, Tensor) or lengths.shape != source.shape[:1]):
-            got = tuple(lengths.shape) if isinstance(lengths, Tensor) else lengths
-            raise ValueError(f"Transformer: 'source_lengths' must be ({source.size(0)},), one a source, got {got}")
+        return getattr(self, norm)(branch) if self.config.ends_in_norm else branch

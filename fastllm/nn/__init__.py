@@ -22,6 +22,7 @@ from fastllm.nn.transformer import (
 from fastllm.ops._script import refuse_to_script
 
 __all__ = [
+    "GELU",
     "CacheLayer",
     "CausalSelfAttention",
     "CrossAttention",
@@ -32,7 +33,6 @@ __all__ = [
     "DropoutAddRMSNorm",
     "Embedding",
     "FeedForward",
-    "GELU",
     "GatedFeedForward",
     "KVCache",
     "LayerNorm",

@@ -1,4 +1,4 @@
-"""Attention as GPT and the encoder-decoder Transformer use it: "Attention is all you need" (Vaswani et al., 2017), 3.2."""
+"""Attention as GPT and the Transformer use it ("Attention is all you need", Vaswani et al., 2017, 3.2)."""
 
 import torch
 from torch import Tensor

@@ -1,5 +1,7 @@
 """The position-wise feed-forward networks of a Transformer block."""
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
@@ -9,7 +11,7 @@ from fastllm.nn.activation import GELU
 from fastllm.nn.dropout import Dropout
 from fastllm.nn.linear import Linear
 
-ACTIVATIONS = {
+ACTIVATIONS: dict[str, Callable[[], torch.nn.Module]] = {
     "relu": torch.nn.ReLU,
     "gelu": GELU,
     "gelu_tanh": lambda: GELU("tanh"),

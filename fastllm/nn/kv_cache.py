@@ -258,7 +258,7 @@ class SourceCache:
 
     def attend(self, layer: int, query: Tensor) -> Tensor:
         """Attend to every token of the sources: (B, T, H, D) -> (B, T, H, D)."""
-        batch, tokens, heads, size = query.shape
+        _, tokens, heads, size = query.shape
         key, value = self._layers[layer]
         query = query.to(key.dtype)
         if self._places is not None:

@@ -55,6 +55,11 @@ class ModelConfig:
             raise ValueError(f"{cls.__name__}: '{unknown[0]}' is not a setting{hint}; there are {', '.join(known)}")
         return cls(**settings)
 
+    @property
+    def source_vocabulary(self) -> int:
+        """Token ids of the source, of an encoder-decoder."""
+        raise NotImplementedError
+
     def cost(self) -> Cost:
         """Return what the model costs."""
         raise NotImplementedError

@@ -35,7 +35,8 @@ class TransformerConfig(ModelConfig):
             second matrix as their gates.
         norm_first: whether norms stand before the sub-layers ("pre-norm", which deep models need), not behind the
             residuals as in the paper.
-        final_norm: whether encoder and decoder end in a norm; the default is norm_first.
+        final_norm: whether encoder and decoder end in one more norm where norms stand behind sub-layers, as
+            torch.nn.Transformer's do; where norms stand before they always do.
         norm_eps: added to a variance before its root.
         bias: whether linear and norm layers have biases.
         output_bias: whether the output layer has one.
@@ -81,7 +82,7 @@ class TransformerConfig(ModelConfig):
     activation_dropout: float = 0.0
     activation: str = "relu"
     norm_first: bool = False
-    final_norm: bool | None = None
+    final_norm: bool = False
     norm_eps: float = 1e-5
     bias: bool = True
     output_bias: bool = False
@@ -94,10 +95,8 @@ class TransformerConfig(ModelConfig):
         self._check_sizes(*(n for n in ("source_vocab_size", "n_hidden") if getattr(self, n) is not None))
         self._check_types(
             dropout=Real, attention_dropout=Real, activation_dropout=Real, activation=str, norm_first=bool,
-            norm_eps=Real, bias=bool, output_bias=bool, positions=str, scale_embeddings=bool,
+            final_norm=bool, norm_eps=Real, bias=bool, output_bias=bool, positions=str, scale_embeddings=bool,
         )  # fmt: skip
-        if self.final_norm is not None:
-            self._check_types(final_norm=bool)
         self._require("n_embd", self.n_embd % self.n_head == 0, f"be a multiple of n_head ({self.n_head})")
         if self.positions.startswith("sinusoidal"):
             self._require("n_embd", self.n_embd % 2 == 0, "be even, as a position is pairs of a sine and a cosine")
@@ -126,8 +125,8 @@ class TransformerConfig(ModelConfig):
 
     @property
     def ends_in_norm(self) -> bool:
-        """Whether encoder and decoder end in a norm, with the default filled in."""
-        return self.norm_first if self.final_norm is None else self.final_norm
+        """Whether encoder and decoder end in a norm."""
+        return self.norm_first or self.final_norm
 
     @property
     def intermediate_size(self) -> int:
