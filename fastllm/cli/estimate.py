@@ -1,5 +1,6 @@
 """fastllm estimate: what a run will cost, before it starts."""
 
+import math
 from argparse import SUPPRESS
 from collections.abc import Collection
 from pathlib import Path
@@ -45,7 +46,7 @@ def run(arguments: Namespace) -> int:
         raise UserError(f"estimate: 'gpus' must be at least 1, got {arguments.gpus}")
     if arguments.mfu is not None and not 0 < arguments.mfu <= 1:
         raise UserError(f"estimate: 'mfu' must be in (0, 1], got {arguments.mfu}")
-    if config.batch_size % arguments.gpus:
+    if config.model.task == "language" and config.batch_size % arguments.gpus:
         raise UserError(
             f"estimate: 'batch_size' must be a multiple of gpus ({arguments.gpus}), got {config.batch_size}"
         )
@@ -84,15 +85,14 @@ def _device(arguments: Namespace, config: TrainConfig):
 
 def _model(config: TrainConfig, given: Collection[str]) -> ModelConfig:
     """Return the model's settings: of --init, or those given, with the vocabulary of --data."""
-    from fastllm.data import TokenData
     from fastllm.train import checkpoint, initial
+    from fastllm.train.task import task_of
 
     if config.init is not None:
         return initial.adopt(config, checkpoint.load_source(config.init)[0].config, given)
-    vocabulary = config.vocab_size or _DEFAULT_VOCABULARY
     if config.data is not None and config.vocab_size is None:
-        vocabulary = TokenData(config.data).tokenizer.vocab_size
-    return config.model_for(vocabulary)
+        return initial.settings_for(config, task_of(config, config.data).tokenizer)
+    return config.model_for(config.vocab_size or _DEFAULT_VOCABULARY)
 
 
 def rows(
@@ -100,20 +100,20 @@ def rows(
 ) -> list[tuple[str, str]]:
     """Return the estimate as (what, how much); ("", "") parts the sections."""
     half, fsdp, again = config.precision != "float32", config.parallel == "fsdp", config.activation_checkpointing
-    own, sequences = config.batch_size // devices, config.sequences_at_once(devices)
-    tokens = config.batch_size * cost.context_length
+    batch, sequences = config.sequences(cost.context_length), config.sequences_at_once(devices, cost.context_length)
+    tokens = round(batch * cost.context_length)
     flops = estimate.flops_per_token(cost)
     memory = estimate.of_run(config, cost, devices)
     other = estimate.activations(cost, sequences, half, not again)
-    traffic = estimate.traffic(cost, devices, fsdp, micro_batches=-(-own // sequences))
+    traffic = estimate.traffic(cost, devices, fsdp, micro_batches=math.ceil(batch / devices / sequences))
     sending = traffic / estimate.link_speed(gpu, devices) if gpu else 0.0
     seconds = estimate.step_seconds(
-        cost, config.batch_size, peak, mfu, devices=devices, checkpointing=again, communication=sending
+        cost, batch, peak, mfu, devices=devices, checkpointing=again, communication=sending
     )
     room = gpu.memory if gpu else total_memory()
     of_room = "" if room is None else f" of {estimate.size(room)}"
     if room is not None and memory.total > room:
-        of_room += f": DOES NOT FIT; {estimate.advice(memory, room, sequences, again)}"
+        of_room += f": DOES NOT FIT; {estimate.advice(config, cost, devices, room)}"
     return [
         ("parameters", f"{cost.parameters:,}"),
         ("tokens per step, per run", f"{tokens:,}, {tokens * config.max_steps:,}"),

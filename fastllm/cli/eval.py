@@ -79,7 +79,7 @@ def run(arguments: Namespace) -> int:
     if task.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
     task.begin(config)
-    batches = task.all(arguments.split, arguments.batch_size)
+    batches = task.all(arguments.split)
     precision = torch.autocast("cpu", enabled=False)
     loss = evaluation.mean_loss(LossModule(model), batches, Parallel(), torch.device("cpu"), precision)
     measures = task.measures(arguments.split, loss)

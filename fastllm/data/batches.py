@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fastllm.data.dataset import Split
 from fastllm.data.shuffle import Permutation
+from fastllm.data.source import WHOLE, Share
 
 # B batch, T tokens of context
 
@@ -86,15 +87,15 @@ class Batches:
         """How often every window has been taken."""
         return self.position * self.batch_size // self.windows_per_epoch
 
-    def next(self, rows: slice | None = None) -> Batch:
-        """Return the next batch, or these rows of it, and step on."""
-        batch = self.batch(self.position, rows)
+    def next(self, share: Share = WHOLE) -> Batch:
+        """Return the next batch, or a share of its rows, and step on."""
+        batch = self.batch(self.position, share)
         self.position += 1
         return batch
 
-    def batch(self, position: int, rows: slice | None = None) -> Batch:
-        """Return batch number `position`, or these rows of it (those of one process, or of a part of a step)."""
-        windows = position * self.batch_size + np.arange(self.batch_size)[rows or slice(None)]
+    def batch(self, position: int, share: Share = WHOLE) -> Batch:
+        """Return batch number `position`, or a share of its rows."""
+        windows = position * self.batch_size + np.arange(self.batch_size)[share.rows(self.batch_size)]
         return make_batch(self.split, self._starts(windows), self.context_length, self.document_mask)
 
     def _starts(self, windows: np.ndarray) -> np.ndarray:
@@ -118,28 +119,26 @@ class Batches:
 
 
 def windows(
-    split: Split, context_length: int, batch_size: int, rank: int = 0, world_size: int = 1,
-    *, document_mask: bool = False,
-) -> Iterator[Batch]:  # fmt: skip
+    split: Split, context_length: int, batch_size: int, share: Share = WHOLE, *, document_mask: bool = False
+) -> Iterator[Batch]:
     """Give all of a split in order, as windows that follow each other: every token but the first is a target once.
 
     The last window may be part of one; it is filled up with targets of -100. Of several processes, each takes every
-    world_size-th batch, and all take the same number: one that would have none gets a single row of targets of -100.
+    n-th batch, and all take the same number: one that would have none gets a single row of targets of -100.
     Weigh a batch's mean loss by its number of targets that count, which may be 0.
 
     Args:
         split: the ids, at least 2.
         context_length: T.
         batch_size: rows; the last batch has what is left.
-        rank: of this process.
-        world_size: processes.
+        share: of the batches.
         document_mask: as for :class:`Batches`; the first token of each document is then not a target.
     """
     starts = np.arange(0, len(split) - 1, context_length)
     groups = [starts[first : first + batch_size] for first in range(0, len(starts), batch_size)]
     nothing = np.array([len(split) - 1])  # a window with an input, but no target
-    groups += [nothing] * (-len(groups) % world_size)
-    for group in groups[rank::world_size]:
+    groups += [nothing] * (-len(groups) % share.of)
+    for group in groups[share.rank :: share.of]:
         yield make_batch(split, group, context_length, document_mask)
 
 

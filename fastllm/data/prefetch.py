@@ -5,7 +5,7 @@ import threading
 
 from torch import Tensor
 
-from fastllm.data.source import Source, TrainingBatch
+from fastllm.data.source import WHOLE, Share, Source, TrainingBatch
 
 
 class Prefetcher:
@@ -16,7 +16,7 @@ class Prefetcher:
 
     Args:
         batches: what to read; nothing else may step through them while this is in use.
-        rows: of each batch, as for its next.
+        share: of each batch, as for its next.
         depth: batches that are kept ready.
         pin: put them into page-locked memory, out of which a GPU fetches them by itself.
 
@@ -25,10 +25,10 @@ class Prefetcher:
         ...     tokens, targets, segment_ids = ahead.next()
     """
 
-    def __init__(self, batches: Source, rows: slice | None = None, depth: int = 2, *, pin: bool = False) -> None:
+    def __init__(self, batches: Source, share: Share = WHOLE, depth: int = 2, *, pin: bool = False) -> None:
         if depth < 1:
             raise ValueError(f"Prefetcher: 'depth' must be at least 1, got {depth}")
-        self.batches, self.rows, self.depth, self.pin = batches, rows, depth, pin
+        self.batches, self.share, self.depth, self.pin = batches, share, depth, pin
         self._thread: threading.Thread | None = None
         self._stop = threading.Event()
         self._ready: queue.Queue[TrainingBatch | BaseException] = queue.Queue(depth)
@@ -83,7 +83,7 @@ class Prefetcher:
     def _work(self, stop: threading.Event, ready: queue.Queue, position: int) -> None:
         try:
             while not stop.is_set():
-                batch = self.batches.batch(position, self.rows)
+                batch = self.batches.batch(position, self.share)
                 ready.put(batch.map(Tensor.pin_memory) if self.pin else batch)
                 position += 1
         except BaseException as error:  # for the thread that asks

@@ -1,6 +1,7 @@
 """What training needs of batches, whatever is in them."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
 import torch
@@ -29,6 +30,30 @@ class TrainingBatch(Protocol):
         """Return what a model's loss takes, on a device. Where no target counts any do: the mean over none is NaN."""
 
 
+@dataclass(frozen=True)
+class Share:
+    """One of several processes' part of each batch.
+
+    Args:
+        rank: which.
+        of: how many there are.
+
+    Example:
+        >>> Share(1, of=3).rows(7)
+        slice(2, 4, None)
+    """
+
+    rank: int = 0
+    of: int = 1
+
+    def rows(self, n: int) -> slice:
+        """Return which of a batch's n rows belong to it; the shares differ by one row at most."""
+        return slice(n * self.rank // self.of, n * (self.rank + 1) // self.of)
+
+
+WHOLE = Share()
+
+
 class Source(Protocol):
     """Batches to train on, without end.
 
@@ -38,8 +63,8 @@ class Source(Protocol):
 
     position: int
 
-    def next(self, rows: slice | None = None) -> TrainingBatch:
-        """Return the next batch, or these rows of it, and step on."""
+    def next(self, share: Share = WHOLE) -> TrainingBatch:
+        """Return the next batch, or a share of its rows, and step on."""
 
-    def batch(self, position: int, rows: slice | None = None) -> TrainingBatch:
-        """Return batch number `position`, or these rows of it."""
+    def batch(self, position: int, share: Share = WHOLE) -> TrainingBatch:
+        """Return batch number `position`, or a share of its rows."""

@@ -16,6 +16,12 @@ CHOICES = {
     "precision": ("float32", "bfloat16", "float16"),
     "device": ("auto", "cpu", "cuda"),
     "parallel": ("ddp", "fsdp"),
+    "best_by": ("loss", "bleu", "chrf"),
+}
+# Settings that mean something to one task only.
+OF_TASK = {
+    "language": ("document_mask", "batch_size"),
+    "translation": ("batch_tokens", "subword_sampling", "eval_translations"),
 }
 # What may differ when a run goes on: its length, and what changes how it is computed but not what.
 RESUMABLE = (
@@ -39,10 +45,17 @@ class TrainConfig:
         model: the architecture and its settings, but for vocab_size.
         vocab_size: token ids of the model; the default is as many as the tokenizer has. More are padding, for kernels
             that like multiples of 64.
-        document_mask: attention stays within a document where several share a window.
-        batch_size: sequences a step, over all processes.
+        document_mask: attention stays within a document where several share a window; of language models.
+        batch_size: sequences a step, over all processes; of language models.
+        batch_tokens: tokens a step, over all processes; of translation models: source and target have at most so many
+            each, padding among them.
         micro_batch_size: sequences a process takes at once, to save memory; the step and its result stay those of
-            batch_size, but for which values dropout zeroes. The default takes all.
+            the whole batch, but for which values dropout zeroes. The default takes all.
+        subword_sampling: of translation models: segmentations are drawn anew each time a sentence is seen, with this
+            probability of leaving out a merge (bpe), or exponent of their probability (unigram; 0.2 is usual); 0 takes
+            the best one.
+        label_smoothing: share of each target's probability that training spreads over the vocabulary; losses that are
+            evaluated are without.
         max_steps: optimizer steps.
         schedule: of the learning rate after warm-up: cosine, wsd (stable, then a linear decay), noam (inverse square
             root) or constant.
@@ -63,7 +76,10 @@ class TrainConfig:
         compile: use torch.compile on each block.
         eval_interval: steps between evaluations, each of which also writes a checkpoint.
         eval_batches: batches of each split an evaluation takes; 0 takes the whole validation split.
-        patience: stop after so many evaluations without a better validation loss; 0 never does.
+        eval_translations: sentences of the validation split that each evaluation translates greedily, for BLEU and chrF
+            beside the loss, of translation models; at the end the whole split is, with a beam of 4. 0 does neither.
+        best_by: by what the best checkpoint is chosen, and patience counts: loss, or of translation models bleu or chrf.
+        patience: stop after so many evaluations that were not the best so far; 0 never does.
         sample_interval: steps between texts written to samples/ in the run's folder; 0 writes none.
         keep_checkpoints: keep the checkpoints of so many latest evaluations beside last and best.
         log_interval: steps between lines of metrics.jsonl.
@@ -79,7 +95,10 @@ class TrainConfig:
     vocab_size: int | None = None
     document_mask: bool = False
     batch_size: int = 12
+    batch_tokens: int = 4096
     micro_batch_size: int | None = None
+    subword_sampling: float = 0.0
+    label_smoothing: float = 0.0
     max_steps: int = 2000
     schedule: str = "cosine"
     learning_rate: float = 1e-3
@@ -98,6 +117,8 @@ class TrainConfig:
     compile: bool = False
     eval_interval: int = 250
     eval_batches: int = 20
+    eval_translations: int = 200
+    best_by: str = "loss"
     patience: int = 0
     sample_interval: int = 0
     keep_checkpoints: int = 0
@@ -108,14 +129,15 @@ class TrainConfig:
 
     def check(self) -> None:
         """Raise UserValueError for the first value that cannot work."""
-        for name in ("batch_size", "max_steps", "eval_interval", "log_interval"):
+        for name in ("batch_size", "batch_tokens", "max_steps", "eval_interval", "log_interval"):
             self._require(name, getattr(self, name) >= 1, "be at least 1")
         for name in ("learning_rate", "weight_decay", "grad_clip", "warmup_steps", "seed",
-                     "eval_batches", "patience", "sample_interval", "keep_checkpoints"):  # fmt: skip
+                     "eval_batches", "eval_translations", "patience", "sample_interval", "keep_checkpoints",
+                     "subword_sampling"):  # fmt: skip
             self._require(name, 0 <= getattr(self, name) < math.inf, "be at least 0")
         self._require("seed", self.seed < 2**63, "be below 2^63")
         self._require("threads", self.threads is None or self.threads <= 1024, "be at most 1024")
-        for name in ("beta1", "beta2", "ema_decay"):
+        for name in ("beta1", "beta2", "ema_decay", "label_smoothing"):
             self._require(name, 0 <= getattr(self, name) < 1, "be in [0, 1)")
         for name in ("vocab_size", "threads", "micro_batch_size"):
             self._require(name, getattr(self, name) is None or getattr(self, name) >= 1, "be at least 1")
@@ -126,6 +148,11 @@ class TrainConfig:
         self._require(
             "precision", self.precision != "float16" or self.parallel != "fsdp",
             "be float32 or bfloat16 with fsdp (loss scaling does not support sharded gradients)",
+        )  # fmt: skip
+        translated = self.model.task == "translation" and self.eval_translations > 0
+        self._require(
+            "best_by", self.best_by == "loss" or translated,
+            "be loss, unless a translation model's evaluations translate something (eval_translations)",
         )  # fmt: skip
         self._require("decay_share", 0 < self.decay_share <= 1, "be in (0, 1]")
         self._require(
@@ -143,9 +170,13 @@ class TrainConfig:
             f"learning rate reaches only {rate:.3g} of {self.learning_rate:.3g}"
         ]
 
-    def sequences_at_once(self, processes: int) -> int:
-        """Return how many sequences one of so many processes computes together."""
-        own = self.batch_size // processes
+    def sequences(self, context_length: int) -> float:
+        """Return how many sequences of context_length tokens a step has."""
+        return self.batch_size if self.model.task == "language" else self.batch_tokens / context_length
+
+    def sequences_at_once(self, processes: int, context_length: int) -> float:
+        """Return how many sequences of context_length tokens one of so many processes computes together."""
+        own = self.sequences(context_length) / processes
         return min(self.micro_batch_size or own, own)
 
     def _require(self, name: str, condition: bool, expectation: str, hint: str = "") -> None:
@@ -164,8 +195,13 @@ class TrainConfig:
             UserError: a name is not a setting, or is of another architecture; or a value cannot be.
         """
         kind = _known_kind("train", settings)
-        own, model = {}, {}
+        own, model = dict(CONFIGS[kind].recipe), {}
+        others = {name: task for task, names in OF_TASK.items() if task != CONFIGS[kind].task for name in names}
         for name, value in settings.items():
+            if name in others:
+                raise UserError(
+                    f"train: '{name}' is a setting of {others[name]} models, and --model {kind} is none; leave it out"
+                )
             if name in OWN:
                 own[name] = value
             elif name in model_settings(kind):
@@ -180,7 +216,10 @@ class TrainConfig:
     def flat(self) -> dict[str, Any]:
         """Return the settings as :meth:`of` takes them."""
         settings: dict[str, Any] = {}
+        idle = [name for task, names in OF_TASK.items() if task != self.model.task for name in names]
         for name, value in vars(self).items():
+            if name in idle:
+                continue
             if name == "model":
                 model = asdict(value)
                 settings |= {"model": value.kind, **{name: model[name] for name in model_settings(value.kind)}}
@@ -188,9 +227,17 @@ class TrainConfig:
                 settings[name] = value
         return settings
 
-    def model_for(self, vocab_size: int) -> ModelConfig:
-        """Return the model's settings, with a tokenizer's number of tokens where vocab_size names none."""
-        return replace(self.model, vocab_size=self.vocab_size or vocab_size)
+    def model_for(self, vocab_size: int, source_vocab_size: int | None = None) -> ModelConfig:
+        """Return the model's settings, with a tokenizer's number of tokens where vocab_size names none.
+
+        Args:
+            vocab_size: the tokenizer's.
+            source_vocab_size: that of the source, where it has a vocabulary of its own.
+        """
+        sizes: dict[str, int] = {"vocab_size": self.vocab_size or vocab_size}
+        if source_vocab_size is not None and getattr(self.model, "source_vocab_size", 0) is None:
+            sizes["source_vocab_size"] = source_vocab_size
+        return replace(self.model, **sizes)
 
     def save(self, path: Path) -> None:
         """Write the settings as YAML; paths become absolute, to hold wherever the file is read."""

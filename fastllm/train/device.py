@@ -90,12 +90,12 @@ def require_memory(config: TrainConfig, cost: Cost, device: torch.device, proces
         device: of this process.
         processes: that share the run; what others on this machine take is not counted.
     """
-    room, sequences = total_memory(), config.sequences_at_once(processes)
+    room = total_memory()
     needed = estimate.of_run(config, cost, processes)
     if device.type == "cpu" and room is not None and needed.total > room:
         raise UserError(
             f"train: this run needs about {estimate.size(needed.total)}, and there are {estimate.size(room)} of memory "
-            f"here: {estimate.advice(needed, room, sequences, config.activation_checkpointing)}"
+            f"here: {estimate.advice(config, cost, processes, room)}"
         )
 
 

@@ -23,8 +23,8 @@ class Run(Protocol):
     activation_checkpointing: bool
     ema_decay: float
 
-    def sequences_at_once(self, processes: int) -> int:
-        """Return how many sequences one process computes together."""
+    def sequences_at_once(self, processes: int, context_length: int) -> float:
+        """Return how many sequences of context_length tokens one process computes together."""
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ def block_activations(block: BlockCost, half: bool) -> int:
     return FLOAT32 * block.kept_float32 + (2 if half else FLOAT32) * block.kept
 
 
-def activations(cost: Cost, sequences: int, half: bool, checkpointing: bool) -> int:
+def activations(cost: Cost, sequences: float, half: bool, checkpointing: bool) -> float:
     """Return the bytes of activations that a micro-batch holds when its backward begins.
 
     With checkpointing a block keeps its two inputs (branch and residual; the first has the embedding alone), and one
@@ -134,7 +134,7 @@ def activations(cost: Cost, sequences: int, half: bool, checkpointing: bool) -> 
 
 
 def memory(
-    cost: Cost, sequences: int, *, devices: int = 1, fsdp: bool = False, half: bool = False,
+    cost: Cost, sequences: float, *, devices: int = 1, fsdp: bool = False, half: bool = False,
     checkpointing: bool = False, ema: bool = False,
 ) -> Memory:  # fmt: skip
     """Return what one of several devices holds.
@@ -146,7 +146,7 @@ def memory(
 
     Args:
         cost: of the model.
-        sequences: a device's micro-batch.
+        sequences: of context_length tokens, a device's micro-batch.
         devices: how many share the work.
         fsdp: whether the model is shared out too; otherwise each has all of it.
         half: whether matrix products are in bfloat16 or float16.
@@ -168,24 +168,25 @@ def memory(
 def of_run(config: Run, cost: Cost, devices: int) -> Memory:
     """Return what one of several devices holds in a run."""
     return memory(
-        cost, config.sequences_at_once(devices), devices=devices, fsdp=config.parallel == "fsdp",
+        cost, config.sequences_at_once(devices, cost.context_length), devices=devices, fsdp=config.parallel == "fsdp",
         half=config.precision != "float32", checkpointing=config.activation_checkpointing, ema=config.ema_decay > 0,
     )  # fmt: skip
 
 
-def advice(used: Memory, room: float, sequences: int, checkpointing: bool) -> str:
+def advice(config: Run, cost: Cost, devices: int, room: float) -> str:
     """Return what to change, the first that helps most, for a run that needs more than room on a device."""
+    used = of_run(config, cost, devices)
     fixed = used.total - used.activations
     ways: Sequence[str] = ("a smaller n_embd or n_layer",)
     if fixed < room:
-        smaller = int(sequences * (room - fixed) / used.activations)
+        smaller = int(config.sequences_at_once(devices, cost.context_length) * (room - fixed) / used.activations)
         ways = (
             *(
                 [f"--micro_batch_size {smaller}, which gives the same step,"]
                 if smaller
                 else ["a smaller context_length"]
             ),
-            *([] if checkpointing else ["--activation_checkpointing"]),
+            *([] if config.activation_checkpointing else ["--activation_checkpointing"]),
         )
     return f"take {' or '.join(ways)}".rstrip(",")
 
@@ -217,7 +218,7 @@ def link_speed(gpu: Gpu, devices: int) -> float:
 
 
 def step_seconds(
-    cost: Cost, sequences: int, peak: float, utilisation: float, *, devices: int = 1, checkpointing: bool = False,
+    cost: Cost, sequences: float, peak: float, utilisation: float, *, devices: int = 1, checkpointing: bool = False,
     communication: float = 0.0,
 ) -> float:  # fmt: skip
     """Return the seconds of one step of all devices: the longer of computing and sending, which overlap.

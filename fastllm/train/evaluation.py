@@ -10,7 +10,8 @@ from fastllm.data.source import TrainingBatch
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.device import autocast
-from fastllm.train.parallel import Parallel
+from fastllm.models import Model
+from fastllm.train.parallel import Parallel, is_sharded, whole_model
 from fastllm.train.task import Task
 
 
@@ -21,11 +22,10 @@ class EvaluationInterrupted(Exception):  # noqa: N818
 class Evaluator:
     """Measures a run's model while it trains; all processes must ask for the same.
 
-    As many rows are taken at once as in a step: what fits in memory while training fits here.
-
     Args:
         config: the run's settings.
         task: gives the batches of "train" and "val".
+        model: which is measured, perhaps shared out over the processes.
         loss: the model's, as Parallel.wrap returned it.
         average: of the weights, measured beside them.
         parallel: the processes that share the work.
@@ -34,19 +34,18 @@ class Evaluator:
     """
 
     def __init__(
-        self, config: TrainConfig, task: Task, loss: torch.nn.Module, average: MovingAverage | None,
+        self, config: TrainConfig, task: Task, model: Model, loss: torch.nn.Module, average: MovingAverage | None,
         parallel: Parallel, device: torch.device, stop: Callable[[], bool],
     ) -> None:  # fmt: skip
         self._stop = stop
-        self._config, self._task, self._loss, self._average = config, task, loss, average
+        self._config, self._task, self._model, self._loss, self._average = config, task, model, loss, average
         self._parallel, self._device = parallel, device
-        self._rows = parallel.rows(config.batch_size)
-        self._rows_at_once = config.sequences_at_once(parallel.world_size)
 
     def losses(self) -> dict[str, float]:
         """Return train_loss, val_loss and, with an average, ema_val_loss: over eval_batches batches of a split.
 
-        They are the same batches each time; with eval_batches 0 it is the whole validation split.
+        They are the same batches each time; with eval_batches 0 it is the whole validation split. What the task
+        judges beside the loss (val_..) is among them.
 
         Raises:
             EvaluationInterrupted: stop said so.
@@ -55,7 +54,7 @@ class Evaluator:
         if self._average is not None:
             with self._average.in_place():
                 losses["ema_val_loss"] = self._mean(self._some("val"))
-        return losses
+        return losses | self._judged(whole=False)
 
     def summary(self) -> dict[str, float | None]:
         """Return val_loss, ema_val_loss and what else the task measures (val_..), over the whole validation split.
@@ -69,17 +68,27 @@ class Evaluator:
         if self._average is not None:
             with self._average.in_place():
                 summary["ema_val_loss"] = self._mean(self._all("val"))
-        return summary
+        return summary | self._judged(whole=True)
+
+    def _judged(self, whole: bool) -> dict[str, float]:
+        """Return what the task judges of the model (val_..); the main process does it, and the others wait."""
+        if not self._task.judges:
+            return {}
+        model = whole_model(self._model, self._parallel) if is_sharded(self._model) else self._model
+        figures: dict[str, float] = {}
+        if model is not None and self._parallel.is_main:
+            figures = self._task.judge(model, "val", whole)
+        return {f"val_{name}": value for name, value in self._parallel.gather(figures)[0].items()}
 
     def _some(self, split: str) -> Iterator[TrainingBatch]:
         """Yield this process's rows of the batches of an evaluation."""
         batches = self._config.eval_batches
         if not batches and split == "val":
             return self._all(split)
-        return self._task.some(split, batches or 1, self._rows, self._rows_at_once)
+        return self._task.some(split, batches or 1, self._parallel.share)
 
     def _all(self, split: str) -> Iterator[TrainingBatch]:
-        return self._task.all(split, self._rows_at_once, self._parallel.rank, self._parallel.world_size)
+        return self._task.all(split, self._parallel.share)
 
     def _mean(self, batches: Iterator[TrainingBatch]) -> float:
         precision = autocast(self._device, self._config.precision)

@@ -17,10 +17,17 @@ def new_model(config: TrainConfig, tokenizer: Tokenizer) -> Model:
     Raises:
         UserError: config.vocab_size is less than the tokenizer has.
     """
-    settings = config.model_for(tokenizer.vocab_size)
+    settings = settings_for(config, tokenizer)
     model = model_class(settings)(settings)
     model.check_tokenizer(tokenizer, f"train: 'vocab_size' is too small for {config.data}")
     return model
+
+
+def settings_for(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
+    """Return the settings of a new model: those of the run, with the tokenizer's vocabularies."""
+    source = getattr(tokenizer, "source", None)  # of a pair
+    own = None if source is None or source is tokenizer.target else source.vocab_size
+    return config.model_for(tokenizer.vocab_size, own)
 
 
 def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[str]) -> Model:

@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from fastllm.data import Batch, Batches, Split, TokenData, windows
+from fastllm.data.source import WHOLE, Share
+from fastllm.errors import UserValueError
 from fastllm.generation import generate
 from fastllm.train.config import TrainConfig
 from fastllm.train.task import Task
@@ -36,32 +38,40 @@ class LanguageModelling(Task):
                 digest.update(self.data.manifest["files"][file].encode())
         return digest.hexdigest()
 
-    def begin(self, config: TrainConfig) -> None:
+    def begin(self, config: TrainConfig, processes: int = 1) -> None:
         """Cut the splits into windows of the model's context_length."""
+        if config.batch_size % processes:
+            raise UserValueError(
+                f"train: 'batch_size' must be a multiple of the {processes} processes, got {config.batch_size}"
+            )
         self._context, self._batch_size = config.model.context_length, config.batch_size
         self._document_mask = config.document_mask
         self._splits: dict[str, Split] = {name: self.data.split(name, self._context) for name in ("train", "val")}
         self.source: Batches = self._batches("train", config.seed)
-        self.step_tokens = config.batch_size * self._context
+        self._rows_at_once = int(config.sequences_at_once(processes, self._context))
 
     def _batches(self, split: str, seed: int) -> Batches:
         return Batches(self._splits[split], self._batch_size, self._context, seed, document_mask=self._document_mask)
 
     def epoch(self, step: int) -> float:
         """Return the number of tokens seen so far as a multiple of the training split's."""
-        return step * self.step_tokens / (len(self._splits["train"]) - 1)
+        return self.tokens(step) / (len(self._splits["train"]) - 1)
 
-    def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[Batch]:
+    def tokens(self, step: int) -> int:
+        """Return how many tokens windows had so far."""
+        return step * self._batch_size * self._context
+
+    def some(self, split: str, batches: int, share: Share) -> Iterator[Batch]:
         """Yield batches that are drawn as in training, but with another seed."""
         source = self._batches(split, seed=0)
         for _ in range(batches):
-            yield from source.next(rows).split(rows_at_once)
+            yield from source.next(share).split(self._rows_at_once)
 
-    def all(self, split: str, rows_at_once: int, rank: int = 0, world_size: int = 1) -> Iterator[Batch]:
+    def all(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield windows that follow each other."""
         return windows(
-            self._splits[split], self._context, rows_at_once, rank, world_size, document_mask=self._document_mask
-        )  # fmt: skip
+            self._splits[split], self._context, self._rows_at_once, share, document_mask=self._document_mask
+        )
 
     def measures(self, split: str, loss: float) -> dict[str, float | None]:
         """Return perplexity and bits_per_byte, see :func:`perplexity_and_bits`."""

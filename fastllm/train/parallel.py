@@ -13,20 +13,26 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastllm.errors import UserError, UserValueError
+from fastllm.data.source import Share
+from fastllm.errors import UserError
 from fastllm.models import Model, with_weights
 
 
 class LossModule(torch.nn.Module):
-    """A model's loss as a forward, which is what DDP and FSDP hook into."""
+    """A model's loss as a forward, which is what DDP and FSDP hook into.
 
-    def __init__(self, model: Model) -> None:
+    Args:
+        model: the model.
+        label_smoothing: as of Model.loss.
+    """
+
+    def __init__(self, model: Model, label_smoothing: float = 0.0) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.label_smoothing = model, label_smoothing
 
     def forward(self, *batch: Tensor) -> Tensor:
-        """Return the model's loss."""
-        return self.model.loss(*batch)
+        """Return the model's loss; it is smoothed in training mode only."""
+        return self.model.loss(*batch, label_smoothing=self.label_smoothing if self.training else 0.0)
 
 
 class Parallel:
@@ -114,18 +120,10 @@ class Parallel:
 
     # --- batches and models -------------------------------------------------------------------------------------------
 
-    def rows(self, batch_size: int) -> slice:
-        """Return this process's rows of a global batch.
-
-        Raises:
-            UserError: the processes cannot share the batch evenly.
-        """
-        if batch_size % self.world_size:
-            raise UserValueError(
-                f"train: 'batch_size' must be a multiple of the {self.world_size} processes, got {batch_size}"
-            )
-        own = batch_size // self.world_size
-        return slice(self.rank * own, (self.rank + 1) * own)
+    @property
+    def share(self) -> Share:
+        """This process's part of each global batch."""
+        return Share(self.rank, self.world_size)
 
     def wrap(self, loss: LossModule, device: torch.device, kind: str) -> Any:
         """Return the loss such that its backward leaves every process the gradients of the global batch.

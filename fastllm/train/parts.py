@@ -57,10 +57,10 @@ def make_parts(
     if config.compile:  # blocks: they share one graph, and it holds under DDP, FSDP and checkpointing alike
         for block in model.blocks:
             block.compile()
-    loss = parallel.wrap(LossModule(model), device, config.parallel)
+    loss = parallel.wrap(LossModule(model, config.label_smoothing), device, config.parallel)
     stepper = Stepper(config, model, loss, parallel, device)
     average = MovingAverage(model, config.ema_decay) if config.ema_decay else None
-    evaluator = Evaluator(config, task, loss, average, parallel, device, stop)
+    evaluator = Evaluator(config, task, model, loss, average, parallel, device, stop)
     return Parts(task, model, stepper, average, evaluator, parallel, device)
 
 

@@ -22,7 +22,7 @@ class Progress:
 
     Args:
         step: optimizer steps that were taken.
-        best_val: the lowest validation loss so far.
+        best_val: the lowest validation loss so far; where another figure says what is best, minus its highest.
         evaluations_since_best: how many evaluations did not better it.
         evaluation_due: whether one was interrupted, with which a resumed run begins.
     """
@@ -32,10 +32,10 @@ class Progress:
     evaluations_since_best: int = 0
     evaluation_due: bool = False
 
-    def take(self, val_loss: float) -> bool:
-        """Count an evaluation; return whether it is the best so far."""
-        improved = val_loss < self.best_val
-        self.best_val = min(self.best_val, val_loss)
+    def take(self, figure: float) -> bool:
+        """Count an evaluation, of which a lower figure is better; return whether it is the best so far."""
+        improved = figure < self.best_val
+        self.best_val = min(self.best_val, figure)
         self.evaluations_since_best = 0 if improved else self.evaluations_since_best + 1
         return improved
 

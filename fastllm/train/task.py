@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
 
-from fastllm.data.source import Source, TrainingBatch
+from fastllm.data.source import WHOLE, Share, Source, TrainingBatch
 from fastllm.models import Model
 from fastllm.tokenizers import Tokenizer
 from fastllm.train.config import TrainConfig
@@ -24,7 +24,7 @@ class Task(ABC):
     Attributes:
         tokenizer: is stored with each checkpoint; from begin on:
         source: what is trained on.
-        step_tokens: tokens in a batch.
+        judges: whether there is more to measure of a model than its loss, see judge.
 
     Class attributes:
         kind: the name by which models' settings name it (ModelConfig.task).
@@ -36,7 +36,7 @@ class Task(ABC):
     kind: ClassVar[str]
     tokenizer: Tokenizer
     source: Source
-    step_tokens: int
+    judges: bool = False
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -50,24 +50,35 @@ class Task(ABC):
         """Return a SHA-256 of what is learnt from, wherever the folder is."""
 
     @abstractmethod
-    def begin(self, config: TrainConfig) -> None:
-        """Make the batches of a run; raise UserError if the data is too little for them."""
+    def begin(self, config: TrainConfig, processes: int = 1) -> None:
+        """Make the batches of a run; raise UserError if data or processes do not fit them."""
 
     @abstractmethod
     def epoch(self, step: int) -> float:
         """Return how often all of the training data has been seen after so many steps."""
 
     @abstractmethod
-    def some(self, split: str, batches: int, rows: slice, rows_at_once: int) -> Iterator[TrainingBatch]:
-        """Yield the same few batches of a split at each call: only these rows of each, rows_at_once at a time."""
+    def tokens(self, step: int) -> int:
+        """Return how many tokens have been learnt from after so many steps."""
 
     @abstractmethod
-    def all(self, split: str, rows_at_once: int, rank: int = 0, world_size: int = 1) -> Iterator[TrainingBatch]:
-        """Yield one process's share of a split, every target once; all processes get equally many batches."""
+    def some(self, split: str, batches: int, share: Share) -> Iterator[TrainingBatch]:
+        """Yield a process's share of the same few batches of a split at each call.
+
+        As many rows come at once as in a step: what fits in memory while training fits here.
+        """
+
+    @abstractmethod
+    def all(self, split: str, share: Share = WHOLE) -> Iterator[TrainingBatch]:
+        """Yield a process's share of a split, every target once; all processes get equally many batches."""
 
     @abstractmethod
     def measures(self, split: str, loss: float) -> dict[str, float | None]:
         """Return what else follows from the loss over a whole split, by name; None for what is unknown."""
+
+    def judge(self, model: Model, split: str, whole: bool) -> dict[str, float]:
+        """Return what else is measured of a model, by name: on a whole split, or on the same few of it each time."""
+        return {}
 
     @abstractmethod
     def sample(self, model: Model, seed: int) -> str:
@@ -81,6 +92,7 @@ def task_of(config: TrainConfig, folder: Path) -> Task:
         UserError: folder holds no such data, or it is damaged.
     """
     from fastllm.train.language import LanguageModelling
+    from fastllm.train.translation import TranslationTask
 
-    tasks: dict[str, type[Task]] = {task.kind: task for task in (LanguageModelling,)}
+    tasks: dict[str, type[Task]] = {task.kind: task for task in (LanguageModelling, TranslationTask)}
     return tasks[config.model.task](folder)

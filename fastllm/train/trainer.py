@@ -81,7 +81,6 @@ class Trainer:
         if config.tensorboard:
             tensorboard_writer()  # say now that it is missing, not when there is a folder
         parallel.start(self.device)
-        self._rows = parallel.rows(config.batch_size)
         self.task = self._open_task()
         parallel.one_for_all(self.task.verify, parallel.is_first_here)
         if config.threads:
@@ -89,12 +88,12 @@ class Trainer:
         torch.manual_seed(config.seed)
         # Of a run that was stopped before it had saved anything all settings stand, those of its beginning.
         self.model = self._make_model(resume, given if new else frozenset(config.flat()))
-        self.task.begin(config)
+        self.task.begin(config, parallel.world_size)
         parallel.one_for_all(lambda: self.run.take(config, new), parallel.is_main)
         self._parts = make_parts(config, self.task, self.model, parallel, self.device, lambda: self.stop_requested)
         self._pending: list[Tensor] = []  # losses since the last look at them
         if device.wants_prefetch(self.device):
-            self._ahead = Prefetcher(self.task.source, self._rows, pin=self.device.type == "cuda")
+            self._ahead = Prefetcher(self.task.source, parallel.share, pin=self.device.type == "cuda")
         if parallel.rank:  # rank 0 alone draws what a run of one process draws
             torch.manual_seed(state.process_seed(config.seed, 0, parallel.rank))
         self._saver = Saver(config, self.run, self._parts, self.progress)
@@ -117,7 +116,7 @@ class Trainer:
             model = initial.trained_model(config, tokenizer, given)
             self._require_memory(model.config)
             return model
-        self._require_memory(config.model_for(tokenizer.vocab_size))
+        self._require_memory(initial.settings_for(config, tokenizer))
         return initial.new_model(config, tokenizer)
 
     def _require_memory(self, model: ModelConfig) -> None:
@@ -179,7 +178,8 @@ class Trainer:
             stop, last = self.parallel.any(self.stop_requested), self.step == config.max_steps
             if self.step % config.log_interval == 0 or last or stop:
                 loss, now = self._losses()[-1], time.perf_counter()  # in this order: losses wait for the device
-                self._log(loss, (self.step - logged_step) * self.task.step_tokens / (now - logged), reporter)
+                tokens = self.task.tokens(self.step) - self.task.tokens(logged_step)
+                self._log(loss, tokens / (now - logged), reporter)
                 logged, logged_step = now, self.step
             sample = config.sample_interval and self.step % config.sample_interval == 0
             evaluate = self.step % config.eval_interval == 0 or last
@@ -204,7 +204,7 @@ class Trainer:
         return self._finish(time.perf_counter() - started, reporter)
 
     def _train_step(self) -> None:
-        batch = self.task.source.next(self._rows) if self._ahead is None else self._ahead.next()
+        batch = self.task.source.next(self.parallel.share) if self._ahead is None else self._ahead.next()
         self._pending.append(self._parts.stepper.step(batch, learning_rate(self.config, self.step)))
         self.progress.step += 1
         if self._parts.average is not None:
@@ -227,9 +227,14 @@ class Trainer:
         self._require_finite(losses)
         row = {"step": self.step, **losses}
         self.run.record(row)
-        improved = self.progress.take(losses["val_loss"])
+        improved = self.progress.take(self._figure(losses))
         self._saver.save_evaluated(improved)
         reporter.evaluation(row, improved)
+
+    def _figure(self, evaluation: Mapping[str, float]) -> float:
+        """Return the figure by which checkpoints are compared, the lower the better."""
+        name = self.config.best_by
+        return evaluation["val_loss"] if name == "loss" else -evaluation[f"val_{name}"]
 
     def _finish(self, seconds: float, reporter: Reporter) -> dict[str, Any]:
         try:
@@ -254,7 +259,7 @@ class Trainer:
             "learning_rate": learning_rate(self.config, self.step - 1),
             "tokens_per_second": round(tokens_per_second, 1),
             "grad_norm": float(self._parts.stepper.grad_norm),
-            "tokens": self.step * self.task.step_tokens,
+            "tokens": self.task.tokens(self.step),
             "epoch": round(self.task.epoch(self.step), 4),
             "mfu": mfu,
         }

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from fastllm.data import Batches, Prefetcher, Split, windows
 from fastllm.data.shuffle import STORED, Permutation
+from fastllm.data.source import Share
 
 # B batch, T tokens of context
 
@@ -80,7 +81,7 @@ def test_a_batch_is_a_function_of_seed_and_number():
     resumed.position = 38
     assert torch.equal(resumed.next().tokens, batches[38].tokens)
     assert resumed.position == 39
-    for rows in (slice(0, 2), slice(1, None), slice(None, None, 2)):
+    for share in (Share(0, of=2), Share(1, of=2), Share(2, of=3)):
         assert torch.equal(straight.batch(7, rows).tokens, batches[7].tokens[rows])
         assert torch.equal(straight.batch(7, rows).targets, batches[7].targets[rows])
     assert straight.position == 40
@@ -113,7 +114,7 @@ def test_documents_are_kept_apart():
 )  # fmt: skip
 def test_evaluation_takes_every_token_once(n, t, b, world_size, document_mask):
     split = counting(n, starts=np.arange(0, n, 7))
-    each = [list(windows(split, t, b, rank, world_size, document_mask=document_mask)) for rank in range(world_size)]
+    each = [list(windows(split, t, b, Share(rank, world_size), document_mask=document_mask)) for rank in range(world_size)]
     assert len({len(batches) for batches in each}) == 1
     seen = []
     for tokens, targets, segment_ids in sum(each, []):  # noqa: RUF017
@@ -130,13 +131,13 @@ def test_evaluation_takes_every_token_once(n, t, b, world_size, document_mask):
 
 def test_prefetched_batches_are_the_same():
     plain, ahead = (Batches(counting(500), 4, 16, seed=1, document_mask=True) for _ in range(2))
-    with Prefetcher(ahead, rows=slice(1, 3), depth=3) as prefetcher:
-        for expected in (plain.next(slice(1, 3)) for _ in range(20)):
+    with Prefetcher(ahead, share=Share(1, of=2), depth=3) as prefetcher:
+        for expected in (plain.next(Share(1, of=2)) for _ in range(20)):
             batch = prefetcher.next()
             assert all(torch.equal(a, b) for a, b in zip(batch, expected, strict=True))
         assert prefetcher.position == plain.position == 20  # whatever was made ahead
         prefetcher.position = 5
-        assert torch.equal(prefetcher.next().tokens, plain.batch(5, slice(1, 3)).tokens)
+        assert torch.equal(prefetcher.next().tokens, plain.batch(5, Share(1, of=2)).tokens)
         assert prefetcher.position == 6
 
 

@@ -18,12 +18,14 @@ class ModelConfig:
         kind: the architecture's name, by which files and options call it.
         presets: named settings.
         default_preset: which of them `fastllm train` starts from.
+        recipe: settings of `fastllm train` whose defaults are others for such models.
         task: what such a model learns, by the name that train/task.py knows.
     """
 
     kind: ClassVar[str]
     task: ClassVar[str] = "language"
     default_preset: ClassVar[str] = "shakespeare"
+    recipe: ClassVar[dict[str, Any]] = {}
     presets: ClassVar[dict[str, dict[str, Any]]]
 
     vocab_size: int

@@ -54,6 +54,9 @@ class TransformerConfig(ModelConfig):
     kind: ClassVar[str] = "transformer"
     task: ClassVar[str] = "translation"
     default_preset: ClassVar[str] = "tiny"
+    recipe: ClassVar[dict[str, Any]] = {
+        "schedule": "noam", "warmup_steps": 1000, "beta2": 0.98, "weight_decay": 0.0, "label_smoothing": 0.1,
+    }  # fmt: skip
     presets: ClassVar[dict[str, dict[str, Any]]] = {
         "tiny": {
             "vocab_size": 8000, "context_length": 256, "n_encoder_layer": 4, "n_decoder_layer": 2, "n_head": 4,
