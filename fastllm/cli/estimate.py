@@ -107,9 +107,7 @@ def rows(
     other = estimate.activations(cost, sequences, half, not again)
     traffic = estimate.traffic(cost, devices, fsdp, micro_batches=math.ceil(batch / devices / sequences))
     sending = traffic / estimate.link_speed(gpu, devices) if gpu else 0.0
-    seconds = estimate.step_seconds(
-        cost, batch, peak, mfu, devices=devices, checkpointing=again, communication=sending
-    )
+    seconds = estimate.step_seconds(cost, batch, peak, mfu, devices=devices, checkpointing=again, communication=sending)
     room = gpu.memory if gpu else total_memory()
     of_room = "" if room is None else f" of {estimate.size(room)}"
     if room is not None and memory.total > room:

@@ -69,7 +69,7 @@ def run(arguments: Namespace) -> int:
     if (arguments.context_length or 0) > longest:
         raise UserError(f"eval: 'context_length' must be at most the model's {longest}, got {arguments.context_length}")
     config.model = replace(model.config, context_length=arguments.context_length or longest)
-    config.batch_size = arguments.batch_size
+    config.batch_size, config.micro_batch_size = arguments.batch_size, None
     folder = arguments.data or config.data or arguments.run
     try:
         task = task_of(config, folder)

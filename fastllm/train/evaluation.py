@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 
 from fastllm.data.source import TrainingBatch
+from fastllm.models import Model
 from fastllm.train.average import MovingAverage
 from fastllm.train.config import TrainConfig
 from fastllm.train.device import autocast
-from fastllm.models import Model
 from fastllm.train.parallel import Parallel, is_sharded, whole_model
 from fastllm.train.task import Task
 

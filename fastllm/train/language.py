@@ -19,8 +19,6 @@ _PROMPT_TOKENS, _SAMPLE_TOKENS = 16, 256
 class LanguageModelling(Task):
     """A run on a folder that `fastllm prepare` wrote; its models are decoders."""
 
-    kind = "language"
-
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.data = TokenData(folder)
@@ -69,9 +67,7 @@ class LanguageModelling(Task):
 
     def all(self, split: str, share: Share = WHOLE) -> Iterator[Batch]:
         """Yield windows that follow each other."""
-        return windows(
-            self._splits[split], self._context, self._rows_at_once, share, document_mask=self._document_mask
-        )
+        return windows(self._splits[split], self._context, self._rows_at_once, share, document_mask=self._document_mask)
 
     def measures(self, split: str, loss: float) -> dict[str, float | None]:
         """Return perplexity and bits_per_byte, see :func:`perplexity_and_bits`."""

@@ -4,15 +4,18 @@ A task is made of a data folder, then told the run's settings by `begin`. It giv
 arguments of its models' `loss`; what else they are, the task and the model know.
 """
 
+import importlib
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
-from typing import ClassVar
 
 from fastllm.data.source import WHOLE, Share, Source, TrainingBatch
 from fastllm.models import Model
 from fastllm.tokenizers import Tokenizer
 from fastllm.train.config import TrainConfig
+
+# What models' settings name, and where the classes are.
+TASKS = {"language": "language.LanguageModelling", "translation": "translation.TranslationTask"}
 
 
 class Task(ABC):
@@ -26,14 +29,10 @@ class Task(ABC):
         source: what is trained on.
         judges: whether there is more to measure of a model than its loss, see judge.
 
-    Class attributes:
-        kind: the name by which models' settings name it (ModelConfig.task).
-
     Raises:
         UserError: folder holds no such data, or it is damaged.
     """
 
-    kind: ClassVar[str]
     tokenizer: Tokenizer
     source: Source
     judges: bool = False
@@ -91,8 +90,6 @@ def task_of(config: TrainConfig, folder: Path) -> Task:
     Raises:
         UserError: folder holds no such data, or it is damaged.
     """
-    from fastllm.train.language import LanguageModelling
-    from fastllm.train.translation import TranslationTask
-
-    tasks: dict[str, type[Task]] = {task.kind: task for task in (LanguageModelling, TranslationTask)}
-    return tasks[config.model.task](folder)
+    module, name = TASKS[config.model.task].split(".")
+    task: type[Task] = getattr(importlib.import_module(f"fastllm.train.{module}"), name)
+    return task(folder)

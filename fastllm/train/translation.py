@@ -22,8 +22,6 @@ _BEAMS = 4  # of the whole split's translation
 class TranslationTask(Task):
     """A run on a folder that `fastllm prepare parallel` wrote; its models are encoder-decoders."""
 
-    kind = "translation"
-
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.data = ParallelData(folder)

@@ -114,7 +114,9 @@ def test_documents_are_kept_apart():
 )  # fmt: skip
 def test_evaluation_takes_every_token_once(n, t, b, world_size, document_mask):
     split = counting(n, starts=np.arange(0, n, 7))
-    each = [list(windows(split, t, b, Share(rank, world_size), document_mask=document_mask)) for rank in range(world_size)]
+    each = [
+        list(windows(split, t, b, Share(rank, world_size), document_mask=document_mask)) for rank in range(world_size)
+    ]
     assert len({len(batches) for batches in each}) == 1
     seen = []
     for tokens, targets, segment_ids in sum(each, []):  # noqa: RUF017
