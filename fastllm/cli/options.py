@@ -22,7 +22,7 @@ def add_train_config(parser: Parser, skip: Collection[str] = ()) -> None:
     settings = parser.add_argument_group("settings")
     for field in fields(TrainConfig):
         if field.name == "model":
-            settings.add_argument("--model", default=DEFAULT, help=f"the architecture: {' or '.join(CONFIGS)}")
+            settings.add_argument("--model", default=DEFAULT, help=f"the architecture: {', '.join(CONFIGS)}")
         elif field.name not in skip:
             _add_setting(settings, field, field.default, TrainConfig)
     for title, kinds, names in _groups_of_models():

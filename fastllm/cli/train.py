@@ -53,7 +53,8 @@ def run(arguments: Namespace) -> int:
         )
         return 128 + (received[0] if received else signal.SIGINT)  # a signal that only another process got
     if trainer.step < config.max_steps:
-        reporter.say(f"stopped after step {trainer.step}: no better validation loss in {config.patience} evaluations")
+        figure = {"loss": "validation loss", "bleu": "BLEU", "chrf": "chrF"}[config.best_by]
+        reporter.say(f"stopped after step {trainer.step}: no better {figure} in {config.patience} evaluations")
     curve = f"; curve in {trainer.run}/loss.png" if can_plot() else ""
     reporter.say(
         f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f} over the whole split{curve}; "

@@ -76,9 +76,11 @@ class TrainConfig:
         compile: use torch.compile on each block.
         eval_interval: steps between evaluations, each of which also writes a checkpoint.
         eval_batches: batches of each split an evaluation takes; 0 takes the whole validation split.
-        eval_translations: sentences of the validation split that each evaluation translates greedily, for BLEU and chrF
-            beside the loss, of translation models; at the end the whole split is, with a beam of 4. 0 does neither.
-        best_by: by what the best checkpoint is chosen, and patience counts: loss, or of translation models bleu or chrf.
+        eval_translations: of translation models: sentences of the validation split that each evaluation translates
+            greedily, for BLEU and chrF beside the loss; at the end the whole split is, with a beam of 4. 0 does
+            neither.
+        best_by: by what the best checkpoint is chosen, and patience counts: loss, or of translation models bleu or
+            chrf.
         patience: stop after so many evaluations that were not the best so far; 0 never does.
         sample_interval: steps between texts written to samples/ in the run's folder; 0 writes none.
         keep_checkpoints: keep the checkpoints of so many latest evaluations beside last and best.
@@ -290,7 +292,7 @@ def _known_kind(where: object, settings: Mapping[str, Any]) -> str:
     kind = settings.get("model", DEFAULT)
     if not isinstance(kind, str) or kind not in CONFIGS:
         hint = did_you_mean(f"{kind}", CONFIGS)
-        raise UserError(f"{where}: 'model' must be {' or '.join(CONFIGS)}, got {kind}{hint}")
+        raise UserError(f"{where}: 'model' must be one of {', '.join(CONFIGS)}, got {kind}{hint}")
     return kind
 
 

@@ -25,9 +25,8 @@ def new_model(config: TrainConfig, tokenizer: Tokenizer) -> Model:
 
 def settings_for(config: TrainConfig, tokenizer: Tokenizer) -> ModelConfig:
     """Return the settings of a new model: those of the run, with the tokenizer's vocabularies."""
-    source = getattr(tokenizer, "source", None)  # of a pair
-    own = None if source is None or source is tokenizer.target else source.vocab_size
-    return config.model_for(tokenizer.vocab_size, own)
+    joint = getattr(tokenizer, "source", None) is getattr(tokenizer, "target", None)  # not a pair, or of one vocabulary
+    return config.model_for(tokenizer.vocab_size, None if joint else tokenizer.source_vocab_size)  # type: ignore
 
 
 def trained_model(config: TrainConfig, tokenizer: Tokenizer, given: Collection[str]) -> Model:

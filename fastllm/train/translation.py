@@ -75,8 +75,7 @@ class TranslationTask(Task):
     def all(self, split: str, share: Share = WHOLE) -> Iterator[PairBatch]:
         """Yield pairs by their lengths."""
         pairs = self.data.split(split)
-        for batch in pair_batches(pairs, self.tokenizer, self._config.batch_tokens, share):
-            yield batch
+        yield from pair_batches(pairs, self.tokenizer, self._config.batch_tokens, share)
 
     def _parts(self, batch: PairBatch) -> list[PairBatch]:
         return batch.split(self._config.micro_batch_size or batch.size)

@@ -82,8 +82,9 @@ def test_a_batch_is_a_function_of_seed_and_number():
     assert torch.equal(resumed.next().tokens, batches[38].tokens)
     assert resumed.position == 39
     for share in (Share(0, of=2), Share(1, of=2), Share(2, of=3)):
-        assert torch.equal(straight.batch(7, rows).tokens, batches[7].tokens[rows])
-        assert torch.equal(straight.batch(7, rows).targets, batches[7].targets[rows])
+        rows = share.rows(4)
+        assert torch.equal(straight.batch(7, share).tokens, batches[7].tokens[rows])
+        assert torch.equal(straight.batch(7, share).targets, batches[7].targets[rows])
     assert straight.position == 40
     assert not torch.equal(Batches(counting(500), 4, 16, seed=2).next().tokens, batches[0].tokens)
 

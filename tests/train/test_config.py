@@ -104,7 +104,7 @@ def test_a_runs_own_file_with_an_unknown_or_broken_line(tmp_path):
         ("schedule: 3", "'schedule' must be of type str, got 3"),
         ("data: 3", "'data' must be of type"),
         ("- n_layer", "is damaged: expected lines like"),
-        ("model: transformer", "config.yaml: 'model' must be gpt or llama, got transformer"),
+        ("model: bert", "config.yaml: 'model' must be one of gpt, llama, transformer, got bert"),
         ("model: llama\nbias: true", "'bias' is not a setting"),
     ):
         path.write_text(line + "\n")

@@ -75,9 +75,9 @@ def config_at(config, run):
 def test_a_new_model_is_padded_where_it_is_asked_for(data, tmp_path, monkeypatch):
     largest, loss = [], GPT.loss
 
-    def watched(self, tokens, targets, *others):
+    def watched(self, tokens, targets, *others, **options):
         largest.append(max(int(tokens.max()), int(targets.max())))
-        return loss(self, tokens, targets, *others)
+        return loss(self, tokens, targets, *others, **options)
 
     monkeypatch.setattr(GPT, "loss", watched)
     assert train(data, tmp_path / "run", "--vocab-size=64", "--max_steps=4") == 0

@@ -174,9 +174,9 @@ def test_an_evaluation_takes_no_more_rows_at_once_than_a_step(data, tmp_path, mo
     whole, parts, sizes, loss = tmp_path / "whole", tmp_path / "parts", [], GPT.loss
     assert train(data, whole, "--max_steps=2", "--eval_interval=1", "--dropout=0", *masked) == 0
 
-    def watched(self, tokens, *others):
+    def watched(self, tokens, *others, **options):
         sizes.append(len(tokens))
-        return loss(self, tokens, *others)
+        return loss(self, tokens, *others, **options)
 
     monkeypatch.setattr(GPT, "loss", watched)
     options = ["--max_steps=2", "--eval_interval=1", "--dropout=0", "--micro_batch_size=3", *masked]
