@@ -147,13 +147,14 @@ class TransformerConfig(ModelConfig):
 
         For its backward a block keeps, in float32, a residual sum with its mean and 1/std for each sub-layer, and
         attention's statistics, two a head; in the products' precision each sub-layer's input, queries, keys and
-        values, what attention gives, and the middle of the feed-forward network before and behind its activation.
+        values, what attention gives, and the middle of the feed-forward network before and behind its activation
+        (of ReLU only behind).
         """
         c, f, t, h = self.n_embd, self.intermediate_size, self.context_length, self.n_head
         gated, bias, norm = self.activation == "swiglu", int(self.bias), c * (2 if self.bias else 1)
         attention, feed_forward = 4 * c * c, (3 if gated else 2) * c * f
         vectors = bias * ((2 * f if gated else f) + c)
-        middle = 3 * f if gated else 2 * f
+        middle = {"relu": f, "swiglu": 3 * f}.get(self.activation, 2 * f)
         encoder = BlockCost(
             self.n_encoder_layer, parameters=attention + feed_forward + vectors + bias * 4 * c + 2 * norm,
             matrices=attention + feed_forward, attention=c * t,
