@@ -7,7 +7,8 @@ from fastllm.tokenizers.base import EncodedBatch, StreamingDecoder, Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.gpt2 import GPT2Tokenizer
-from fastllm.tokenizers.loading import KINDS, has_tokenizer, load_tokenizer
+from fastllm.tokenizers.loading import KINDS, NEVER_TRAINED, has_tokenizer, load_tokenizer
+from fastllm.tokenizers.pair import PairTokenizer
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.tokenizer_json import HuggingFaceTokenizer
 
@@ -25,7 +26,7 @@ def train_tokenizer(kind: str, texts: Iterable[str], vocab_size: int | None = No
         UserError: kind is unknown, vocab_size is not what the kind or the texts allow, or the texts are empty.
         TypeError: texts is one str, or an option is unknown.
     """
-    made = [name for name in KINDS if name != HuggingFaceTokenizer.kind]
+    made = [name for name in KINDS if name not in NEVER_TRAINED]
     if kind not in made:
         raise UserValueError(f"tokenizer: 'kind' must be one of {', '.join(made)}, got '{kind}'")
     if kind == SentencePieceTokenizer.kind:
@@ -50,6 +51,7 @@ __all__ = [
     "EncodedBatch",
     "GPT2Tokenizer",
     "HuggingFaceTokenizer",
+    "PairTokenizer",
     "SentencePieceTokenizer",
     "StreamingDecoder",
     "Tokenizer",

@@ -8,14 +8,18 @@ from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
 from fastllm.tokenizers.gpt2 import NAMES, GPT2Tokenizer
+from fastllm.tokenizers.pair import PairTokenizer
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
 from fastllm.tokenizers.storage import read_json
 from fastllm.tokenizers.tokenizer_json import HuggingFaceTokenizer
 
 KINDS: dict[str, type[Tokenizer]] = {
     kind.kind: kind
-    for kind in (CharacterTokenizer, ByteTokenizer, SentencePieceTokenizer, GPT2Tokenizer, HuggingFaceTokenizer)
+    for kind in (
+        CharacterTokenizer, ByteTokenizer, SentencePieceTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, PairTokenizer,
+    )
 }
+NEVER_TRAINED = (HuggingFaceTokenizer.kind, PairTokenizer.kind)  # by train_tokenizer
 # Kinds that are whole in Hugging Face's files, with tokens that were added there.
 _WHOLE = (GPT2Tokenizer.kind, HuggingFaceTokenizer.kind)
 

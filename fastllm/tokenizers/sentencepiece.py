@@ -74,6 +74,7 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
         max_sentences: int = 500_000,
         max_sentence_length: int = 2000,
         seed: int = 0,
+        control_symbols: Sequence[str] = (),
     ) -> "SentencePieceTokenizer":
         """Train a lossless model; the same texts and arguments give the same model.
 
@@ -86,6 +87,7 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
             max_sentences: how many lines to train on; drawn evenly from all where there are more.
             max_sentence_length: where to cut lines for training, in characters.
             seed: of the draw.
+            control_symbols: names of special tokens beside the one that ends a text; no text is encoded to them.
 
         Raises:
             UserError: the texts are empty, or vocab_size does not fit them; the message says which would.
@@ -108,8 +110,13 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
         sentences = draw(split_sentences(check_texts(texts), max_sentence_length), max_sentences, seed)
         if not sentences:
             raise UserValueError("sentencepiece: the training texts are empty")
+        if any(not name or "," in name or name.isspace() for name in control_symbols):
+            raise UserValueError(
+                f"sentencepiece: 'control_symbols' must be names without commas, got {list(control_symbols)}"
+            )
         options = {
             "vocab_size": vocab_size, "model_type": model_type, "character_coverage": character_coverage,
+            "control_symbols": ",".join(control_symbols),
             "max_sentence_length": 4 * max_sentence_length,  # in bytes; a longer one would be left out
         }  # fmt: skip
         return cls(train(sentences, options))
