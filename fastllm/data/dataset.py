@@ -82,6 +82,11 @@ class TokenData:
             raise UserError(f"{shown(self.folder)} is not a data folder ({what}): make one with `fastllm prepare`")
         try:
             self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            if self.manifest.get("kind") == "parallel":
+                raise UserError(
+                    f"{shown(self.folder)} has pairs of sentences, which translation models learn from: train with "
+                    "--model transformer"
+                )
             if self.manifest["version"] != VERSION:
                 raise UserError(
                     f"{shown(path)}: 'version' must be {VERSION}, got {self.manifest['version']}: "
@@ -94,17 +99,9 @@ class TokenData:
         self.tokenizer: Tokenizer = load_tokenizer(self.folder)
 
     def _open(self, entry: dict, dtype: np.dtype) -> Split:
-        shards = [self._map(shard["file"], dtype, shard["tokens"]) for shard in entry["shards"]]
-        starts = self._map(entry["starts"], STARTS, entry["documents"])
+        shards = [map_file(self.folder / shard["file"], dtype, shard["tokens"]) for shard in entry["shards"]]
+        starts = map_file(self.folder / entry["starts"], STARTS, entry["documents"])
         return Split(shards, starts, entry["characters"], entry["bytes"])
-
-    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
-        path, expected = self.folder / name, count * dtype.itemsize
-        size = path.stat().st_size if path.is_file() else 0
-        if size != expected:
-            damage = f"expected {expected} bytes, got {size}"
-            raise UserError(f"{shown(path)} is damaged: {damage}: run `fastllm prepare` again")
-        return np.memmap(path, dtype=dtype, mode="r")
 
     def verify(self) -> None:
         """Compare all files with the manifest's checksums.
@@ -112,9 +109,7 @@ class TokenData:
         Raises:
             UserError: a file is damaged.
         """
-        for name, expected in self.manifest["files"].items():
-            if not (self.folder / name).is_file() or sha256(self.folder / name) != expected:
-                raise UserError(f"{shown(self.folder / name)} is damaged: run `fastllm prepare` again")
+        verify_files(self.folder, self.manifest["files"])
 
     def split(self, name: str, context_length: int) -> Split:
         """Return "train" or "val".
@@ -129,3 +124,28 @@ class TokenData:
                 f"needs at least {context_length + 1}: use more text or a smaller context_length"
             )
         return split
+
+
+def map_file(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
+    """Return a data folder's file as an array, without reading it.
+
+    Raises:
+        UserError: it is missing or has another size.
+    """
+    expected = count * dtype.itemsize
+    size = path.stat().st_size if path.is_file() else 0
+    if size != expected:
+        damage = f"expected {expected} bytes, got {size}"
+        raise UserError(f"{shown(path)} is damaged: {damage}: run `fastllm prepare` again")
+    return np.memmap(path, dtype=dtype, mode="r") if count else np.zeros(0, dtype)
+
+
+def verify_files(folder: Path, checksums: dict[str, str]) -> None:
+    """Compare files with their SHA-256.
+
+    Raises:
+        UserError: one is missing or damaged.
+    """
+    for name, expected in checksums.items():
+        if not (folder / name).is_file() or sha256(folder / name) != expected:
+            raise UserError(f"{shown(folder / name)} is damaged: run `fastllm prepare` again")

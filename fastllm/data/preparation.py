@@ -100,7 +100,7 @@ def prepare(
     options = options or PrepareOptions(0.1 if val_share is None else val_share)
     options.check()
     out = out.resolve()  # a link stays, and what it points to is replaced
-    _refuse_other_folders(out)
+    refuse_other_folders(out)
     temporary = unfinished(out)
     sources = [source] if val_source is None else [source, val_source]
     try:
@@ -123,7 +123,7 @@ def sources_of(folder: Path) -> list[str] | None:
     return [str(name) for name in sources]
 
 
-def _refuse_other_folders(out: Path) -> None:
+def refuse_other_folders(out: Path) -> None:
     """Raise if `out` has anything that prepare did not write: it would be lost."""
     if not out.exists():
         return

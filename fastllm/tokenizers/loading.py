@@ -16,7 +16,12 @@ from fastllm.tokenizers.tokenizer_json import HuggingFaceTokenizer
 KINDS: dict[str, type[Tokenizer]] = {
     kind.kind: kind
     for kind in (
-        CharacterTokenizer, ByteTokenizer, SentencePieceTokenizer, GPT2Tokenizer, HuggingFaceTokenizer, PairTokenizer,
+        CharacterTokenizer,
+        ByteTokenizer,
+        SentencePieceTokenizer,
+        GPT2Tokenizer,
+        HuggingFaceTokenizer,
+        PairTokenizer,
     )
 }
 NEVER_TRAINED = (HuggingFaceTokenizer.kind, PairTokenizer.kind)  # by train_tokenizer

@@ -1,0 +1,1 @@
+"""Sentences and their translations: read, filtered, made a data folder, and batches of it."""
