@@ -1,21 +1,19 @@
-"""fastllm prepare: text into a data folder."""
+"""fastllm prepare: text, or sentences and their translations, into a data folder."""
 
 import os
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
 
+from fastllm.cli import prepare_parallel
+from fastllm.cli.long_work import ended_by_signals, progress_bar
 from fastllm.cli.parser import Parser, any_path, unescaped
 from fastllm.errors import UserError
 
 if TYPE_CHECKING:
     from fastllm.data import FileSource, PrepareOptions, TextSource
-    from fastllm.data.preparation import Progress
 
 _SUFFIXES = (".gz", ".txt", ".jsonl", ".ndjson", ".json")
 _STDIN = Path("-")
@@ -57,6 +55,7 @@ def add_to(commands) -> None:
     _add_options(text, "data/ and the name of the file or folder that is read")
     kinds.add_subcommand("shakespeare", shakespeare, help="Shakespeare's plays")
     kinds.add_subcommand("text", text, help="your own text files")
+    kinds.add_subcommand("parallel", prepare_parallel.parser(), help="sentences and their translations")
 
 
 def _add_options(parser: Parser, default_out: str) -> None:
@@ -85,6 +84,8 @@ def run(arguments: Namespace) -> int:
 
     options = arguments[arguments.kind]
     given = {name.removeprefix(f"{arguments.kind}.") for name in arguments.given}
+    if arguments.kind == "parallel":
+        return prepare_parallel.run(options, given)
     prepare_options = _prepare_options(options)
     prepare_options.check()
     source: data.TextSource | data.FileSource
@@ -100,7 +101,7 @@ def run(arguments: Namespace) -> int:
             f"prepare: {shown(out)} has data of another source ({listed(old_sources)}), which would be replaced; "
             "name a folder with --out"
         )
-    with _ended_by_signals(), _progress() as progress:
+    with ended_by_signals(), progress_bar() as progress:
         manifest = data.prepare(source, out, options=prepare_options, val_source=val_source, progress=progress)
     if "seed" in given and "drawn with the seed" not in manifest["held_out"]:
         manifest["notes"].append("'seed' has no effect: no documents were drawn")
@@ -198,42 +199,3 @@ def _tokens(manifest: dict) -> str:
 
 def _cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
-@contextmanager
-def _ended_by_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP end the command as Ctrl-C does: nothing that is half made stays behind."""
-
-    def end(number: int, frame: object) -> None:
-        signal.signal(number, signal.SIG_IGN)  # one is enough; what cleans up must not be stopped
-        raise SystemExit(128 + number)
-
-    numbers = [signal.SIGTERM, *([signal.SIGHUP] if hasattr(signal, "SIGHUP") else [])]
-    before = {number: signal.getsignal(number) for number in numbers}
-    for number, handler in before.items():
-        if handler == signal.SIG_DFL:  # nohup ignores SIGHUP
-            signal.signal(number, end)
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
-
-
-@contextmanager
-def _progress() -> "Iterator[Progress]":
-    """Give what shows progress, on a terminal only."""
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-
-    console = Console(stderr=True)
-    columns = TextColumn("{task.description}"), BarColumn(), DownloadColumn(), TimeRemainingColumn()
-    with Progress(*columns, console=console, disable=not console.is_terminal, transient=True) as bar:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bar.add_task(what, total=total)
-            bar.update(tasks[what], completed=done)
-
-        yield show

@@ -12,6 +12,7 @@ from fastllm.data.source import WHOLE, Share
 from fastllm.errors import UserError
 from fastllm.generation import translate
 from fastllm.generation.scoring import can_score, score
+from fastllm.tokenizers import PairTokenizer
 from fastllm.train.config import TrainConfig
 from fastllm.train.task import Task
 
@@ -25,7 +26,7 @@ class TranslationTask(Task):
     def __init__(self, folder: Path) -> None:
         super().__init__(folder)
         self.data = ParallelData(folder)
-        self.tokenizer = self.data.tokenizer
+        self.tokenizer: PairTokenizer = self.data.tokenizer
 
     def verify(self) -> None:
         """Compare all files with their checksums."""

@@ -114,7 +114,8 @@ class ParallelData:
             shards = [map_file(self.folder / shard["file"], dtype, shard["tokens"]) for shard in own["shards"]]
             starts = map_file(self.folder / own["starts"], STARTS, own["documents"])
             sides.append(Split(shards, starts, own["characters"], own["bytes"]))
-        return ParallelSplit(*sides, self.tokenizer)
+        source, target = sides
+        return ParallelSplit(source, target, self.tokenizer)
 
     def verify(self) -> None:
         """Compare all files with the manifest's checksums.

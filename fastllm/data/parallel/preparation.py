@@ -137,7 +137,8 @@ class _Preparation:
     def __init__(self, folder: Path, corpus: Corpus, named: dict[str, Corpus | None], options: ParallelOptions) -> None:
         self.folder, self.corpus, self.options = folder, corpus, options
         self.named = {name: other for name, other in named.items() if other is not None}
-        self.report, self.notes = Report(), []
+        self.report = Report()
+        self.notes: list[str] = []
         self.held_out: set[bytes] = set()  # keys of the sources of val and test
 
     def run(self, progress: Progress) -> dict:
@@ -206,7 +207,7 @@ class _Preparation:
         units = Counter(self._units()) if self.block else documents
         order = np.random.Generator(np.random.PCG64(self.options.seed)).permutation(sorted(units)).tolist()
         self.split_of: dict[int, str] = {}
-        self.how = {}
+        self.how: dict[str, str] = {}
         for name, share in (("val", self.options.val_share), ("test", self.options.test_share)):
             if name in self.named or not share:
                 self.how[name] = f"all of {', '.join(self.named[name].names)}" if name in self.named else "none"
@@ -280,14 +281,14 @@ class _Preparation:
                 )
             return tokenizer
         sides = ((0,), (1,)) if options.separate_vocabularies else ((0, 1),)
-        trained = [
+        source, *target = [
             SentencePieceTokenizer.train(
                 self._texts(chosen), options.vocab_size, model_type=options.model_type,
                 control_symbols=self.tags if 0 in chosen else (),
             )
             for chosen in sides
         ]  # fmt: skip
-        return PairTokenizer(*trained)
+        return PairTokenizer(source, target[0] if target else None)
 
     def _texts(self, sides: tuple[int, ...]) -> Iterator[str]:
         for split, pair in self._split_pairs():
@@ -334,7 +335,7 @@ class _PairWriter:
             fault = length_fault(len(ids[0]), len(ids[1]), limits.max_tokens, limits.max_ratio)
             if fault is not None:
                 return fault
-        for writer, own, text in zip(self._writers, ids, pair, strict=False):
+        for writer, own, text in zip(self._writers, ids, (pair.source, pair.target), strict=True):
             writer.add(Encoded(Piece(text, self._name, ends=True), own[:-1].astype(self.dtype), len(text.encode())))
         self._pairs += 1
         return None

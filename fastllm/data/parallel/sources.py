@@ -6,13 +6,12 @@ sides are empty.
 
 import gzip
 import json
-import math
-import xml.etree.ElementTree as xml
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import islice, zip_longest
+from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
+from xml.etree import ElementTree
 
 import numpy as np
 
@@ -219,9 +218,8 @@ class FilePairs:
             raise UserError(f"prepare parallel: {shown(path)} has no files that end in {', '.join(FORMATS)}")
         for file in files:
             if _suffix(file) not in FORMATS:
-                raise UserError(
-                    f"prepare parallel: 'pairs' must end in {', '.join(FORMATS)} (or .gz), got {shown(file)}"
-                )
+                ends = ", ".join(FORMATS)
+                raise UserError(f"prepare parallel: 'pairs' must end in {ends} (or .gz), got {shown(file)}")
             if _suffix(file) == ".tmx" and None in self._languages:
                 raise UserError(
                     f"prepare parallel: {shown(file)} may have many languages: say which with --source_language and "
@@ -251,8 +249,8 @@ class FilePairs:
             columns = line.split("\t") if line.strip() else ["", ""]
             if len(columns) != 2:
                 raise UserError(
-                    f"prepare parallel: {shown(file)}, line {number} must have two columns with a tab between them, got "
-                    f"{len(columns)}: '{short(line)}'"
+                    f"prepare parallel: {shown(file)}, line {number} must have two columns with a tab between them, "
+                    f"got {len(columns)}: '{short(line)}'"
                 )
             yield columns[0], columns[1], f"line {number}", ""
 
@@ -279,7 +277,7 @@ class FilePairs:
         number = 0
         with open_bytes(file) as data:
             try:
-                for _, element in xml.iterparse(data):
+                for _, element in ElementTree.iterparse(data):
                     if element.tag != "tu":
                         continue
                     number += 1
@@ -287,11 +285,11 @@ class FilePairs:
                     element.clear()
                     if None not in texts:
                         yield texts[0] or "", texts[1] or "", f"unit {number}", ""
-            except (xml.ParseError, OSError, EOFError, zlib.error) as error:
+            except (ElementTree.ParseError, OSError, EOFError, zlib.error) as error:
                 raise UserError(f"prepare parallel: {shown(file)} is not TMX after unit {number}: {error}") from error
 
     @staticmethod
-    def _segment(unit: xml.Element, language: str | None) -> str | None:
+    def _segment(unit: ElementTree.Element, language: str | None) -> str | None:
         for variant in unit.iter("tuv"):
             own = (variant.get(_LANG) or variant.get("lang") or "").lower()
             if own.split("-")[0] == f"{language}".lower() or own == f"{language}".lower():
@@ -342,13 +340,3 @@ class Corpora:
                 last = first + pair.document
                 yield pair._replace(document=last)
             first = last + 1
-
-
-def first_pairs(corpus: Corpus, count: int) -> list[Pair]:
-    """Return the first pairs of a corpus."""
-    return list(islice(corpus.pairs(), count))
-
-
-def log_ratio(pair: Pair) -> float:
-    """Return the logarithm of how much longer a target is than its source, in characters."""
-    return math.log((len(pair.target) + 5) / (len(pair.source) + 5))
