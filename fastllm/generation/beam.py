@@ -113,10 +113,7 @@ def beam_search_batch(
     stops = stop_ids(model, stop)
     if any(len(ids) != 1 for ids in stops):
         raise UserValueError(f"beam_search: 'stop' must be single tokens, got {stops}")
-    searches = [
-        Search(num_beams, {ids[0] for ids in stops}, penalty, max_new_tokens)
-        for _ in checked
-    ]
+    searches = [Search(num_beams, {ids[0] for ids in stops}, penalty, max_new_tokens) for _ in checked]
     if searches:
         with in_eval_mode(model):
             run(model.start(checked, max_new_tokens, num_beams * len(checked)), searches, vocabulary)
