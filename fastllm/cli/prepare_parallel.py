@@ -1,7 +1,6 @@
 """fastllm prepare parallel: sentences and their translations into a data folder."""
 
 import sys
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jsonargparse import Namespace
@@ -110,15 +109,11 @@ def _corpus(prefix: str, options: Namespace) -> "Corpus | None":
         raise UserError(f"prepare parallel: --{prefix}{one} needs --{prefix}{other}, its translations line by line")
     corpora: list[Corpus] = []
     if sources:
-        corpora.append(LinePairs(_listed(sources), _listed(targets)))
+        corpora.append(LinePairs(sources, targets))
     if pairs:
         fields = options.source_field, options.target_field
-        corpora.append(FilePairs(_listed(pairs), *fields, options.source_language, options.target_language))
+        corpora.append(FilePairs(pairs, *fields, options.source_language, options.target_language))
     return Corpora(corpora) if corpora else None
-
-
-def _listed(paths: list[Path]) -> list[Path]:
-    return [Path(path) for path in paths]
 
 
 def _report(manifest: dict) -> None:

@@ -59,8 +59,8 @@ def run(arguments: Namespace) -> int:
     used = "translate" if config.model.task == "translation" else "sample"
     scores = "".join(f", {name} {summary[key]:.1f}" for key, name in SCORES.items() if key in summary)
     reporter.say(
-        f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f}{scores} over the whole split{curve}; "
-        f"try: fastllm {used} {name}"
+        f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f}{scores} over the whole split"
+        f"{curve}; try: fastllm {used} {name}"
     )
     return 0
 

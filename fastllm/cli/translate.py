@@ -25,9 +25,9 @@ _FORMATS = ("text", "tsv", "jsonl")
 def add_to(commands) -> None:
     """Add the command's parser."""
     parser = Parser(
-        description="Translate texts, a line each, in their order: from files, --text, or standard input; on a terminal "
-        "it asks for them. What is probably wrong with a translation (it is empty, it loops, it has no end, a phrase is "
-        "missing) is told on standard error."
+        description="Translate texts, a line each, in their order: from files, --text, or standard input; on a "
+        "terminal it asks for them. What is probably wrong with a translation (it is empty, it loops, it has no end, a "
+        "phrase is missing) is told on standard error."
     )
     parser.add_argument("run", type=any_path, help="a translation run, or a folder with a model and its tokenizers")
     parser.add_argument("files", nargs="*", type=any_path, help="files of texts, a line each; - is standard input")
@@ -44,7 +44,7 @@ def add_to(commands) -> None:
     parser.add_argument(
         "--length_penalty",
         default="gnmt",
-        help="by what scores are divided: gnmt, ((5 + l) / 6)^alpha, or power, l^alpha",
+        help="what scores are divided by: gnmt, ((5 + l) / 6)^alpha, or power: l^alpha",
     )
     parser.add_argument("--alpha", type=float, default=0.6, help="above 0, longer translations are favoured")
     parser.add_argument(
@@ -67,10 +67,8 @@ def add_to(commands) -> None:
         "then between words; the default is the model's context_length",
     )  # fmt: skip
     parser.add_argument("--split_sentences", action="store_true", help="translate the sentences of a line one by one")
-    parser.add_argument(
-        "--attention", type=any_path, help="draw where the translation of one text looks: a .png, .svg .."
-    )
-    parser.add_argument("--html", type=any_path, help="write a page that shows where the translation of one text looks")
+    parser.add_argument("--attention", type=any_path, help="draw where one text's translation looks: a .png, .svg, ..")
+    parser.add_argument("--html", type=any_path, help="write a page that shows where one text's translation looks")
     parser.add_argument("--batch_tokens", type=int, default=4096, help="tokens read at once; it changes no text")
     parser.add_argument(
         "--checkpoint", default="best", help="a run's checkpoint: best, last, ema or one that --keep_checkpoints kept"
@@ -137,9 +135,9 @@ def _check(arguments: Namespace) -> None:
         raise UserError(f"translate: 'format' must be one of {', '.join(_FORMATS)}, got '{arguments.format}'")
     if arguments.text and arguments.files:
         raise UserError("translate: 'text' and files do not go together: put all texts into one of them")
-    if "length_penalty" in arguments.given or "alpha" in arguments.given:
-        if arguments.num_beams == 1 and arguments.format == "text":
-            raise UserError("translate: one beam is greedy, whatever the length penalty: add --num_beams")
+    penalised = "length_penalty" in arguments.given or "alpha" in arguments.given
+    if penalised and arguments.num_beams == 1 and arguments.format == "text":
+        raise UserError("translate: one beam is greedy, whatever the length penalty: add --num_beams")
     for name in ("attention", "html"):
         if arguments[name] is not None and (len(arguments.text) != 1 or arguments.files):
             raise UserError(f"translate: '{name}' is of one text: give it with --text")

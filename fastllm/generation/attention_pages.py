@@ -9,7 +9,7 @@ from fastllm.errors import UserError, UserImportError
 from fastllm.files import write_atomically, write_text
 from fastllm.generation.translation import Alignment, Translation
 
-_END = "⏎"  # shown for the token that ends a sentence
+_END, _SPACE = "⏎", "␣"  # shown for the token that ends a sentence, and for one that is a space
 
 
 def draw_attention(translation: Translation, path: Path) -> None:
@@ -90,7 +90,7 @@ def _label(token: str) -> str:
     """Return a token as it is shown: the space in front is told from none."""
     if token.startswith("<|") and token.endswith("|>"):
         return _END
-    return token.replace(" ", "\N{NO-BREAK SPACE}") or "∅"
+    return (token.strip() and token.replace(" ", "\N{NO-BREAK SPACE}")) or _SPACE
 
 
 def _require(parts: Sequence[Alignment]) -> None:

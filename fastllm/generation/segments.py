@@ -3,7 +3,7 @@
 The rule: a text that is short enough is one part. Else it is cut between sentences: after . ! ? … (and closing quotes
 or brackets) where white space and then a capital, a digit or an opening quote follows, but not after an abbreviation or
 an initial. A sentence that is still too long is cut after , ; : or a dash where a space follows, and what is then too
-long at the last space that lets it fit; a word that alone is too long is cut anywhere. Parts are as long as they may be.
+long at the last space that lets it fit; a word that alone is too long is cut anywhere. Parts are as long as may be.
 """
 
 import re
