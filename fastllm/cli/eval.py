@@ -25,7 +25,7 @@ def add_to(commands) -> None:
         "--num_beams",
         type=int,
         default=4,
-        help="of a translation model: translate with so many beams for BLEU and chrF",
+        help="of a translation model: beams that translate for BLEU and chrF",
     )
     parser.add_argument(
         "--data", type=Path | None, default=None, help="a data folder other than the run's, of the same vocabulary"

@@ -88,11 +88,7 @@ def run(arguments: Namespace) -> int:
     _check(arguments)
     check_checkpoint("translate", arguments, arguments.run)
     glossary = {} if arguments.glossary is None else _glossary(arguments.glossary)
-    model, tokenizer = load("translate", arguments.run, arguments.checkpoint, arguments.device)
-    if model.config.task != "translation":
-        raise UserError(
-            f"translate: {arguments.run} is a {model.config.kind}, which continues texts: use `fastllm sample`"
-        )
+    model, tokenizer = load("translate", arguments.run, arguments.checkpoint, arguments.device, "translation")
     set_threads(model, 64 * arguments.num_beams, arguments.threads)
     options: dict[str, Any] = {
         "num_beams": arguments.num_beams, "n_best": arguments.n_best, "length_penalty": arguments.length_penalty,

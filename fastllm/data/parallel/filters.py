@@ -43,14 +43,9 @@ class Report:
         if len(examples) < _EXAMPLES:
             examples.append(f"{pair.where}: '{short(pair.source)}' | '{short(pair.target)}'")
 
-    def lines(self) -> list[str]:
-        """Return the report as lines of text."""
-        told = []
-        for reason, explanation in REASONS.items():
-            if count := self.counts[reason]:
-                told.append(f"{count:,} left out: {explanation} ({reason})")
-                told += [f"    {example}" for example in self.examples[reason]]
-        return told
+    def counted(self) -> list[str]:
+        """Return how many were left out for each reason, in words."""
+        return [f"{self.counts[reason]:,} because {why}" for reason, why in REASONS.items() if self.counts[reason]]
 
     def to_json(self) -> dict:
         """Return the report for a manifest."""

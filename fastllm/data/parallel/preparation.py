@@ -163,7 +163,7 @@ class _Preparation:
         splits = {name: writer.close() for name, writer in writers.items()}
         for name in ("train", "val"):
             if not splits[name]["pairs"]:
-                told = "; ".join(report.lines()) or "there are none"
+                told = "; ".join(report.counted()) or "there are none"
                 raise UserError(f"prepare parallel: no pair is left for {name}: {told}")
         for writer in writers.values():
             files |= writer.checksums
