@@ -242,8 +242,10 @@ class _Preparation:
     def _fault(self, split: str, pair: Pair, seen: set[bytes]) -> str | None:
         """Return why a pair is left out, so far as its text says."""
         fault = text_fault(pair)
-        if fault is not None or split != "train":
+        if split != "train":  # there nothing is left out but what cannot be translated
             return fault if fault == "empty" else None
+        if fault is not None:
+            return fault
         if key(pair.source) in self.held_out or (self.options.reverse_tag and key(pair.target) in self.held_out):
             return "held out"
         if not self.options.keep_duplicates:
