@@ -90,7 +90,9 @@ def _label(token: str) -> str:
     """Return a token as it is shown: the space in front is told from none."""
     if token.startswith("<|") and token.endswith("|>"):
         return _END
-    return (token.strip() and token.replace(" ", "\N{NO-BREAK SPACE}")) or _SPACE
+    if not token.strip():
+        return _SPACE
+    return token.replace(" ", "\N{NO-BREAK SPACE}") if token.isprintable() else repr(token)[1:-1]
 
 
 def _require(parts: Sequence[Alignment]) -> None:

@@ -154,7 +154,9 @@ def test_tags_of_json(tmp_path):
 
 
 def test_separate_vocabularies_and_a_tokenizer_that_is_there(tmp_path):
-    data = ParallelData(prepared(tmp_path / "data", reversed_words(300), separate_vocabularies=True, vocab_size=285, max_ratio=9))
+    data = ParallelData(
+        prepared(tmp_path / "data", reversed_words(300), separate_vocabularies=True, vocab_size=285, max_ratio=9)
+    )
     assert not data.tokenizer.joint
     other = ParallelData(prepared(tmp_path / "other", numbers(200), tokenizer_from=tmp_path / "data", max_ratio=20))
     assert other.tokenizer.to_json() == data.tokenizer.to_json()
