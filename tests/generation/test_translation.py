@@ -121,24 +121,19 @@ def test_long_texts_are_cut_and_joined(model, tokenizer):
     assert found.parts > 4
     lines = found.text.split("\n")
     assert len(lines) == 2 and lines[1].startswith("  ") and found.text.endswith(" ")
-    by_sentence = [
-        translate(model, tokenizer, [text], num_beams=2)[0].text
-        for text in ("Das Haus ist rot.", "Ein Baum steht im Wald.")
-    ]
-    (split,) = translate(
-        model, tokenizer, ["Das Haus ist rot. Ein Baum steht im Wald."], num_beams=2, split_sentences=True
-    )
-    assert split.text == " ".join(by_sentence) and split.parts == 2
-    (shorter,) = translate(model, tokenizer, ["Das Haus ist rot. Ein Baum steht im Wald."], num_beams=2, longest=20)
+    each = ["Das Haus ist rot.", "Ein Baum steht im Wald."]
+    expected = " ".join(one.text for one in translate(model, tokenizer, each, num_beams=2))
+    (split,) = translate(model, tokenizer, [" ".join(each)], num_beams=2, split_sentences=True)
+    assert split.text == expected and split.parts == 2
+    (shorter,) = translate(model, tokenizer, [" ".join(each)], num_beams=2, longest=20)
     assert shorter.parts >= 2
 
 
 def test_a_prefix_begins_each_translation(model, tokenizer):
     found = translate(model, tokenizer, ["Haus", "rot"], prefix="the cat", n_best=2)
     assert all(each.text.startswith("the cat") for one in found for each in one.n_best)
-    assert (
-        found[0].ids[: len(tokenizer.encode_target("the cat")) - 1] == tokenizer.encode_target("the cat")[:-1].tolist()
-    )
+    begin = tokenizer.encode_target("the cat")[:-1].tolist()
+    assert found[0].ids[: len(begin)] == begin
     apart = translate(model, tokenizer, ["Haus", "rot"], prefix=["run", ""])
     assert apart[0].text.startswith("run")
     assert told(apart[1:]) == told(translate(model, tokenizer, ["rot"]))
