@@ -1,9 +1,7 @@
 """Batches of pairs: full, hardly filled up, each pair once an epoch, repeatable by position from several threads."""
 
 import threading
-import time
 
-import numpy as np
 import pytest
 import torch
 
@@ -204,6 +202,14 @@ def test_no_segmentation_is_longer_than_the_model(data):
         assert max(batch.source.shape[1], batch.target.shape[1]) <= longest
 
 
+def run_together(work, names):
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
 def test_threads_draw_the_same_segmentations(data):
     """The library's generator is seeded anew for each draw, and each thread has its own."""
     want = [rows(drawing(data).batch(position)) for position in range(4)]
@@ -212,42 +218,7 @@ def test_threads_draw_the_same_segmentations(data):
     def work(name):
         got[name] = [rows(drawing(data).batch(position)) for position in range(4)]
 
-    together = [threading.Thread(target=work, args=(name,)) for name in range(3)]
-    for thread in together:
-        thread.start()
-    for thread in together:
-        thread.join()
+    run_together(work, range(3))
     assert got == dict.fromkeys(range(3), want)
     with Prefetcher(drawing(data)) as ahead:
         assert [rows(ahead.next()) for _ in range(4)] == want
-
-
-def test_plans_are_the_same_while_threads_ask_about_other_epochs(data):
-    """A Prefetcher makes batches of the next epoch while the trainer asks how much it has seen of this one."""
-
-    class Slow(ParallelBatches):
-        """Gives other threads every chance to interfere."""
-
-        def _make_plan(self, epoch):
-            plan = super()._make_plan(epoch)
-            time.sleep(0.01)
-            return plan
-
-    alone = ParallelBatches(data.split("train"), data.tokenizer, 500, seed=3, longest=128)
-    an_epoch = alone.batches_per_epoch
-    positions = [epoch * an_epoch + epoch for epoch in range(6)]
-    want = {position: (rows(alone.batch(position)), alone.pairs_seen(position)) for position in positions}
-    shared, wrong = Slow(data.split("train"), data.tokenizer, 500, seed=3, longest=128), []
-
-    def work(order):
-        for position in order:
-            if (rows(shared.batch(position)), shared.pairs_seen(position)) != want[position]:
-                wrong.append(position)
-
-    orders = [np.random.default_rng(seed).permutation(positions).tolist() for seed in range(4)]
-    workers = [threading.Thread(target=work, args=(order,)) for order in orders]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not wrong

@@ -75,8 +75,8 @@ class ParallelBatches:
 
     Each epoch takes every pair once. Pairs are put together with others of nearly their lengths, chosen anew in each
     epoch, so that little is filled up; then the batches come in a random order. A batch has at most batch_tokens places
-    for sources, and as many for targets: rows times the longest; segmentations that are drawn may need more. Batch n is a function of (seed, n): the whole state is
-    `position`.
+    for sources, and as many for targets: rows times the longest. Segmentations that are drawn may be longer, and need
+    more. Batch n is a function of (seed, n): the whole state is `position`.
 
     Args:
         split: the pairs.
