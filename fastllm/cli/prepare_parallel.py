@@ -43,8 +43,8 @@ def parser() -> Parser:
     own.add_argument("--out", type=any_path, required=True, help="the data folder to write")
     own.add_argument(
         "--val_share", type=float, default=0.02,
-        help="share of the pairs for validation: whole documents, drawn at random (a document is a file, or what stands "
-        "between two empty lines); with fewer than 20 of them, blocks of neighbouring pairs",
+        help="share of the pairs for validation: whole documents, drawn at random (a document is a file, or what "
+        "stands between two empty lines); with fewer than 20 of them, blocks of neighbouring pairs",
     )  # fmt: skip
     own.add_argument("--test_share", type=float, default=0.0, help="the same for a test split")
     own.add_argument("--seed", type=int, default=0, help="random seed of the draw")

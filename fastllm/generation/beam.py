@@ -3,12 +3,12 @@
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from itertools import accumulate, count
+from itertools import count
 from numbers import Real
 
-import torch
 from torch import Tensor
 
+from fastllm import ops
 from fastllm.errors import UserError, UserValueError, check_type
 from fastllm.generation.context import (
     DecoderState,
@@ -62,7 +62,8 @@ def beam_search(
 
     Args:
         model, prompt, max_new_tokens: as of :func:`fastllm.generation.generate`; at least one token.
-        num_beams: K, how many unfinished sequences are followed, and the most that are returned.
+        num_beams: K, how many unfinished sequences are followed, and the most that are returned; 1 is greedy and ends
+            at the first stop.
         stop: single tokens that end a sequence.
         length_penalty: what a sequence's log-probability is divided by, with l its number of new tokens: "gnmt",
             ((5 + l) / 6)^alpha (Wu et al., "Google's neural machine translation system", 2016), or "power", l^alpha;
@@ -108,37 +109,89 @@ def beam_search_batch(
     check_count("max_new_tokens", max_new_tokens, 1)
     check_vocabulary(model, vocabulary)
     check_count("num_beams", num_beams, 1)
-    check_type("beam_search", "alpha", alpha, Real)
-    if not math.isfinite(alpha):
-        raise UserValueError(f"beam_search: 'alpha' must be finite, got {alpha}")
-    if length_penalty not in LENGTH_PENALTIES:
-        raise UserValueError(
-            f"beam_search: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"
-        )
+    penalty = penalty_of("beam_search", length_penalty, alpha)
     stops = stop_ids(model, stop)
     if any(len(ids) != 1 for ids in stops):
         raise UserValueError(f"beam_search: 'stop' must be single tokens, got {stops}")
-    penalty = LENGTH_PENALTIES[length_penalty]
-    searches = [
-        _Search(num_beams, {ids[0] for ids in stops}, lambda length: penalty(length, alpha), max_new_tokens)
-        for _ in checked
-    ]
+    searches = [Search(num_beams, {ids[0] for ids in stops}, penalty, max_new_tokens) for _ in checked]
     if searches:
         with in_eval_mode(model):
-            _run(model.start(checked, max_new_tokens, num_beams * len(checked)), searches, vocabulary)
+            run(model.start(checked, max_new_tokens, num_beams * len(checked)), searches, vocabulary)
     return [search.finished for search in searches]
 
 
-def _run(context: DecoderState, searches: "Sequence[_Search]", vocabulary: int | None) -> None:
+def penalty_of(function: str, length_penalty: str, alpha: float) -> Callable[[int], float]:
+    """Return what a sequence's log-probability is divided by, of its length.
+
+    Raises:
+        UserError: there is no such penalty, or alpha is not finite; function begins the message.
+    """
+    check_type(function, "alpha", alpha, Real)
+    if not math.isfinite(alpha):
+        raise UserValueError(f"{function}: 'alpha' must be finite, got {alpha}")
+    if length_penalty not in LENGTH_PENALTIES:
+        raise UserValueError(
+            f"{function}: 'length_penalty' must be one of {', '.join(LENGTH_PENALTIES)}, got '{length_penalty}'"
+        )
+    penalty = LENGTH_PENALTIES[length_penalty]
+    return lambda length: penalty(length, alpha)
+
+
+@dataclass
+class Candidates:
+    """The likeliest next tokens of some rows.
+
+    Args:
+        tokens: of each row, the likeliest first.
+        logprobs: theirs, float64.
+        logprob: gives that of any token of a row.
+    """
+
+    tokens: list[list[int]]
+    logprobs: list[list[float]]
+    logprob: Callable[[int, int], float]
+
+    def of(self, rows: range) -> "Candidates":
+        """Return those of some rows."""
+        chosen = slice(rows.start, rows.stop)
+        return Candidates(
+            self.tokens[chosen], self.logprobs[chosen], lambda row, token: self.logprob(rows.start + row, token)
+        )
+
+
+def candidates(logits: Tensor, most: int) -> Candidates:
+    """Return the `most` likeliest tokens of each row of logits (R, V).
+
+    What a row gets is the same bit for bit whatever the others are, and for any number of threads: its log-sum-exp is
+    the cross-entropy kernel's, where torch's own would add up a lone row in as many parts as there are threads.
+
+    Raises:
+        UserError: the logits are not finite.
+    """
+    logits = logits.float().contiguous()
+    values, tokens = logits.topk(min(most, logits.size(1)))
+    sums = (ops.cross_entropy(logits, tokens[:, 0], reduction="none").double() + values[:, 0].double()).cpu()
+    if not bool(sums.isfinite().all()):
+        raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
+    logprobs = values.double().cpu() - sums[:, None]
+    return Candidates(
+        tokens.tolist(), logprobs.tolist(), lambda row, token: float(logits[row, token].double().cpu() - sums[row])
+    )
+
+
+def run(context: DecoderState, searches: "Sequence[Search]", vocabulary: int | None) -> None:
     """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before."""
     going = list(searches)
+    most = max(search.num_beams + len(search.stops) for search in going)
     for length in count(1):
-        logprobs = context.logits[:, :vocabulary].double().log_softmax(-1).cpu()  # the one wait of a step on CUDA
-        rows = logprobs.split([len(search.alive) for search in going])
-        starts = accumulate(map(len, rows), initial=0)
-        for search, own in zip(going, rows, strict=True):
-            search.extend(own, length)
-        kept = [(search, start) for search, start in zip(going, starts, strict=False) if not search.settled(length)]
+        found = candidates(context.logits[:, :vocabulary], most)
+        kept, start = [], 0
+        for search in going:
+            rows = range(start, start + len(search.alive))
+            search.extend(found.of(rows), length)
+            if not search.settled(length):
+                kept.append((search, start))
+            start = rows.stop
         if not kept:
             return
         context.keep([start + parent for search, start in kept for parent in search.parents])
@@ -146,8 +199,15 @@ def _run(context: DecoderState, searches: "Sequence[_Search]", vocabulary: int |
         going = [search for search, _ in kept]
 
 
-class _Search:
-    """The unfinished sequences that continue a prompt, and the best finished ones."""
+class Search:
+    """The unfinished sequences that continue a prompt, and the best finished ones.
+
+    Args:
+        num_beams: K; 1 is greedy and ends at the first stop.
+        stops: tokens that end a sequence.
+        penalty: what a log-probability is divided by, of a sequence's length.
+        longest: new tokens at most.
+    """
 
     def __init__(self, num_beams: int, stops: set[int], penalty: Callable[[int], float], longest: int) -> None:
         self.num_beams, self.stops, self.penalty, self.longest = num_beams, stops, penalty, longest
@@ -155,27 +215,35 @@ class _Search:
         self.finished: list[Beam] = []  # the best first
         self.parents: list[int] = []  # of the alive ones, in the step before
 
-    def extend(self, logprobs: Tensor, length: int) -> None:
-        """Give every unfinished sequence its next tokens; logprobs (K, V), float64."""
-        totals = torch.tensor([[beam.logprob] for beam in self.alive], dtype=torch.float64) + logprobs
-        if not totals.max().isfinite():
-            raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
-        # As many that K unfinished ones are among them, even if every stop of every beam comes first.
-        most = min(self.num_beams + len(self.alive) * len(self.stops), totals.numel())
-        values, places = totals.flatten().topk(most)
-        vocabulary, before = totals.size(1), self.alive
-        self.alive, self.parents = [], []
-        for logprob, place in zip(values.tolist(), places.tolist(), strict=True):
-            parent, token = divmod(place, vocabulary)
+    def extend(self, found: Candidates, length: int) -> None:
+        """Give every unfinished sequence its next token; found are those that its row may have."""
+        before, self.alive, self.parents = self.alive, [], []
+        for logprob, parent, token in self._choose(before, found):
             score = logprob / self.penalty(length)
             if token in self.stops:
-                self.finished.append(Beam(before[parent].ids, logprob, score, "stop"))
+                self._finish(Beam(before[parent].ids, logprob, score, "stop"))
+                if self.num_beams == 1:
+                    return
             elif len(self.alive) < self.num_beams:
                 self.alive.append(Beam([*before[parent].ids, token], logprob, score))
                 self.parents.append(parent)
         if length == self.longest:
-            self.finished += self.alive
-        self.finished = sorted(self.finished, key=lambda beam: -beam.score)[: self.num_beams]
+            for beam in self.alive:
+                self._finish(beam)
+
+    def _choose(self, before: list[Beam], found: Candidates) -> list[tuple[float, int, int]]:
+        """Return (log-probability, sequence, token) of the best ways on, the best first; ties by sequence, token."""
+        ways = [
+            (beam.logprob + logprob, parent, token)
+            for parent, beam in enumerate(before)
+            for logprob, token in zip(found.logprobs[parent], found.tokens[parent], strict=True)
+        ]
+        ways.sort(key=lambda way: (-way[0], way[1], way[2]))
+        # As many that K unfinished ones are among them, even if every stop of every beam comes first.
+        return ways[: self.num_beams + len(before) * len(self.stops)]
+
+    def _finish(self, beam: Beam) -> None:
+        self.finished = sorted([*self.finished, beam], key=lambda beam: -beam.score)[: self.num_beams]
 
     def settled(self, length: int) -> bool:
         """Whether no unfinished sequence can still come among the best."""

@@ -171,7 +171,7 @@ class PairTokenizer(Tokenizer):
 
 def _sentence(tokenizer: Tokenizer, text: str, alpha: float, seed: int | None) -> np.ndarray:
     if alpha > 0:
-        return tokenizer.sample(f" {text}", alpha, seed)  # type: ignore[attr-defined, no-any-return]
+        return tokenizer.sample(f" {text}", alpha, seed)  # type: ignore[attr-defined]
     return tokenizer.encode(f" {text}")
 
 

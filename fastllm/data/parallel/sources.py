@@ -264,14 +264,14 @@ class FilePairs:
                 value = json.loads(line)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"prepare parallel: {where} is not JSON: {error}") from error
-            texts = [value.get(name) if isinstance(value, dict) else None for name in self._fields]
-            if not all(isinstance(text, str) for text in texts):
+            source, target = (value.get(name) if isinstance(value, dict) else None for name in self._fields)
+            if not (isinstance(source, str) and isinstance(target, str)):
                 raise UserError(
                     f"prepare parallel: {where} must be an object with the texts '{self._fields[0]}' and "
                     f"'{self._fields[1]}', got '{short(line)}'; other names are given by --source_field and "
                     "--target_field"
                 )
-            yield texts[0], texts[1], f"line {number}", str(value.get("tag", ""))
+            yield source, target, f"line {number}", str(value.get("tag", ""))
 
     def _memory(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
         number = 0
