@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     "val_share", "test_share", "seed", "vocab_size", "model_type", "separate_vocabularies", "tokenizer_from",
-    "max_tokens", "max_ratio", "keep_duplicates", "tag", "reverse_tag", "shard_tokens",
+    "max_tokens", "min_tokens", "max_ratio", "keep_duplicates", "tag", "reverse_tag", "shard_tokens",
 )  # fmt: skip
 
 
@@ -56,11 +56,11 @@ def parser() -> Parser:
     own.add_argument(
         "--tokenizer_from", type=any_path, metavar="DIR", help="use the tokenizers of this data folder or run"
     )
-    own.add_argument("--max_tokens", type=int, default=128, help="leave out training pairs with a longer side")
+    own.add_argument("--max_tokens", type=int, default=128, help="leave out pairs with a longer side")
+    own.add_argument("--min_tokens", type=int, default=1, help="leave out pairs with a shorter side")
     own.add_argument(
         "--max_ratio", type=float, default=3.0,
-        help="leave out training pairs of which one side has more tokens than so many times the other's, and over 10 "
-        "more",
+        help="leave out pairs of which one side has more tokens than so many times the other's, and over 10 more",
     )  # fmt: skip
     own.add_argument("--keep_duplicates", action="store_true", help="take a pair as often as it is there")
     own.add_argument("--tag", default="", help="a word to stand in front of every source, e.g. '<2en>'")

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fastllm.data.documents import shown
+from fastllm.data.parallel import tmx
 from fastllm.errors import UserError, UserValueError
 
 FORMATS = (".tsv", ".jsonl", ".ndjson", ".tmx")
-_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _SHOWN = 60  # characters of a text in a message
 
 
@@ -30,7 +29,7 @@ class Pair(NamedTuple):
     target: str
     where: str  # file and line
     document: int  # counted through the corpus
-    tag: str = ""  # what stands in front of the source, such as "<news>"
+    tags: tuple[str, ...] = ()  # what stands in front of the source, such as "<news>"
 
 
 class Corpus(Protocol):
@@ -241,7 +240,7 @@ class FilePairs:
                 if not source and not target:
                     document += 1
                     continue
-                yield Pair(source, target, f"{shown(file)}, {where}", document, tag)
+                yield Pair(source, target, f"{shown(file)}, {where}", document, (tag,) if tag else ())
             document += 1
 
     def _table(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -265,37 +264,25 @@ class FilePairs:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"prepare parallel: {where} is not JSON: {error}") from error
             source, target = (value.get(name) if isinstance(value, dict) else None for name in self._fields)
+            tag = value.get("tag", "") if isinstance(value, dict) else ""
             if not (isinstance(source, str) and isinstance(target, str)):
                 raise UserError(
                     f"prepare parallel: {where} must be an object with the texts '{self._fields[0]}' and "
                     f"'{self._fields[1]}', got '{short(line)}'; other names are given by --source_field and "
                     "--target_field"
                 )
-            yield source, target, f"line {number}", str(value.get("tag", ""))
+            if not isinstance(tag, str) or len(tag.split()) > 1 or "," in tag:
+                raise UserError(
+                    f"prepare parallel: {where}: the field 'tag' must be one word without commas, got {tag!r:.60}"
+                )
+            yield source, target, f"line {number}", tag.strip()
 
     def _memory(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
-        number = 0
+        source, target = self._languages
+        assert source is not None and target is not None  # _found has seen to it
         with open_bytes(file) as data:
-            try:
-                for _, element in ElementTree.iterparse(data):
-                    if element.tag != "tu":
-                        continue
-                    number += 1
-                    texts = [self._segment(element, language) for language in self._languages]
-                    element.clear()
-                    if None not in texts:
-                        yield texts[0] or "", texts[1] or "", f"unit {number}", ""
-            except (ElementTree.ParseError, OSError, EOFError, zlib.error) as error:
-                raise UserError(f"prepare parallel: {shown(file)} is not TMX after unit {number}: {error}") from error
-
-    @staticmethod
-    def _segment(unit: ElementTree.Element, language: str | None) -> str | None:
-        for variant in unit.iter("tuv"):
-            own = (variant.get(_LANG) or variant.get("lang") or "").lower()
-            if own.split("-")[0] == f"{language}".lower() or own == f"{language}".lower():
-                segment = variant.find("seg")
-                return "" if segment is None else " ".join("".join(segment.itertext()).split())
-        return None
+            for number, *texts in tmx.units(data, shown(file), (source, target)):
+                yield texts[0], texts[1], f"unit {number}", ""
 
 
 def _suffix(path: Path) -> str:
@@ -318,6 +305,23 @@ class PairsOf:
         """Yield them, as one document."""
         for number, (source, target) in enumerate(self._pairs, 1):
             yield Pair(source, target, f"{self.names[0]}, pair {number}", 0)
+
+
+class Tagged:
+    """Pairs of which each source has a tag in front, before those that it has.
+
+    Args:
+        corpus: the pairs.
+        tag: such as "<news>".
+    """
+
+    def __init__(self, corpus: Corpus, tag: str) -> None:
+        self._corpus, self._tag, self.names = corpus, tag, corpus.names
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield them with the tag."""
+        for pair in self._corpus.pairs():
+            yield pair._replace(tags=(self._tag, *pair.tags))
 
 
 class Corpora:
