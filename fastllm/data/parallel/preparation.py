@@ -87,9 +87,8 @@ class ParallelOptions:
                 f"prepare parallel: 'min_tokens' must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
             )
         for name in ("tag", "reverse_tag"):
-            tag = getattr(self, name)
-            if tag and (tag.split() != [tag] or "," in tag):
-                raise UserValueError(f"prepare parallel: '{name}' must be one word without commas, got '{tag}'")
+            if getattr(self, name):
+                check_tag(name, getattr(self, name))
         if self.reverse_tag and (not self.tag or self.tag == self.reverse_tag):
             raise UserValueError(
                 "prepare parallel: 'reverse_tag' needs another 'tag' for the first direction, or the model could not "
@@ -97,6 +96,12 @@ class ParallelOptions:
             )
         if self.reverse_tag and self.separate_vocabularies:
             raise UserValueError("prepare parallel: 'reverse_tag' needs one vocabulary for both sides")
+
+
+def check_tag(name: str, tag: str) -> None:
+    """Raise UserError if a tag cannot be a token of its own."""
+    if tag.split() != [tag] or "," in tag:
+        raise UserValueError(f"prepare parallel: '{name}' must be one word without commas, got '{tag}'")
 
 
 def prepare_parallel(
@@ -150,6 +155,8 @@ class _Preparation:
         self.splits = Splits(
             corpus, given, shares, options.seed, reverse=bool(options.reverse_tag), told=self._teller("reading")
         )
+        for tag in self.splits.tags:
+            check_tag("tag", tag)
         self.tags = sorted(self.splits.tags | {tag for tag in (options.tag, options.reverse_tag) if tag})
         self.report = Report()
         self.seen: set[bytes] = set()

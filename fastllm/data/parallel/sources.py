@@ -139,7 +139,7 @@ def _matched(source: Path, target: Path) -> list[tuple[Path, Path]]:
         raise UserError(f"prepare parallel: {shown(one)} is a folder and {shown(other)} a file; both must be the same")
     if not source.is_dir():
         return [(source, target)]
-    left, right = ({_key(path, top): path for path in _inside(top)} for top in (source, target))
+    left, right = _by_key(source), _by_key(target)
     if alone := sorted(left.keys() ^ right.keys()):
         where = shown(source if alone[0] in left else target)
         raise UserError(f"prepare parallel: the file {alone[0]} of {where} has no counterpart in the other folder")
@@ -150,6 +150,17 @@ def _matched(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 def _inside(top: Path) -> Iterator[Path]:
     return (path for path in sorted(top.rglob("*")) if path.is_file() and not path.name.startswith("."))
+
+
+def _by_key(top: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _inside(top):
+        if (other := found.setdefault(_key(path, top), path)) is not path:
+            raise UserError(
+                f"prepare parallel: {shown(other)} and {shown(path)} differ in their last suffix only, so it is not "
+                "clear which is meant; name the files one by one"
+            )
+    return found
 
 
 def _key(path: Path, top: Path) -> str:
@@ -164,8 +175,8 @@ def _unequal(source: Path, target: Path) -> UserError:
     texts = [short(side[line - 1]) if line <= len(side) else "the end of the file" for side in (left, right)]
     return UserError(
         f"prepare parallel: {shown(source)} has {len(left):,} lines and {shown(target)} {len(right):,}, and line by "
-        f"line they must be translations; by their lengths they go apart at about line {line:,}: '{texts[0]}' beside "
-        f"'{texts[1]}'"
+        f"line they must be translations; a guess by the lengths of their lines: they go apart at line {line:,}, "
+        f"'{texts[0]}' beside '{texts[1]}'"
     )
 
 
@@ -271,11 +282,9 @@ class FilePairs:
                     f"'{self._fields[1]}', got '{short(line)}'; other names are given by --source_field and "
                     "--target_field"
                 )
-            if not isinstance(tag, str) or len(tag.split()) > 1 or "," in tag:
-                raise UserError(
-                    f"prepare parallel: {where}: the field 'tag' must be one word without commas, got {tag!r:.60}"
-                )
-            yield source, target, f"line {number}", tag.strip()
+            if not isinstance(tag, str):
+                raise UserError(f"prepare parallel: {where}: the field 'tag' must be a string, got {tag!r:.60}")
+            yield source, target, f"line {number}", tag
 
     def _memory(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
         source, target = self._languages

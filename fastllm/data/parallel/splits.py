@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 
 from fastllm.data.holdout import choose
-from fastllm.data.parallel.filters import key
+from fastllm.data.parallel.filters import REASONS, key, text_fault
 from fastllm.data.parallel.languages import Samples
 from fastllm.data.parallel.sources import Corpus, Pair
 from fastllm.errors import UserError, UserValueError
@@ -51,14 +51,19 @@ class Splits:
         self.samples, self.tags = Samples(), set[str]()
         self._held_out: tuple[set[bytes], set[bytes]] = set(), set()
         documents: Counter[int] = Counter()
+        faults: Counter[str | None] = Counter()
         for pair in corpus.pairs():
             documents[pair.document] += 1
+            faults[text_fault(pair)] += 1
             self.tags |= {*pair.tags}
             self.samples.add(pair)
             told(documents.total(), 0)
         self.total = self.trained = documents.total()
         if not self.trained:
             raise UserValueError(f"prepare parallel: there are no pairs in {', '.join(corpus.names)}")
+        if not faults[None]:
+            told = "; ".join(f"of {count:,} {REASONS[fault]}" for fault, count in faults.items() if fault)
+            raise UserError(f"prepare parallel: none of {self.trained:,} pairs is of use: {told}")
         small = max(1, min(_LEAST_BLOCK, self.trained // _SMALL))
         self._block = 0 if len(documents) >= _FEW_DOCUMENTS else max(small, self.trained // _BLOCKS)
         self._split_of: dict[int, str] = {}
@@ -96,6 +101,10 @@ class Splits:
             if split == "train":
                 continue
             if split in self.named:
+                if unknown := {*pair.tags} - self.tags:
+                    raise UserError(
+                        f"prepare parallel: {pair.where} has the tag '{min(unknown)}', which no training pair has"
+                    )
                 self.total += 1
                 self.samples.add(pair, f"the files for {split}")
                 told(self.total, 0)
