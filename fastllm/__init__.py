@@ -6,6 +6,7 @@
     fastllm.models.GPT(...)          # models
     fastllm.optim.AdamW(...)         # the optimizer
     fastllm.generate(model, ids, n)  # sampling
+    fastllm.translate(model, ...)    # translation
     fastllm.patch(model)             # any PyTorch model on these kernels
 
 Parts are imported when first used, so that `import fastllm` itself costs nothing.
@@ -15,7 +16,8 @@ import importlib
 from typing import Any
 
 _MODULES = ("data", "generation", "integrations", "models", "nn", "ops", "optim", "tokenizers", "train")
-_FUNCTIONS = {"generate": "generation", "patch": "patching", "unpatch": "patching"}  # name -> the module that has it
+# Names, and the modules that have them.
+_FUNCTIONS = {"generate": "generation", "patch": "patching", "translate": "generation", "unpatch": "patching"}
 
 __all__ = [*_MODULES, *_FUNCTIONS, "__version__"]
 

@@ -14,19 +14,19 @@ import sys
 from collections.abc import Sequence
 
 import fastllm
-from fastllm.cli import bench, chat, estimate, eval, export, info, plot, prepare, sample, train
+from fastllm.cli import bench, chat, estimate, eval, export, info, plot, prepare, sample, train, translate
 from fastllm.cli.parser import EXIT_USER_ERROR, Parser
 from fastllm.errors import UserError
 from fastllm.files import discard
 
 COMMANDS = {
     "info": info, "prepare": prepare, "estimate": estimate, "train": train, "eval": eval, "sample": sample,
-    "chat": chat, "export": export, "plot": plot, "bench": bench,
+    "chat": chat, "translate": translate, "export": export, "plot": plot, "bench": bench,
 }  # fmt: skip
 _OF_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # of a write, or a terminal that is gone
 _DESCRIPTION = (
-    "Train and use language models on hand-written kernels. First steps: `fastllm prepare shakespeare`, then `fastllm "
-    "train --data data/shakespeare --out runs/first`, then `fastllm sample runs/first`."
+    "Train and use language and translation models on hand-written kernels. First steps: `fastllm prepare "
+    "shakespeare`, then `fastllm train --data data/shakespeare --out runs/first`, then `fastllm sample runs/first`."
 )
 
 

@@ -31,12 +31,17 @@ def set_threads(model, together: int, threads: int | None) -> None:
         torch.set_num_threads(1)
 
 
-def load(command: str, folder: Path, name: str, device: str):
-    """Return a model on its device, and its tokenizer; name is of a run's checkpoint."""
+_USES = {"language": "which continues texts: use `fastllm sample`", "translation": "use `fastllm translate`"}
+
+
+def load(command: str, folder: Path, name: str, device: str, task: str = "language"):
+    """Return a model of a task on its device, and its tokenizer; name is of a run's checkpoint."""
     from fastllm.train import checkpoint
     from fastllm.train.device import for_generation
 
     model, tokenizer = checkpoint.load_source(folder, name)
+    if model.config.task != task:
+        raise UserError(f"{command}: {folder} is a {model.config.kind}, {_USES[model.config.task]}")
     place = for_generation(command, device, model)
     if tokenizer is None:
         raise UserError(

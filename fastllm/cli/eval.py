@@ -15,9 +15,18 @@ from fastllm.train.config import TrainConfig
 
 def add_to(commands) -> None:
     """Add the command's parser."""
-    parser = Parser(description="A model's loss in nats per token, perplexity and bits per byte over a whole split.")
+    parser = Parser(
+        description="A model's loss in nats per token and perplexity over a whole split; of a language model bits per "
+        "byte, of a translation model BLEU and chrF."
+    )
     parser.add_argument("run", type=Path, help="the run's folder; or a model, with --data")
-    parser.add_argument("--split", default="val", help="val or train")
+    parser.add_argument("--split", default="val", help="val, train, or of sentence pairs test")
+    parser.add_argument(
+        "--num_beams",
+        type=int,
+        default=4,
+        help="of a translation model: beams that translate for BLEU and chrF",
+    )
     parser.add_argument(
         "--data", type=Path | None, default=None, help="a data folder other than the run's, of the same vocabulary"
     )
@@ -37,12 +46,12 @@ def add_to(commands) -> None:
 
 def run(arguments: Namespace) -> int:
     """Print the loss."""
-    for name, least in (("average", 0), ("batch_size", 1), ("threads", 1), ("context_length", 1)):
+    for name, least in (("average", 0), ("batch_size", 1), ("threads", 1), ("context_length", 1), ("num_beams", 1)):
         value = arguments[name]
         if value is not None and value < least:
             raise UserError(f"eval: '{name}' must be at least {least}, got {value}")
-    if arguments.split not in ("train", "val"):
-        raise UserError(f"eval: 'split' must be train or val, got '{arguments.split}'")
+    if arguments.split not in ("train", "val", "test"):
+        raise UserError(f"eval: 'split' must be train, val or test, got '{arguments.split}'")
     if "checkpoint" in arguments.typed and arguments.average:
         raise UserError(
             "eval: --average takes the checkpoints that were kept last: leave out 'checkpoint', or --average"
@@ -78,17 +87,23 @@ def run(arguments: Namespace) -> int:
     task.verify()
     if task.tokenizer.to_json() != tokenizer.to_json():
         raise UserError(f"eval: the vocabulary of {folder} is not the one that {arguments.run} was trained with")
+    if arguments.split not in task.splits:
+        raise UserError(f"eval: 'split' must be {' or '.join(task.splits)} of this data, got '{arguments.split}'")
     task.begin(config)
     batches = task.all(arguments.split)
     precision = torch.autocast("cpu", enabled=False)
     loss = evaluation.mean_loss(LossModule(model), batches, Parallel(), torch.device("cpu"), precision)
     measures = task.measures(arguments.split, loss)
+    scores, signatures = task.scores(model, arguments.split, arguments.num_beams)
     if arguments.json:
         told = {"run": str(arguments.run), "checkpoint": which, "data": str(folder), "split": arguments.split}
-        print(json.dumps({**told, "loss": loss, **measures}))
+        signed = {f"{name}_signature": signature for name, signature in signatures.items()}
+        print(json.dumps({**told, "loss": loss, **measures, **scores, **signed}))
         return 0
     others = ", ".join(f"{name.replace('_', ' ')} {_shown(value)}" for name, value in measures.items())
     print(f"{which} on {arguments.split} of {folder}: loss {loss:.4f} nats per token, {others}")
+    for name, value in scores.items():
+        print(f"{name} {value:.2f} ({signatures[name]})")
     return 0
 
 

@@ -55,7 +55,9 @@ def parser() -> Parser:
     own.add_argument(
         "--tokenizer_from", type=any_path, metavar="DIR", help="use the tokenizers of this data folder or run"
     )
-    own.add_argument("--max_tokens", type=int, default=128, help="leave out pairs with a longer side")
+    own.add_argument(
+        "--max_tokens", type=int, default=128, help="leave out pairs with a longer side; not of files named for a split"
+    )
     own.add_argument("--min_tokens", type=int, default=1, help="leave out pairs with a shorter side")
     own.add_argument(
         "--max_ratio", type=float, default=3.0,

@@ -32,7 +32,7 @@ def run(arguments: Namespace) -> int:
     _check_effect(arguments)
 
     from fastllm.memory import keep_freed_memory, spare_long_lived_objects
-    from fastllm.train.report import Reporter
+    from fastllm.train.report import SCORES, Reporter
     from fastllm.train.trainer import Trainer, TrainingInterrupted
 
     _check_processes(arguments)
@@ -56,9 +56,11 @@ def run(arguments: Namespace) -> int:
         figure = {"loss": "validation loss", "bleu": "BLEU", "chrf": "chrF"}[config.best_by]
         reporter.say(f"stopped after step {trainer.step}: no better {figure} in {config.patience} evaluations")
     curve = f"; curve in {trainer.run}/loss.png" if can_plot() else ""
+    used = "translate" if config.model.task == "translation" else "sample"
+    scores = "".join(f", {name} {summary[key]:.1f}" for key, name in SCORES.items() if key in summary)
     reporter.say(
-        f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f} over the whole split{curve}; "
-        f"try: fastllm sample {name}"
+        f"done in {summary['seconds']:.1f} s: validation loss {summary['val_loss']:.4f}{scores} over the whole split"
+        f"{curve}; try: fastllm {used} {name}"
     )
     return 0
 

@@ -1,9 +1,9 @@
 """Cutting a long text into parts that a model can take, so that the parts and what stands between them are the text.
 
-The rule: a text that is short enough is one part. Else it is cut between sentences: after . ! ? … (and closing quotes or
-brackets) where white space and then a capital, a digit or an opening quote follows, but not after an abbreviation or an
-initial. A sentence that is still too long is cut after , ; : or a dash where a space follows, and what is then too long
-at the last space that lets it fit; a word that alone is too long is cut anywhere. Parts are as long as they may be.
+The rule: a text that is short enough is one part. Else it is cut between sentences: after . ! ? … (and closing quotes
+or brackets) where white space and then a capital, a digit or an opening quote follows, but not after an abbreviation or
+an initial. A sentence that is still too long is cut after , ; : or a dash where a space follows, and what is then too
+long at the last space that lets it fit; a word that alone is too long is cut anywhere. Parts are as long as may be.
 """
 
 import re
@@ -13,45 +13,9 @@ from typing import NamedTuple
 _END = re.compile(r"[.!?…]+[\"'»”’)\]]*(\s+)(?=[\"'«„“‘(\[¿¡]*[^\W_a-zß-öø-ÿ])")
 _CLAUSE = re.compile(r"(?:[,;:]|\s[-–—])(\s+)")
 _SPACE = re.compile(r"(\s+)")
-_ABBREVIATIONS = frozenset(
-    [
-        "bzw",
-        "ca",
-        "co",
-        "corp",
-        "d.h",
-        "dr",
-        "e.g",
-        "etc",
-        "evtl",
-        "fig",
-        "ggf",
-        "gov",
-        "hr",
-        "i.e",
-        "inc",
-        "jr",
-        "ltd",
-        "mr",
-        "mrs",
-        "ms",
-        "nr",
-        "no",
-        "p",
-        "pp",
-        "prof",
-        "s",
-        "sen",
-        "sr",
-        "st",
-        "str",
-        "u.a",
-        "usw",
-        "v",
-        "vgl",
-        "vs",
-        "z.b",
-    ]
+_ABBREVIATIONS = set(
+    "bzw ca co corp d.h dr e.g etc evtl fig ggf gov hr i.e inc jr ltd mr mrs ms nr no p pp prof s sen sr st".split()  # noqa: SIM905
+    + "str u.a usw v vgl vs z.b".split()  # noqa: SIM905
 )
 
 

@@ -1,8 +1,8 @@
 """Translation: texts in, texts out, by an encoder-decoder and a beam search.
 
 What a text's translation is depends on nothing but the text and the settings: not on the texts beside it, nor on how
-they are put into batches, nor on how many of the best are asked for; on the CPU, in float32, bit for bit, for any number
-of threads.
+they are put into batches, nor on how many of the best are asked for; on the CPU, in float32, bit for bit, for any
+number of threads.
 """
 
 import re

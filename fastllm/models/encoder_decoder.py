@@ -156,6 +156,17 @@ class EncoderDecoder(Model[AnyConfig]):
         """
         return Reading(self, sources)
 
+    def start(self, prompts: Sequence[Sequence[int]], max_new_tokens: int, room: int | None = None) -> None:
+        """Refuse to continue targets without their sources.
+
+        Raises:
+            UserValueError: always; it says what does.
+        """
+        raise UserValueError(
+            f"generate: a {type(self).__name__} translates sources, and continues nothing without them: use "
+            "fastllm.translate, or give its sources first, as in generate(model.reading([source]), [start], ..)"
+        )
+
     @torch.no_grad()
     def cross_attention(
         self, sources: Sequence[Sequence[int]], targets: Sequence[Sequence[int]], layer: int = -1

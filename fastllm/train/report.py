@@ -18,6 +18,8 @@ _SHOW_CURSOR = b"\x1b[?25h"
 _WIDE, _MIDDLE = 80, 60  # columns of a terminal from which on all is shown, and all but the bar and MFU
 _BESIDE_BAR = 72  # columns that all else takes
 
+SCORES = {"val_bleu": "BLEU", "val_chrf": "chrF"}  # that evaluations may have, and their names
+
 
 class Output:
     """Standard output that may fail: a closed terminal or a full disk loses lines, but does not stop the run."""
@@ -162,4 +164,5 @@ class Reporter:
         mark = "  (best so far)" if improved else ""
         speed = f"  {self._speed} tokens/s" if self._speed and not self.console.is_terminal else ""  # no bar shows it
         losses = f"train loss {row['train_loss']:.4f}  val loss {row['val_loss']:.4f}{average}"
-        self.say(f"step {row['step']:>6}  {losses}{speed}{mark}")
+        scores = "".join(f"  {name} {row[key]:.1f}" for key, name in SCORES.items() if key in row)
+        self.say(f"step {row['step']:>6}  {losses}{scores}{speed}{mark}")

@@ -27,7 +27,8 @@ class Task(ABC):
     Attributes:
         tokenizer: is stored with each checkpoint; from begin on:
         source: what is trained on.
-        judges: whether there is more to measure of a model than its loss, see judge.
+        judges: whether there is more to measure of a model while it trains than its loss, see judge.
+        splits: the names of what the data is parted into.
 
     Raises:
         UserError: folder holds no such data, or it is damaged.
@@ -36,6 +37,7 @@ class Task(ABC):
     tokenizer: Tokenizer
     source: Source
     judges: bool = False
+    splits: tuple[str, ...] = ("train", "val")
 
     def __init__(self, folder: Path) -> None:
         self.folder = folder
@@ -78,6 +80,10 @@ class Task(ABC):
     def judge(self, model: Model, split: str, whole: bool) -> dict[str, float]:
         """Return what else is measured of a model, by name: on a whole split, or on the same few of it each time."""
         return {}
+
+    def scores(self, model: Model, split: str, num_beams: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Return what is measured of what a model makes of a whole split, by name, and how each was measured."""
+        return {}, {}
 
     @abstractmethod
     def sample(self, model: Model, seed: int) -> str:

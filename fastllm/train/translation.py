@@ -1,13 +1,13 @@
 """Translation: a target sentence is predicted from its source, token by token."""
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from fastllm.data import PairBatch, ParallelBatches, ParallelData, ParallelSplit, pair_batches
+from fastllm.data import PairBatch, ParallelBatches, ParallelData, pair_batches
 from fastllm.data.source import WHOLE, Share
 from fastllm.errors import UserError
 from fastllm.generation import translate
@@ -27,6 +27,7 @@ class TranslationTask(Task):
         super().__init__(folder)
         self.data = ParallelData(folder)
         self.tokenizer: PairTokenizer = self.data.tokenizer
+        self.splits = tuple(name for name in ("train", "val", "test") if len(self.data.split(name)))
 
     def verify(self) -> None:
         """Compare all files with their checksums."""
@@ -87,10 +88,18 @@ class TranslationTask(Task):
 
     def judge(self, model: Any, split: str, whole: bool) -> dict[str, float]:
         """Return bleu and chrf: of the whole split with a beam, or greedily of the same few of its pairs each time."""
+        if whole:
+            return self.scores(model, split, _BEAMS)[0]
+        return self._score(model, split, spread(len(self.data.split(split)), self._config.eval_translations), 1)[0]
+
+    def scores(self, model: Any, split: str, num_beams: int) -> tuple[dict[str, float], dict[str, str]]:
+        """Return bleu and chrf of a whole split, and their signatures; nothing without sacrebleu."""
+        return self._score(model, split, range(len(self.data.split(split))), num_beams) if can_score() else ({}, {})
+
+    def _score(self, model: Any, split: str, chosen: Sequence[int], num_beams: int) -> tuple[dict, dict]:
         pairs = self.data.split(split)
-        chosen = range(len(pairs)) if whole else spread(len(pairs), self._config.eval_translations)
-        scores, _ = judged(model, self.tokenizer, pairs, chosen, _BEAMS if whole else 1)
-        return scores
+        found = translate(model, self.tokenizer, [pairs.source_text(i) for i in chosen], num_beams=num_beams)
+        return score([one.text for one in found], [pairs.target_text(i) for i in chosen])
 
     def sample(self, model: Any, seed: int) -> str:
         """Return a few sources of the validation split with their references and translations."""
@@ -101,14 +110,6 @@ class TranslationTask(Task):
             f"source:      {pairs.source_text(i)}\nreference:   {pairs.target_text(i)}\ntranslation: {one.text}"
             for i, one in zip(chosen, found, strict=True)
         )
-
-
-def judged(
-    model: Any, tokenizer: Any, pairs: ParallelSplit, chosen: "range | list[int]", num_beams: int
-) -> tuple[dict[str, float], dict[str, str]]:
-    """Translate some pairs' sources; return scores and their signatures, see generation.scoring.score."""
-    found = translate(model, tokenizer, [pairs.source_text(i) for i in chosen], num_beams=num_beams)
-    return score([one.text for one in found], [pairs.target_text(i) for i in chosen])
 
 
 def spread(count: int, wanted: int) -> list[int]:

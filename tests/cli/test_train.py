@@ -56,7 +56,7 @@ def test_a_misspelt_option_is_told_its_neighbour(capsys, monkeypatch):
         ("train --bias=maybe", "fastllm train: 'bias' must be true or false, got 'maybe' ("),
         ("train --micro-bach-size=1", "--micro_bach_size=1; did you mean --micro_batch_size? ("),
         ("trian", "plot, bench must follow, got 'trian'; did you mean train? (see fastllm --help)"),
-        ("prepare", "fastllm prepare: one of shakespeare, text must follow (see fastllm prepare --help)"),
+        ("prepare", "fastllm prepare: one of shakespeare, text, parallel must follow (see fastllm prepare --help)"),
         ("prepare text", "fastllm prepare text: 'files' must be given (see fastllm prepare text --help)"),
         ("export", "fastllm export: 'source' and 'out' must be given (see fastllm export --help)"),
         ("train --config=nowhere.yaml", "fastllm train: 'config': File does not exist: "),

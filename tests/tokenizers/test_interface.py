@@ -11,7 +11,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastllm.errors import UserError, describe
-from fastllm.tokenizers import KINDS, ByteTokenizer, CharacterTokenizer, load_tokenizer, train_tokenizer
+from fastllm.tokenizers import KINDS, NEVER_TRAINED, ByteTokenizer, CharacterTokenizer, load_tokenizer, train_tokenizer
 from fastllm.tokenizers.base import EXPORTED_FILE, FEW, joined
 from tests.tokenizers.conftest import TEXT
 from tests.tokenizers.texts import texts
@@ -198,7 +198,7 @@ def test_every_kind_of_whole_number_is_an_id(tokenizer):
         assert tokenizer.decode_batch([same, []]) == [text if len(same) else "", ""]
 
 
-@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind != "huggingface"])  # which is loaded, never trained
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind not in NEVER_TRAINED])
 def test_training_by_name(kind, request):
     if kind == "gpt2":
         request.getfixturevalue("gpt2")

@@ -44,9 +44,9 @@ class Report:
         if len(examples) < _EXAMPLES:
             examples.append(f"{pair.where}: '{short(pair.source)}' | '{short(pair.target)}'")
 
-    def sentences(self) -> list[str]:
+    def counted(self) -> list[str]:
         """Return how many were left out for each reason, in words."""
-        return [f"{self.counts[reason]:,} left out: {REASONS[reason]}" for reason in REASONS if self.counts[reason]]
+        return [f"{self.counts[reason]:,} because {why}" for reason, why in REASONS.items() if self.counts[reason]]
 
     def to_json(self) -> dict:
         """Return the report for a manifest."""
@@ -71,14 +71,14 @@ def text_fault(pair: Pair) -> str | None:
 def length_fault(source: int, target: int, max_tokens: int, min_tokens: int, max_ratio: float) -> str | None:
     """Return why the numbers of a pair's tokens are wrong, by a name of REASONS; None if they are not.
 
-    The token that ends a sentence counts for max_tokens, as it takes a place in the model, and for nothing else.
+    The token that ends a sentence counts, except for min_tokens.
     """
     shorter, longer = sorted((source, target))
     if longer > max_tokens:
         return "too long"
     if shorter - 1 < min_tokens:
         return "too short"
-    if longer - 1 > max_ratio * (shorter - 1) and longer - shorter > _LENIENT:
+    if longer > max_ratio * shorter and longer - shorter > _LENIENT:
         return "ratio"
     return None
 

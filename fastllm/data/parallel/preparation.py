@@ -6,6 +6,7 @@ under another name and renamed when it is whole. The corpus is read four times: 
 to train the tokenizer, and to tokenize it. Of each pair eight bytes are kept, by which it is known if it comes again.
 """
 
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -47,10 +48,11 @@ class ParallelOptions:
         model_type: sentencepiece's, unigram or bpe.
         separate_vocabularies: one for each side.
         tokenizer_from: take the tokenizers of this data folder, run or model instead.
-        max_tokens: pairs with a longer side, the token that ends it and tags counted, are left out of all splits.
-        min_tokens: pairs with a shorter side are left out, except where files are named for a split.
+        max_tokens: pairs with a longer side, the token that ends it and tags counted, are left out; but of files that
+            are named for a split nothing is left out for its length: figures are to be those of the whole.
+        min_tokens: pairs with a shorter side are left out.
         max_ratio: pairs of which one side has more tokens than so many times the other's are left out, unless they
-            differ by 10 tokens at most, and except where files are named for a split.
+            differ by 10 tokens at most.
         keep_duplicates: take a pair as often as it is there.
         tag: stands in front of every source, as "<2de>".
         reverse_tag: train the other direction too, with this tag in front of the sources that are targets else.
@@ -77,7 +79,7 @@ class ParallelOptions:
         for name in ("val_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserValueError(f"prepare parallel: '{name}' must be in [0, 1), got {getattr(self, name)}")
-        for name, least in (("max_tokens", 2), ("min_tokens", 1), ("max_ratio", 1), ("shard_tokens", LEAST_SHARD)):
+        for name, least in (("max_tokens", 1), ("min_tokens", 1), ("max_ratio", 1), ("shard_tokens", LEAST_SHARD)):
             if getattr(self, name) < least:
                 raise UserValueError(
                     f"prepare parallel: '{name}' must be at least {least:,}, got {getattr(self, name):,}"
@@ -173,7 +175,7 @@ class _Preparation:
         tell = self._teller("tokenizing")
         for number, (split, pair) in enumerate(self.splits, 1):
             fault = self._fault(split, pair) or writers[split].add(
-                list(self._directions(pair)), options, named=split in self.splits.named
+                list(self._directions(pair)), None if split in self.splits.named else options
             )
             if fault is not None:
                 report.drop(fault, pair, split)
@@ -181,7 +183,7 @@ class _Preparation:
         splits = {name: writer.close() for name, writer in writers.items()}
         for name in ("train", "val"):
             if not splits[name]["pairs"]:
-                told = "; ".join(report.sentences()) or "there are none"
+                told = "; ".join(report.counted()) or "there are none"
                 raise UserError(f"prepare parallel: no pair is left for {name}: {told}")
         for writer in writers.values():
             files |= writer.checksums
@@ -198,7 +200,7 @@ class _Preparation:
             "held_out": self.splits.how,
             "pairs_read": self.splits.total,
             "dropped": report.to_json(),
-            "notes": self._notes(),
+            "notes": self._notes({name: np.array(writer.lengths) for name, writer in writers.items()}),
             "splits": splits,
             "files": files,
         }
@@ -264,7 +266,7 @@ class _Preparation:
 
     # --- warnings -----------------------------------------------------------------------------------------------------
 
-    def _notes(self) -> list[str]:
+    def _notes(self, lengths: dict[str, np.ndarray]) -> list[str]:
         """Return what may be a mistake, in sentences."""
         notes, report = self.splits.samples.warnings(), self.report
         if (equal := report.counts["identical"]) > _SOME * self.splits.trained:
@@ -276,6 +278,12 @@ class _Preparation:
             if lost := report.of_split[name]:
                 notes.append(
                     f"{lost:,} pairs of the files for {name} are left out, so figures are not those of all of them"
+                )
+            if count := int((lengths[name] > self.options.max_tokens).sum()):
+                notes.append(
+                    f"{count:,} pairs of the files for {name} have more tokens than max_tokens "
+                    f"({self.options.max_tokens}); they stay, and the longest needs a context_length of "
+                    f"{lengths[name].max()}"
                 )
         return notes
 
@@ -293,8 +301,9 @@ class _PairWriter:
             for side, end in zip(SIDES, ends, strict=True)
         ]
         self._pairs = 0
+        self.lengths = array("i")  # of the longer side of each pair
 
-    def add(self, pairs: list[Pair], options: ParallelOptions, named: bool) -> str | None:
+    def add(self, pairs: list[Pair], limits: ParallelOptions | None) -> str | None:
         """Write the directions of a pair, all or none; return why it is left out, if it is."""
         encoded = []
         for pair in pairs:
@@ -302,11 +311,14 @@ class _PairWriter:
                 ids = self._tokenizer.encode_source(pair.source), self._tokenizer.encode_target(pair.target)
             except UserError:  # tokenizers from elsewhere do not know every character
                 return "unknown"
-            fault = length_fault(len(ids[0]), len(ids[1]), options.max_tokens, options.min_tokens, options.max_ratio)
-            if fault is not None and (fault == "too long" or not named):
-                return fault
+            if limits is not None:
+                lengths = len(ids[0]), len(ids[1])
+                fault = length_fault(*lengths, limits.max_tokens, limits.min_tokens, limits.max_ratio)
+                if fault is not None:
+                    return fault
             encoded.append((pair, ids))
         for pair, ids in encoded:
+            self.lengths.append(max(map(len, ids)))
             for writer, own, text in zip(self._writers, ids, (pair.source, pair.target), strict=True):
                 writer.add(Encoded(Piece(text, self._name, ends=True), own[:-1].astype(self.dtype), len(text.encode())))
         self._pairs += len(encoded)

@@ -175,7 +175,7 @@ def _unequal(source: Path, target: Path) -> UserError:
     texts = [short(side[line - 1]) if line <= len(side) else "the end of the file" for side in (left, right)]
     return UserError(
         f"prepare parallel: {shown(source)} has {len(left):,} lines and {shown(target)} {len(right):,}, and line by "
-        f"line they must be translations; a guess by the lengths of their lines: they go apart at line {line:,}, "
+        f"line they must be translations; by their lengths, a guess, they go apart at about line {line:,}: "
         f"'{texts[0]}' beside '{texts[1]}'"
     )
 

@@ -41,7 +41,7 @@ def units(data: BinaryIO, name: str, languages: tuple[str, str]) -> Iterator[tup
                 found += 1
                 yield number, source, target
     except (ElementTree.ParseError, OSError, EOFError, zlib.error) as error:
-        raise UserError(f"prepare parallel: {name} is not valid TMX after unit {number}: {error}") from error
+        raise UserError(f"prepare parallel: {name} is not TMX after unit {number}: {error}") from error
     if not found:
         raise UserError(
             f"prepare parallel: {name} has no unit with both '{languages[0]}' and '{languages[1]}', only "
