@@ -62,8 +62,8 @@ class Splits:
         if not self.trained:
             raise UserValueError(f"prepare parallel: there are no pairs in {', '.join(corpus.names)}")
         if not faults[None]:
-            told = "; ".join(f"of {count:,} {REASONS[fault]}" for fault, count in faults.items() if fault)
-            raise UserError(f"prepare parallel: none of {self.trained:,} pairs is of use: {told}")
+            why = "; ".join(f"of {count:,} {REASONS[fault]}" for fault, count in faults.items() if fault)
+            raise UserError(f"prepare parallel: none of {self.trained:,} pairs is of use: {why}")
         small = max(1, min(_LEAST_BLOCK, self.trained // _SMALL))
         self._block = 0 if len(documents) >= _FEW_DOCUMENTS else max(small, self.trained // _BLOCKS)
         self._split_of: dict[int, str] = {}
