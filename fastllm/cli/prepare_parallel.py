@@ -82,6 +82,10 @@ def run(options: Namespace, given: set[str]) -> int:
     from fastllm.data.documents import shown
     from fastllm.data.preparation import sources_of
 
+    if len(options.tag) > 1 and options.reverse_tag:
+        raise UserError(
+            f"prepare parallel: --reverse_tag needs one --tag, that of the first direction, got {len(options.tag)}"
+        )
     corpus = _corpus("", options)
     if corpus is None:
         raise UserError("prepare parallel: name the sentences to train on: --source and --target, or --pairs")
@@ -94,10 +98,6 @@ def run(options: Namespace, given: set[str]) -> int:
             if name in given:
                 raise UserError(f"prepare parallel: --tokenizer_from uses a tokenizer as it is; leave out --{name}")
     tags = {"tag": options.tag[0] if len(options.tag) == 1 else ""}
-    if len(options.tag) > 1 and options.reverse_tag:
-        raise UserError(
-            f"prepare parallel: --reverse_tag needs one --tag, that of the first direction, got {len(options.tag)}"
-        )
     settings = ParallelOptions(**{name: options[name] for name in _OPTIONS} | tags)
     replaced = "" if sources_of(options.out) is None else " (the data that was there is replaced)"
     with ended_by_signals(), progress_bar(of_bytes=False) as progress:

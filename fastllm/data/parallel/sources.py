@@ -43,6 +43,7 @@ class Corpus(Protocol):
 
 def short(text: str) -> str:
     """Return a text for a message."""
+    text = text.encode("utf-8", "replace").decode()  # JSON may have halves of characters
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 

@@ -50,15 +50,18 @@ class Splits:
         self._corpus, self.named, self._reverse = corpus, named, reverse
         self.samples, self.tags = Samples(), set[str]()
         self._held_out: tuple[set[bytes], set[bytes]] = set(), set()
-        documents: Counter[int] = Counter()
+        documents: Counter[int] = Counter()  # pairs of use in each
+        of_use = bytearray()  # a byte for each pair
         faults: Counter[str | None] = Counter()
         for pair in corpus.pairs():
-            documents[pair.document] += 1
-            faults[text_fault(pair)] += 1
+            fault = text_fault(pair)
+            faults[fault] += 1
+            documents[pair.document] += fault is None
+            of_use.append(fault is None)
             self.tags |= {*pair.tags}
             self.samples.add(pair)
-            told(documents.total(), 0)
-        self.total = self.trained = documents.total()
+            told(len(of_use), 0)
+        self.total = self.trained = len(of_use)
         if not self.trained:
             raise UserValueError(f"prepare parallel: there are no pairs in {', '.join(corpus.names)}")
         if not faults[None]:
@@ -66,20 +69,21 @@ class Splits:
             raise UserError(f"prepare parallel: none of {self.trained:,} pairs is of use: {why}")
         small = max(1, min(_LEAST_BLOCK, self.trained // _SMALL))
         self._block = 0 if len(documents) >= _FEW_DOCUMENTS else max(small, self.trained // _BLOCKS)
+        blocks = Counter(number // self._block for number in np.flatnonzero(of_use).tolist()) if self._block else {}
+        units = {unit: count for unit, count in (blocks or documents).items() if count}
         self._split_of: dict[int, str] = {}
         self.how: dict[str, str] = {}
         for name in SPLITS[1:]:
             if name in named:
                 self.how[name] = f"all of {', '.join(named[name].names)}"
             else:
-                self.how[name] = self._draw(name, shares.get(name, 0.0), seed, documents)
+                self.how[name] = self._draw(name, shares.get(name, 0.0), seed, units)
         self._read_held_out(told)
 
-    def _draw(self, name: str, share: float, seed: int, documents: Counter[int]) -> str:
-        """Choose what is held out for a split; say how."""
+    def _draw(self, name: str, share: float, seed: int, units: dict[int, int]) -> str:
+        """Choose which documents or blocks, of so many pairs each, are held out for a split; say how."""
         if not share:
             return "none"
-        units = Counter(number // self._block for number in range(self.trained)) if self._block else documents
         order = np.random.Generator(np.random.PCG64((seed, SPLITS.index(name)))).permutation(sorted(units)).tolist()
         free = [unit for unit in order if unit not in self._split_of]
         if len(free) < 2:
@@ -88,7 +92,7 @@ class Splits:
                 f"files with --{name}_source and --{name}_target, or --{name}_pairs"
             )
         sizes = [units[unit] for unit in free]
-        chosen = choose(sizes, min(share * self.trained / sum(sizes), 1.0), keep=True)
+        chosen = choose(sizes, min(share * sum(units.values()) / sum(sizes), 1.0), keep=True)
         self._split_of |= {free[place]: name for place in chosen}
         what = f"blocks of {self._block} neighbouring pairs" if self._block > 1 else "single pairs"
         what = what if self._block else "whole documents"
@@ -96,7 +100,6 @@ class Splits:
 
     def _read_held_out(self, told: Told) -> None:
         """Take down what training pairs must not have."""
-        before = self.trained
         for split, pair in self:
             if split == "train":
                 continue
@@ -111,7 +114,6 @@ class Splits:
             self._held_out[0].add(key(pair.source))
             if self._reverse:
                 self._held_out[1].add(key(pair.target))
-        assert self.trained == before
 
     def __iter__(self) -> Iterator[tuple[str, Pair]]:
         """Yield every pair with the name of its split.
