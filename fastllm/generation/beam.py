@@ -243,7 +243,11 @@ class Search:
         return ways[: self.num_beams + len(before) * len(self.stops)]
 
     def _finish(self, beam: Beam) -> None:
-        self.finished = sorted([*self.finished, beam], key=lambda beam: -beam.score)[: self.num_beams]
+        self.finished = sorted([*self.finished, beam], key=self._rank)[: self.num_beams]
+
+    def _rank(self, beam: Beam) -> tuple[float, ...]:
+        """Return what finished sequences are sorted by, the best first."""
+        return (-beam.score,)
 
     def settled(self, length: int) -> bool:
         """Whether no unfinished sequence can still come among the best."""

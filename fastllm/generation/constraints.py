@@ -53,7 +53,7 @@ class Progress(NamedTuple):
 
 
 class ConstrainedSearch(Search):
-    """A search whose sequences end only when they have all phrases.
+    """A search whose sequences end only when they have all phrases, or are as long as they may be.
 
     Args:
         num_beams, stops, penalty, longest: as of Search.
@@ -74,6 +74,13 @@ class ConstrainedSearch(Search):
         alive = {tuple(beam.ids) for beam in self.alive}
         self._progress = {ids: progress for ids, progress in self._progress.items() if ids in alive}
 
+    def _has_all(self, beam: Beam) -> bool:
+        return len(self._progress[tuple(beam.ids)].met) == len(self.phrases)
+
+    def _rank(self, beam: Beam) -> tuple[float, ...]:
+        """Put those that have all phrases first, whatever the others' scores."""
+        return (float(beam.finish != "stop" and not self._has_all(beam)), -beam.score)
+
     def _choose(self, before: list[Beam], found: Candidates) -> list[tuple[float, int, int]]:
         """Return the best ways on: by turns one of each number of tokens got, those that have got most first."""
         ways: dict[tuple[int, int], float] = {}
@@ -82,7 +89,7 @@ class ConstrainedSearch(Search):
             own = dict(zip(found.tokens[parent], found.logprobs[parent], strict=True))
             for token in progress.wanted(self.phrases):
                 own.setdefault(token, found.logprob(parent, token))
-            complete = len(progress.met) == len(self.phrases)
+            complete = self._has_all(beam)
             for token, logprob in own.items():
                 if complete or token not in self.stops:
                     ways[parent, token] = beam.logprob + logprob
