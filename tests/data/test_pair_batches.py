@@ -75,6 +75,12 @@ def test_every_pair_once_an_epoch_in_another_order(data, batches):
     assert epochs[0] != epochs[1] != epochs[2]
 
 
+def test_pairs_meet_others_in_each_epoch(batches):
+    n = batches.batches_per_epoch
+    together = [{frozenset(rows(batches.batch(epoch * n + i))) for i in range(n)} for epoch in range(2)]
+    assert len(together[0] & together[1]) < n / 2
+
+
 def test_places_are_bounded_and_hardly_wasted(data, batches):
     sizes = []
     used = places = 0

@@ -79,6 +79,16 @@ def test_a_long_document_is_not_held_out_for_a_small_share(tmp_path):
     assert 80 <= len(found["val"]) <= 130 and "7" not in {source.split()[0] for source, _ in found["val"]}
 
 
+def test_documents_without_pairs_of_use_are_not_held_out(tmp_path):
+    sources = "\n\n".join(f"source {i}" for i in range(100)) + "\n\nalone" * 400
+    targets = "\n\n".join(f"target {i}" for i in range(100)) + "\n\n" * 400
+    (tmp_path / "a").write_text(sources + "\n")
+    (tmp_path / "b").write_text(targets + "\n")
+    splits = splits_of(LinePairs([tmp_path / "a"], [tmp_path / "b"]), 0.1)
+    assert splits.how["val"].startswith("10 pairs, whole documents")
+    assert sum(bool(target) for _, target in by_split(splits)["val"]) == 10
+
+
 def test_too_few_to_hold_out():
     with pytest.raises(UserError, match=r"1 pairs are too few to hold some out for val: use more, or name files with"):
         splits_of(PairsOf([("a", "b")]))
