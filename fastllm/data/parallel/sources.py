@@ -118,7 +118,7 @@ class LinePairs:
         """
         document = 0
         for source, target in self._files:
-            number = 0
+            name = shown(source)
             for number, (left, right) in enumerate(zip_longest(lines(source), lines(target)), 1):
                 if left is None or right is None:
                     raise _unequal(source, target)
@@ -126,7 +126,7 @@ class LinePairs:
                 if not left and not right:
                     document += 1
                     continue
-                yield Pair(left, right, f"{shown(source)}, line {number}", document)
+                yield Pair(left, right, f"{name}, line {number}", document)
             document += 1
 
 
@@ -246,13 +246,14 @@ class FilePairs:
         """
         document = 0
         for file in self._files:
+            name = shown(file)
             readers = {".tsv": self._table, ".tmx": self._memory}
             for source, target, where, tag in readers.get(_suffix(file), self._objects)(file):
                 source, target = source.strip(), target.strip()
                 if not source and not target:
                     document += 1
                     continue
-                yield Pair(source, target, f"{shown(file)}, {where}", document, (tag,) if tag else ())
+                yield Pair(source, target, f"{name}, {where}", document, (tag,) if tag else ())
             document += 1
 
     def _table(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
