@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 _OPTIONS = (
     "val_share", "test_share", "seed", "vocab_size", "model_type", "separate_vocabularies", "tokenizer_from",
-    "max_tokens", "max_ratio", "keep_duplicates", "tag", "reverse_tag", "shard_tokens",
+    "max_tokens", "min_tokens", "max_ratio", "keep_duplicates", "tag", "reverse_tag", "shard_tokens",
 )  # fmt: skip
 
 
@@ -55,14 +55,20 @@ def parser() -> Parser:
     own.add_argument(
         "--tokenizer_from", type=any_path, metavar="DIR", help="use the tokenizers of this data folder or run"
     )
-    own.add_argument("--max_tokens", type=int, default=128, help="leave out training pairs with a longer side")
+    own.add_argument(
+        "--max_tokens", type=int, default=128, help="leave out pairs with a longer side; not of files named for a split"
+    )
+    own.add_argument("--min_tokens", type=int, default=1, help="leave out pairs with a shorter side")
     own.add_argument(
         "--max_ratio", type=float, default=3.0,
-        help="leave out training pairs of which one side has more tokens than so many times the other's, and over 10 "
-        "more",
+        help="leave out pairs of which one side has more tokens than so many times the other's, and over 10 more",
     )  # fmt: skip
     own.add_argument("--keep_duplicates", action="store_true", help="take a pair as often as it is there")
-    own.add_argument("--tag", default="", help="a word to stand in front of every source, e.g. '<2en>'")
+    own.add_argument(
+        "--tag", nargs="+", default=[],
+        help="a word to stand in front of every source, e.g. '<2en>'; or one for each of the files or folders, those "
+        "of --source first, then those of --pairs, and for validation and test in the same order",
+    )  # fmt: skip
     own.add_argument(
         "--reverse_tag", default="", help="learn the other direction too, with this word in front, e.g. '<2de>'"
     )
@@ -76,6 +82,10 @@ def run(options: Namespace, given: set[str]) -> int:
     from fastllm.data.documents import shown
     from fastllm.data.preparation import sources_of
 
+    if len(options.tag) > 1 and options.reverse_tag:
+        raise UserError(
+            f"prepare parallel: --reverse_tag needs one --tag, that of the first direction, got {len(options.tag)}"
+        )
     corpus = _corpus("", options)
     if corpus is None:
         raise UserError("prepare parallel: name the sentences to train on: --source and --target, or --pairs")
@@ -87,7 +97,8 @@ def run(options: Namespace, given: set[str]) -> int:
         for name in ("vocab_size", "model_type", "separate_vocabularies"):
             if name in given:
                 raise UserError(f"prepare parallel: --tokenizer_from uses a tokenizer as it is; leave out --{name}")
-    settings = ParallelOptions(**{name: options[name] for name in _OPTIONS})
+    tags = {"tag": options.tag[0] if len(options.tag) == 1 else ""}
+    settings = ParallelOptions(**{name: options[name] for name in _OPTIONS} | tags)
     replaced = "" if sources_of(options.out) is None else " (the data that was there is replaced)"
     with ended_by_signals(), progress_bar(of_bytes=False) as progress:
         manifest = prepare_parallel(corpus, options.out, options=settings, val=val, test=test, progress=progress)
@@ -101,18 +112,27 @@ def run(options: Namespace, given: set[str]) -> int:
 
 
 def _corpus(prefix: str, options: Namespace) -> "Corpus | None":
-    from fastllm.data import Corpora, FilePairs, LinePairs
+    from fastllm.data import Corpora, FilePairs, LinePairs, Tagged
 
     sources, targets, pairs = (options[f"{prefix}{name}"] for name in ("source", "target", "pairs"))
     if bool(sources) != bool(targets):
         one, other = ("source", "target") if sources else ("target", "source")
         raise UserError(f"prepare parallel: --{prefix}{one} needs --{prefix}{other}, its translations line by line")
-    corpora: list[Corpus] = []
-    if sources:
-        corpora.append(LinePairs(sources, targets))
-    if pairs:
-        fields = options.source_field, options.target_field
-        corpora.append(FilePairs(pairs, *fields, options.source_language, options.target_language))
+    if sources and len(sources) != len(targets):
+        raise UserError(
+            f"prepare parallel: --{prefix}target must name as many files as --{prefix}source ({len(sources)}), got "
+            f"{len(targets)}"
+        )
+    names = options.source_field, options.target_field, options.source_language, options.target_language
+    corpora: list[Corpus] = [LinePairs([one], [other]) for one, other in zip(sources or [], targets or [], strict=True)]
+    corpora += [FilePairs([path], *names) for path in pairs or []]
+    if len(options.tag) > 1 and corpora:
+        if len(options.tag) != len(corpora):
+            raise UserError(
+                f"prepare parallel: --tag must have one word, or one for each of the {len(corpora)} files of "
+                f"--{prefix}source and --{prefix}pairs, got {len(options.tag)}"
+            )
+        corpora = [Tagged(corpus, tag) for corpus, tag in zip(corpora, options.tag, strict=True)]
     return Corpora(corpora) if corpora else None
 
 
@@ -121,7 +141,7 @@ def _report(manifest: dict) -> None:
     from fastllm.data.parallel.filters import REASONS
 
     for reason, entry in manifest["dropped"].items():
-        print(f"left out {entry['pairs']:,} pairs: {REASONS[reason]} ({reason})")
+        print(f"left out {entry['pairs']:,} pair{'s' * (entry['pairs'] != 1)}: {REASONS[reason]} ({reason})")
         for example in entry["examples"]:
             print(f"    {example}")
     for name in ("val", "test"):

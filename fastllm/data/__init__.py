@@ -9,7 +9,7 @@ if TYPE_CHECKING:
     from fastllm.data.parallel.batches import PairBatch, ParallelBatches, pair_batches
     from fastllm.data.parallel.dataset import ParallelData, ParallelSplit
     from fastllm.data.parallel.preparation import ParallelOptions, prepare_parallel
-    from fastllm.data.parallel.sources import Corpora, FilePairs, LinePairs, PairsOf
+    from fastllm.data.parallel.sources import Corpora, FilePairs, LinePairs, PairsOf, Tagged
     from fastllm.data.prefetch import Prefetcher
     from fastllm.data.preparation import PrepareOptions, prepare, sources_of
     from fastllm.data.shakespeare import shakespeare_text
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "Batch", "Batches", "Corpora", "FilePairs", "FileSource", "LinePairs", "PairBatch", "PairsOf", "ParallelBatches",
-    "ParallelData", "ParallelOptions", "ParallelSplit", "Prefetcher", "PrepareOptions", "Split", "TextSource",
+    "ParallelData", "ParallelOptions", "ParallelSplit", "Prefetcher", "PrepareOptions", "Split", "Tagged", "TextSource",
     "TokenData", "pair_batches", "prepare", "prepare_parallel", "shakespeare_text", "sources_of", "windows",
 ]  # fmt: skip
 
@@ -27,7 +27,7 @@ _MODULES = {
     "parallel.batches": ("PairBatch", "ParallelBatches", "pair_batches"),
     "parallel.dataset": ("ParallelData", "ParallelSplit"),
     "parallel.preparation": ("ParallelOptions", "prepare_parallel"),
-    "parallel.sources": ("Corpora", "FilePairs", "LinePairs", "PairsOf"),
+    "parallel.sources": ("Corpora", "FilePairs", "LinePairs", "PairsOf", "Tagged"),
     "prefetch": ("Prefetcher",),
     "preparation": ("PrepareOptions", "prepare", "sources_of"),
     "shakespeare": ("shakespeare_text",),

@@ -122,7 +122,7 @@ class Survey:
         # Not under what a group of many short documents has: those are never cut.
         largest = math.ceil(max(min(share, 1 - share), 16 / GROUPS) * self.characters)
         long = sizes > largest
-        chosen = _choose(sizes[~long].tolist(), share, keep=not long.any())
+        chosen = choose(sizes[~long].tolist(), share, keep=not long.any())
         roles = np.zeros(GROUPS, dtype=np.uint8)
         roles[groups[long]] = _CUT
         roles[groups[~long][chosen]] = _VAL
@@ -139,7 +139,7 @@ def _groups(records: np.ndarray) -> np.ndarray:
     return (records["hash"] >> np.uint64(64 - _BITS)).astype(np.int64)
 
 
-def _choose(sizes: list[int], share: float, keep: bool) -> list[int]:
+def choose(sizes: list[int], share: float, keep: bool) -> list[int]:
     """Return which groups, in their order, come nearest to a share of their sum together.
 
     Args:

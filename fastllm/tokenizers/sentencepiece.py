@@ -210,14 +210,19 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
             text: what to encode.
             alpha: unigram: the exponent of a segmentation's probability (Kudo, 2018), 0 for all alike; bpe: the
                 probability with which a merge is left out (BPE-dropout, Provilkov et al., 2020), 0 for encode's own.
-            seed: makes the draw repeatable; None goes on with sentencepiece's generator, one for the process.
+            seed: makes the draw repeatable, in [0, 2^32 - 1); None goes on with sentencepiece's generator, of which
+                each thread has its own.
 
         Raises:
-            UserError: alpha is negative.
+            UserError: alpha is negative, or seed is outside its range.
+            TypeError: seed is not a whole number.
         """
         if not alpha >= 0:
             raise UserValueError(f"sentencepiece: 'alpha' must be at least 0, got {alpha}")
         if seed is not None:
+            check_type("sentencepiece", "seed", seed, Integral)
+            if not 0 <= seed < 2**32 - 1:  # that one stands for chance
+                raise UserValueError(f"sentencepiece: 'seed' must be in [0, {2**32 - 1}), got {seed}")
             library().set_random_generator_seed(seed)
         draws = {"enable_sampling": True, "alpha": alpha, "nbest_size": -1}
         if self._probe.lossless:

@@ -6,7 +6,7 @@ import pytest
 
 from fastllm import cli
 
-COMMANDS = [[], ["prepare"], ["prepare", "shakespeare"], ["prepare", "text"]]
+COMMANDS = [[], ["prepare"], ["prepare", "shakespeare"], ["prepare", "text"], ["prepare", "parallel"]]
 COMMANDS += [[name] for name in cli.COMMANDS if name != "prepare"]
 
 

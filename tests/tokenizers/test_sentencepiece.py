@@ -3,6 +3,7 @@
 import collections
 import io
 import random
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import sentencepiece as library
@@ -180,6 +181,20 @@ def test_samples_are_other_segmentations_of_the_same_text(sentencepiece):
     assert (sentencepiece.sample(text, seed=3) == sentencepiece.sample(text, seed=3)).all()
     with pytest.raises(UserError, match="'alpha' must be at least 0, got -1"):
         sentencepiece.sample(text, -1)
+    for seed in (-1, 2**32 - 1):  # the library takes the latter for none
+        with pytest.raises(UserError, match=rf"'seed' must be in \[0, 4294967295\), got {seed}"):
+            sentencepiece.sample(text, seed=seed)
+    with pytest.raises(TypeError, match=r"'seed' must be a whole number, got float 0.5"):
+        sentencepiece.sample(text, seed=0.5)
+
+
+def test_threads_that_sample_do_not_disturb_each_other(sentencepiece):
+    """The library has a generator for each thread, which the seed is of."""
+    text = "Thou art a votary to fond desire? " * 9
+    want = [sentencepiece.sample(text, 0.2, seed).tolist() for seed in range(200)]
+    with ThreadPoolExecutor(4) as pool:
+        work = lambda _: [sentencepiece.sample(text, 0.2, seed).tolist() for seed in range(200)]  # noqa: E731
+        assert list(pool.map(work, range(4))) == [want] * 4
 
 
 def test_bpe_without_dropout_is_encode():

@@ -1,5 +1,6 @@
 """Batches of pairs by tokens: random ones to train on, and every pair once to evaluate on."""
 
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from typing import NamedTuple
 
@@ -15,6 +16,8 @@ from fastllm.tokenizers import PairTokenizer
 from fastllm.tokenizers.pair import MAX_SEED
 
 # B pairs, S tokens of the longest source, T tokens of the longest target
+
+_PLANS = 3  # epochs whose plans are kept: the trainer asks about steps behind the batch that is being made ahead
 
 
 class PairBatch(NamedTuple):
@@ -72,8 +75,8 @@ class ParallelBatches:
 
     Each epoch takes every pair once. Pairs are put together with others of nearly their lengths, chosen anew in each
     epoch, so that little is filled up; then the batches come in a random order. A batch has at most batch_tokens places
-    for sources, and as many for targets: rows times the longest. Batch n is a function of (seed, n): the whole state is
-    `position`.
+    for sources, and as many for targets: rows times the longest. Segmentations that are drawn may be longer, and need
+    more. Batch n is a function of (seed, n): the whole state is `position`.
 
     Args:
         split: the pairs.
@@ -85,7 +88,7 @@ class ParallelBatches:
         position: the number of batches already taken.
 
     Raises:
-        UserError: a pair does not fit into a batch.
+        UserError: there are no pairs, or one does not fit into a batch.
     """
 
     def __init__(
@@ -94,24 +97,30 @@ class ParallelBatches:
     ) -> None:  # fmt: skip
         self.split, self.tokenizer, self.batch_tokens = split, tokenizer, batch_tokens
         self.seed, self.longest, self.alpha, self.position = seed, longest, alpha, position
-        most = int(np.maximum(split.source_lengths, split.target_lengths).max())
+        if not len(split):
+            raise UserError("train: the split has no pairs to make batches of")
+        most = int(longer(split).max())
         if most > batch_tokens:
             raise UserError(
                 f"train: 'batch_tokens' must be at least {most}, the tokens of the longest sentence, got {batch_tokens}"
             )
-        self._counts: list[int] = []  # batches of each epoch that was planned so far
-        self._plan: tuple[int, list[np.ndarray]] = (-1, [])  # an epoch, and the pairs of its batches
+        # Cut where only the sorted lengths say, so all epochs have equally many batches, each with its size.
+        self._bounds = bounds(np.sort(longer(split)), batch_tokens)
+        self._plans: dict[int, _Plan] = {}  # of the epochs that were asked for last
+        self._lock = threading.RLock()  # a Prefetcher's thread makes batches while the trainer asks about others
 
     @property
     def batches_per_epoch(self) -> int:
-        """How many batches the first epoch has; others have nearly as many."""
-        return len(self._planned(0))
+        """How many batches an epoch has."""
+        return len(self._bounds) - 1
 
     @property
     def waste(self) -> float:
         """The share of places, of both sides, that are filled up in the first epoch."""
         used = places = 0
-        for pairs in self._planned(0):
+        plan = self._planned(0)
+        for index in range(self.batches_per_epoch):
+            pairs = plan.pairs(index)
             for lengths in (self.split.source_lengths[pairs], self.split.target_lengths[pairs]):
                 used, places = used + int(lengths.sum()), places + len(pairs) * int(lengths.max())
         return 1 - used / places
@@ -124,8 +133,8 @@ class ParallelBatches:
 
     def batch(self, position: int, share: Share = WHOLE) -> PairBatch:
         """Return batch number `position`, or a share of its rows; a share without rows has one without labels."""
-        epoch, index = self._find(position)
-        pairs = self._planned(epoch)[index]
+        epoch, index = divmod(position, self.batches_per_epoch)
+        pairs = self._planned(epoch).pairs(index)
         own = pairs[share.rows(len(pairs))]
         if not len(own):
             return _nothing(self.split, self.tokenizer)
@@ -134,8 +143,8 @@ class ParallelBatches:
 
     def pairs_seen(self, position: int) -> int:
         """Return how many pairs the first so many batches have."""
-        epoch, index = self._find(position)
-        return epoch * len(self.split) + sum(map(len, self._planned(epoch)[:index]))
+        epoch, index = divmod(position, self.batches_per_epoch)
+        return epoch * len(self.split) + int(self._planned(epoch).seen[index])
 
     def _ids(self, epoch: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
         source, target = self.split.source_ids(pair), self.split.target_ids(pair)
@@ -149,40 +158,57 @@ class ParallelBatches:
         )
         return drawn if max(map(len, drawn)) <= self.longest else (source, target)
 
-    def _find(self, position: int) -> tuple[int, int]:
-        """Return the epoch of a batch, and its place there."""
-        epoch = 0
-        while True:
-            if epoch == len(self._counts):
-                self._counts.append(len(self._planned(epoch)))
-            if position < self._counts[epoch]:
-                return epoch, position
-            position -= self._counts[epoch]
-            epoch += 1
+    def _planned(self, epoch: int) -> "_Plan":
+        with self._lock:
+            plan = self._plans.pop(epoch, None) or self._make_plan(epoch)
+            self._plans[epoch] = plan  # the last is the one that was asked for last
+            while len(self._plans) > _PLANS:
+                del self._plans[next(iter(self._plans))]
+            return plan
 
-    def _planned(self, epoch: int) -> list[np.ndarray]:
-        if self._plan[0] != epoch:
-            generator = np.random.Generator(np.random.PCG64((self.seed, epoch)))
-            shuffled = generator.permutation(len(self.split))
-            batches = by_tokens(self.split, self.batch_tokens, shuffled)
-            self._plan = epoch, [batches[i] for i in generator.permutation(len(batches)).tolist()]
-        return self._plan[1]
+    def _make_plan(self, epoch: int) -> "_Plan":
+        generator = np.random.Generator(np.random.PCG64((self.seed, epoch)))
+        ordered = by_length(self.split, generator.permutation(len(self.split)))
+        order = generator.permutation(self.batches_per_epoch)
+        starts, stops = self._bounds[:-1][order], self._bounds[1:][order]
+        return _Plan(ordered, starts, stops, np.append(0, (stops - starts).cumsum()))
 
 
-def by_tokens(split: ParallelSplit, batch_tokens: int, order: np.ndarray) -> list[np.ndarray]:
-    """Return pairs in batches of nearly one length, of at most batch_tokens places a side; alike ones stay in order."""
-    longer = np.maximum(split.source_lengths, split.target_lengths)[order]
-    target = split.target_lengths[order]
-    ordered = order[np.lexsort((target, longer))]
-    batches, first, s, t = [], 0, 0, 0
-    sizes = zip(split.source_lengths[ordered].tolist(), split.target_lengths[ordered].tolist(), strict=True)
-    for place, (source, target) in enumerate(sizes):
-        s, t = max(s, source), max(t, target)
-        if (place - first + 1) * max(s, t) > batch_tokens:
-            batches.append(ordered[first:place])
-            first, s, t = place, source, target
-    batches.append(ordered[first:])
-    return batches
+class _Plan(NamedTuple):
+    """The batches of an epoch."""
+
+    ordered: np.ndarray  # numbers of pairs
+    starts: np.ndarray  # where in them each batch begins
+    stops: np.ndarray
+    seen: np.ndarray  # pairs before each batch, and in all
+
+    def pairs(self, index: int) -> np.ndarray:
+        """Return the numbers of a batch's pairs."""
+        return self.ordered[self.starts[index] : self.stops[index]]
+
+
+def longer(split: ParallelSplit) -> np.ndarray:
+    """Return the tokens of each pair's longer side."""
+    return np.maximum(split.source_lengths, split.target_lengths)
+
+
+def by_length(split: ParallelSplit, order: np.ndarray) -> np.ndarray:
+    """Return the numbers of pairs sorted by their longer side, then by the target; alike ones stay in order.
+
+    With lengths like those of news, batches of 4096 tokens so have 6% of their places filled up. Sorted by the target,
+    then by the source, it is 3% for a million pairs, but 17% for a few thousand, in 4 to 25% more batches.
+    """
+    return order[np.lexsort((split.target_lengths[order], longer(split)[order]))]
+
+
+def bounds(lengths: np.ndarray, batch_tokens: int) -> np.ndarray:
+    """Return where batches of at most batch_tokens places begin, and where the last one ends; lengths rise."""
+    cuts, first = [0], 0
+    for place, length in enumerate(lengths.tolist()):
+        if place > first and (place - first + 1) * length > batch_tokens:
+            cuts.append(place)
+            first = place
+    return np.array([*cuts, len(lengths)] if len(lengths) else cuts)
 
 
 def pair_batches(
@@ -199,7 +225,8 @@ def pair_batches(
         batch_tokens: places of a batch for each side, at least; a longer pair is a batch alone.
         share: of the batches.
     """
-    batches = by_tokens(split, batch_tokens, np.arange(len(split)))
+    ordered = by_length(split, np.arange(len(split)))
+    batches = np.split(ordered, bounds(longer(split)[ordered], batch_tokens)[1:-1]) if len(split) else []
     for number in range(share.rank, -(-len(batches) // share.of) * share.of, share.of):
         if number >= len(batches):
             yield _nothing(split, tokenizer)

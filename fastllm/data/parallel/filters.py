@@ -1,44 +1,45 @@
 """Which pairs are left out of training data, why, and how that is told."""
 
 import hashlib
+import re
 from collections import Counter
-from collections.abc import Iterable
-from dataclasses import dataclass, field
 
 from fastllm.data.parallel.sources import Pair, short
 
 _EXAMPLES = 3  # of each reason
-_ALIKE = 0.2  # share of pairs whose sides are equal from which on something is probably wrong
+_HALF = re.compile("[\ud800-\udfff]")
 _LENIENT = 10  # tokens by which sides may differ whatever their ratio: short sentences vary
-_COMMON = 200  # words by which a language is known
 REASONS = {
     "empty": "one side is empty",
+    "surrogate": "a side has half of a UTF-16 pair, which is no character",
     "identical": "both sides are the same",
-    "duplicate": "the pair was there before",
     "held out": "the source is in validation or test too",
+    "duplicate": "the pair was there before",
     "too long": "one side has more tokens than max_tokens",
+    "too short": "one side has fewer tokens than min_tokens",
     "ratio": "one side has more tokens than max_ratio times the other",
     "unknown": "a side has characters that the vocabulary lacks",
 }
 
 
-@dataclass
 class Report:
-    """What was left out: by reason a count and a few examples.
+    """What was left out.
 
-    Args:
-        kept: pairs that stay.
-        counts: pairs that do not, by reason.
-        examples: where they stand and their texts, shortened.
+    Attributes:
+        counts: pairs by reason.
+        of_split: pairs by split.
+        examples: by reason, where the first few stand and their texts, shortened.
     """
 
-    kept: int = 0
-    counts: Counter[str] = field(default_factory=Counter)
-    examples: dict[str, list[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self.counts: Counter[str] = Counter()
+        self.of_split: Counter[str] = Counter()
+        self.examples: dict[str, list[str]] = {}
 
-    def drop(self, reason: str, pair: Pair) -> None:
-        """Count a pair that is left out."""
+    def drop(self, reason: str, pair: Pair, split: str) -> None:
+        """Count a pair that is left out; reason is a name of REASONS."""
         self.counts[reason] += 1
+        self.of_split[split] += 1
         examples = self.examples.setdefault(reason, [])
         if len(examples) < _EXAMPLES:
             examples.append(f"{pair.where}: '{short(pair.source)}' | '{short(pair.target)}'")
@@ -60,55 +61,33 @@ def text_fault(pair: Pair) -> str | None:
     """Return why a pair's texts are no use, by a name of REASONS; None if they are."""
     if not pair.source or not pair.target:
         return "empty"
+    if any(not text.isascii() and _HALF.search(text) for text in (pair.source, pair.target)):
+        return "surrogate"
     if pair.source == pair.target and any(character.isalpha() for character in pair.source):
         return "identical"
     return None
 
 
-def length_fault(source: int, target: int, max_tokens: int, max_ratio: float) -> str | None:
-    """Return why the numbers of a pair's tokens are wrong, by a name of REASONS; None if they are not."""
+def length_fault(source: int, target: int, max_tokens: int, min_tokens: int, max_ratio: float) -> str | None:
+    """Return why the numbers of a pair's tokens are wrong, by a name of REASONS; None if they are not.
+
+    The token that ends a sentence counts, except for min_tokens.
+    """
     shorter, longer = sorted((source, target))
     if longer > max_tokens:
         return "too long"
+    if shorter - 1 < min_tokens:
+        return "too short"
     if longer > max_ratio * shorter and longer - shorter > _LENIENT:
         return "ratio"
     return None
 
 
-def key(*texts: str) -> bytes:
-    """Return eight bytes that texts are known by; white space and case do not count."""
-    normal = "\0".join(" ".join(text.casefold().split()) for text in texts)
-    return hashlib.blake2b(normal.encode("utf-8", "surrogatepass"), digest_size=8).digest()
+def key(text: str) -> bytes:
+    """Return eight bytes that a text is known by; white space and case do not count."""
+    return exact_key(" ".join(text.casefold().split()))
 
 
-def likeness(pairs: Iterable[Pair]) -> str | None:
-    """Return a warning if the target looks like the source."""
-    equal = count = 0
-    for pair in pairs:
-        count += 1
-        equal += pair.source == pair.target
-    if count and equal > _ALIKE * count:
-        share = f"{equal / count:.0%}"
-        return f"{share} of the pairs have the same text on both sides: is the target another language than the source?"
-    return None
-
-
-class Languages:
-    """Tells whether a set of pairs has its sides the wrong way round, by the commonest words of the training pairs."""
-
-    def __init__(self, pairs: Iterable[Pair]) -> None:
-        words: tuple[Counter[str], Counter[str]] = Counter(), Counter()
-        for pair in pairs:
-            for side, text in zip(words, (pair.source, pair.target), strict=True):
-                side.update(text.casefold().split())
-        both = words[0].keys() & words[1].keys()
-        self._words = [{w for w, _ in side.most_common(_COMMON) if w not in both} for side in words]
-
-    def swapped(self, pairs: Iterable[Pair]) -> bool:
-        """Return whether pairs' sources look like the training targets, and their targets like its sources."""
-        right = wrong = 0
-        for pair in pairs:
-            source, target = pair.source.casefold().split(), pair.target.casefold().split()
-            right += sum(w in self._words[0] for w in source) + sum(w in self._words[1] for w in target)
-            wrong += sum(w in self._words[1] for w in source) + sum(w in self._words[0] for w in target)
-        return wrong > 10 and wrong > 3 * right
+def exact_key(*texts: str) -> bytes:
+    """Return eight bytes that texts are known by together."""
+    return hashlib.blake2b("\0".join(texts).encode("utf-8", "surrogatepass"), digest_size=8).digest()

@@ -2,11 +2,11 @@
 
 The folder has, for each split ("train", "val" and "test") and side, the token ids in shards, where sentences begin, the
 pair of tokenizers, and manifest.json, which counts, says what was left out and has every file's checksum. It is made
-under another name and renamed when it is whole. The corpus is read three times: to count it; to train the tokenizer and
-to know what is held out; and to tokenize it.
+under another name and renamed when it is whole. The corpus is read four times: to count it, to know what is held out,
+to train the tokenizer, and to tokenize it. Of each pair eight bytes are kept, by which it is known if it comes again.
 """
 
-from collections import Counter
+from array import array
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +16,9 @@ import numpy as np
 from fastllm.data.discovery import MANIFEST
 from fastllm.data.documents import shown
 from fastllm.data.encoding import Encoded
-from fastllm.data.parallel.filters import Languages, Report, key, length_fault, likeness, text_fault
+from fastllm.data.parallel.filters import Report, exact_key, length_fault, text_fault
 from fastllm.data.parallel.sources import Corpus, Pair
+from fastllm.data.parallel.splits import SPLITS, Splits
 from fastllm.data.pieces import Piece
 from fastllm.data.preparation import LEAST_SHARD, refuse_other_folders
 from fastllm.data.shards import SplitWriter
@@ -27,11 +28,9 @@ from fastllm.tokenizers import PairTokenizer, SentencePieceTokenizer, load_token
 
 VERSION = 1
 KIND = "parallel"
-SPLITS = ("train", "val", "test")
 SIDES = ("source", "target")
-_FEW_DOCUMENTS = 20  # with fewer, blocks of neighbouring pairs are held out
-_BLOCKS = 200  # of a corpus without documents, as far as they have _LEAST_BLOCK pairs
-_LEAST_BLOCK = 10
+_SOME = 0.2  # of the pairs: with equal sides, something is probably wrong
+_STEP = 1000  # pairs after which progress is told
 
 Progress = Callable[[str, int, int], None]  # (what is done, how far, of how much)
 
@@ -49,9 +48,11 @@ class ParallelOptions:
         model_type: sentencepiece's, unigram or bpe.
         separate_vocabularies: one for each side.
         tokenizer_from: take the tokenizers of this data folder, run or model instead.
-        max_tokens: pairs with a longer side are left out of training; those of validation and test never are.
-        max_ratio: pairs of which one side has more tokens than so many times the other's are left out of training,
-            unless they differ by 10 tokens at most.
+        max_tokens: pairs with a longer side, the token that ends it and tags counted, are left out; but of files that
+            are named for a split nothing is left out for its length: figures are to be those of the whole.
+        min_tokens: pairs with a shorter side are left out.
+        max_ratio: pairs of which one side has more tokens than so many times the other's are left out, unless they
+            differ by 10 tokens at most.
         keep_duplicates: take a pair as often as it is there.
         tag: stands in front of every source, as "<2de>".
         reverse_tag: train the other direction too, with this tag in front of the sources that are targets else.
@@ -66,6 +67,7 @@ class ParallelOptions:
     separate_vocabularies: bool = False
     tokenizer_from: Path | None = None
     max_tokens: int = 128
+    min_tokens: int = 1
     max_ratio: float = 3.0
     keep_duplicates: bool = False
     tag: str = ""
@@ -77,15 +79,18 @@ class ParallelOptions:
         for name in ("val_share", "test_share"):
             if not 0 <= getattr(self, name) < 1:
                 raise UserValueError(f"prepare parallel: '{name}' must be in [0, 1), got {getattr(self, name)}")
-        for name, least in (("max_tokens", 1), ("max_ratio", 1), ("shard_tokens", LEAST_SHARD)):
+        for name, least in (("max_tokens", 1), ("min_tokens", 1), ("max_ratio", 1), ("shard_tokens", LEAST_SHARD)):
             if getattr(self, name) < least:
                 raise UserValueError(
                     f"prepare parallel: '{name}' must be at least {least:,}, got {getattr(self, name):,}"
                 )
+        if self.min_tokens > self.max_tokens:
+            raise UserValueError(
+                f"prepare parallel: 'min_tokens' must be at most max_tokens ({self.max_tokens}), got {self.min_tokens}"
+            )
         for name in ("tag", "reverse_tag"):
-            tag = getattr(self, name)
-            if tag and (tag.split() != [tag] or "," in tag):
-                raise UserValueError(f"prepare parallel: '{name}' must be one word without commas, got '{tag}'")
+            if getattr(self, name):
+                check_tag(name, getattr(self, name))
         if self.reverse_tag and (not self.tag or self.tag == self.reverse_tag):
             raise UserValueError(
                 "prepare parallel: 'reverse_tag' needs another 'tag' for the first direction, or the model could not "
@@ -93,6 +98,12 @@ class ParallelOptions:
             )
         if self.reverse_tag and self.separate_vocabularies:
             raise UserValueError("prepare parallel: 'reverse_tag' needs one vocabulary for both sides")
+
+
+def check_tag(name: str, tag: str) -> None:
+    """Raise UserError if a tag cannot be a token of its own."""
+    if tag.split() != [tag] or "," in tag:
+        raise UserValueError(f"prepare parallel: '{name}' must be one word without commas, got '{tag}'")
 
 
 def prepare_parallel(
@@ -121,8 +132,8 @@ def prepare_parallel(
     temporary = unfinished(out)
     try:
         with locked_folder(temporary, out):
-            preparation = _Preparation(temporary, corpus, {"val": val, "test": test}, options)
-            manifest = preparation.run(progress or (lambda *_: None))
+            named = {"val": val, "test": test}
+            manifest = _Preparation(temporary, corpus, named, options, progress or (lambda *_: None)).run()
             put_in_place(temporary, out)
     except OSError as error:
         raise UserError(
@@ -134,32 +145,41 @@ def prepare_parallel(
 class _Preparation:
     """One folder on its way."""
 
-    def __init__(self, folder: Path, corpus: Corpus, named: dict[str, Corpus | None], options: ParallelOptions) -> None:
-        self.folder, self.corpus, self.options = folder, corpus, options
-        self.named = {name: other for name, other in named.items() if other is not None}
+    def __init__(
+        self, folder: Path, corpus: Corpus, named: dict[str, Corpus | None], options: ParallelOptions,
+        progress: Progress,
+    ) -> None:  # fmt: skip
+        self.folder, self.corpus, self.options, self.progress = folder, corpus, options, progress
+        shares = {"val": options.val_share, "test": options.test_share}
+        given = {name: other for name, other in named.items() if other is not None}
+        if "val" not in given and not options.val_share:
+            raise UserValueError("prepare parallel: 'val_share' must be above 0 where no validation pairs are named")
+        self.splits = Splits(
+            corpus, given, shares, options.seed, reverse=bool(options.reverse_tag), told=self._teller("reading")
+        )
+        for tag in self.splits.tags:
+            check_tag("tag", tag)
+        self.tags = sorted(self.splits.tags | {tag for tag in (options.tag, options.reverse_tag) if tag})
         self.report = Report()
-        self.notes: list[str] = []
-        self.held_out: set[bytes] = set()  # keys of the sources of val and test
+        self.seen: set[bytes] = set()
 
-    def run(self, progress: Progress) -> dict:
+    def _teller(self, what: str) -> Callable[[int, int], None]:
+        return lambda done, of: self.progress(what, done, of) if done % _STEP == 0 else None
+
+    def run(self) -> dict:
         options, report = self.options, self.report
-        self._count(progress)
-        self._read_held_out()
         tokenizer = self._tokenizer()
         tokenizer.save(self.folder)
         files = {file.name: sha256(file) for file in sorted(self.folder.iterdir())}
         writers = {name: _PairWriter(self.folder, name, tokenizer, options.shard_tokens) for name in SPLITS}
-        seen: set[bytes] = set()
-        for number, (split, pair) in enumerate(self._split_pairs(), 1):
-            progress("tokenizing", number, self.total)
-            fault = self._fault(split, pair, seen)
-            for one in self._directions(pair) if fault is None else ():
-                fault = writers[split].add(one, options if split == "train" else None)
-                if fault is not None:
-                    break
-                report.kept += split == "train"
+        tell = self._teller("tokenizing")
+        for number, (split, pair) in enumerate(self.splits, 1):
+            fault = self._fault(split, pair) or writers[split].add(
+                list(self._directions(pair)), None if split in self.splits.named else options
+            )
             if fault is not None:
-                report.drop(fault, pair)
+                report.drop(fault, pair, split)
+            tell(number, self.splits.total)
         splits = {name: writer.close() for name, writer in writers.items()}
         for name in ("train", "val"):
             if not splits[name]["pairs"]:
@@ -167,7 +187,6 @@ class _Preparation:
                 raise UserError(f"prepare parallel: no pair is left for {name}: {told}")
         for writer in writers.values():
             files |= writer.checksums
-        self._warn()
         manifest = {
             "version": VERSION,
             "kind": KIND,
@@ -177,83 +196,30 @@ class _Preparation:
             "tags": list(tokenizer.tags),
             "dtype": writers["train"].dtype.str,
             "sources": self.corpus.names,
-            "held_out_sources": {name: other.names for name, other in self.named.items()},
-            "held_out": self.how,
+            "held_out_sources": {name: other.names for name, other in self.splits.named.items()},
+            "held_out": self.splits.how,
+            "pairs_read": self.splits.total,
             "dropped": report.to_json(),
-            "notes": self.notes,
+            "notes": self._notes({name: np.array(writer.lengths) for name, writer in writers.items()}),
             "splits": splits,
             "files": files,
         }
         write_json(self.folder / MANIFEST, manifest)
         return manifest
 
-    # --- what is held out ---------------------------------------------------------------------------------------------
-
-    def _count(self, progress: Progress) -> None:
-        """Read the corpus once; choose the documents, or blocks of pairs, that are for validation and test."""
-        documents: Counter[int] = Counter()
-        tags: set[str] = {tag for tag in (self.options.tag, self.options.reverse_tag) if tag}
-        self.total = 0
-        for pair in self.corpus.pairs():
-            self.total += 1
-            documents[pair.document] += 1
-            tags |= {pair.tag} - {""}
-            if self.total % 1000 == 0:
-                progress("reading", self.total, 0)
-        if not self.total:
-            raise UserValueError(f"prepare parallel: there are no pairs in {', '.join(self.corpus.names)}")
-        self.tags = sorted(tags)
-        self.block = 0 if len(documents) >= _FEW_DOCUMENTS else max(_LEAST_BLOCK, self.total // _BLOCKS)
-        units = Counter(self._units()) if self.block else documents
-        order = np.random.Generator(np.random.PCG64(self.options.seed)).permutation(sorted(units)).tolist()
-        self.split_of: dict[int, str] = {}
-        self.how: dict[str, str] = {}
-        for name, share in (("val", self.options.val_share), ("test", self.options.test_share)):
-            if name in self.named or not share:
-                self.how[name] = f"all of {', '.join(self.named[name].names)}" if name in self.named else "none"
-                continue
-            wanted, taken = max(1, round(share * self.total)), 0
-            for unit in order:
-                if taken >= wanted:
-                    break
-                if unit not in self.split_of and taken + units[unit] <= max(2 * wanted, min(units.values())):
-                    self.split_of[unit] = name
-                    taken += units[unit]
-            what = f"blocks of {self.block} neighbouring pairs" if self.block else "whole documents"
-            self.how[name] = f"{taken:,} pairs, {what} drawn with the seed {self.options.seed}"
-
-    def _units(self) -> Iterator[int]:
-        return (number // self.block for number in range(self.total))
-
-    def _split_pairs(self) -> Iterator[tuple[str, Pair]]:
-        """Yield every pair with the name of its split."""
-        number = -1
-        for number, pair in enumerate(self.corpus.pairs()):
-            unit = number // self.block if self.block else pair.document
-            yield self.split_of.get(unit, "train"), pair
-        if number + 1 != self.total:
-            raise UserError("prepare parallel: the files changed between two readings; run it again")
-        for name, corpus in self.named.items():
-            yield from ((name, pair) for pair in corpus.pairs())
-
-    def _read_held_out(self) -> None:
-        self.held_out = {key(pair.source) for split, pair in self._split_pairs() if split != "train"}
-
-    def _fault(self, split: str, pair: Pair, seen: set[bytes]) -> str | None:
-        """Return why a pair is left out, so far as its text says."""
+    def _fault(self, split: str, pair: Pair) -> str | None:
+        """Return why a pair is left out, so far as its text says; of named files only what is empty."""
         fault = text_fault(pair)
-        if split != "train":  # there nothing is left out but what cannot be translated
-            return fault if fault == "empty" else None
-        if fault is not None:
-            return fault
-        if key(pair.source) in self.held_out or (self.options.reverse_tag and key(pair.target) in self.held_out):
+        if split in self.splits.named:
+            return fault if fault in ("empty", "surrogate") else None
+        if fault is None and split == "train" and self.splits.is_held_out(pair):
             return "held out"
-        if not self.options.keep_duplicates:
-            own = key(pair.source, pair.target, pair.tag)
-            if own in seen:
+        if fault is None and not self.options.keep_duplicates:
+            own = exact_key(*pair.tags, pair.source, pair.target)
+            if own in self.seen:
                 return "duplicate"
-            seen.add(own)
-        return None
+            self.seen.add(own)
+        return fault
 
     def _directions(self, pair: Pair) -> Iterator[Pair]:
         """Yield a pair as it is trained on: with its tags, and in the other direction too if that is wanted."""
@@ -262,7 +228,7 @@ class _Preparation:
             (self.options.reverse_tag, pair.target, pair.source),
         ):
             if tag or source is pair.source:
-                tags = [one for one in (tag, pair.tag) if one]
+                tags = [one for one in (tag, *pair.tags) if one]
                 yield pair._replace(source=" ".join([*tags, source]), target=target)
 
     # --- tokenizer ----------------------------------------------------------------------------------------------------
@@ -293,24 +259,33 @@ class _Preparation:
         return PairTokenizer(source, target[0] if target else None)
 
     def _texts(self, sides: tuple[int, ...]) -> Iterator[str]:
-        for split, pair in self._split_pairs():
+        for split, pair in self.splits:
             if split == "train" and text_fault(pair) is None:
                 for side in sides:
                     yield f" {pair[side]}"
 
     # --- warnings -----------------------------------------------------------------------------------------------------
 
-    def _warn(self) -> None:
-        if warning := likeness(self.corpus.pairs()):
-            self.notes.append(warning)
-        if self.named:
-            languages = Languages(self.corpus.pairs())
-            for name, corpus in self.named.items():
-                if languages.swapped(corpus.pairs()):
-                    self.notes.append(
-                        f"the pairs for {name} seem to have their sides the other way round: their sources look like "
-                        "the training targets"
-                    )
+    def _notes(self, lengths: dict[str, np.ndarray]) -> list[str]:
+        """Return what may be a mistake, in sentences."""
+        notes, report = self.splits.samples.warnings(), self.report
+        if (equal := report.counts["identical"]) > _SOME * self.splits.trained:
+            notes.append(
+                f"{equal / self.splits.trained:.0%} of the pairs have the same text on both sides: is the target in "
+                "another language than the source?"
+            )
+        for name in self.splits.named:
+            if lost := report.of_split[name]:
+                notes.append(
+                    f"{lost:,} pairs of the files for {name} are left out, so figures are not those of all of them"
+                )
+            if count := int((lengths[name] > self.options.max_tokens).sum()):
+                notes.append(
+                    f"{count:,} pairs of the files for {name} have more tokens than max_tokens "
+                    f"({self.options.max_tokens}); they stay, and the longest needs a context_length of "
+                    f"{lengths[name].max()}"
+                )
+        return notes
 
 
 class _PairWriter:
@@ -326,20 +301,27 @@ class _PairWriter:
             for side, end in zip(SIDES, ends, strict=True)
         ]
         self._pairs = 0
+        self.lengths = array("i")  # of the longer side of each pair
 
-    def add(self, pair: Pair, limits: ParallelOptions | None) -> str | None:
-        """Write a pair; return why it is left out, if it is."""
-        try:
-            ids = self._tokenizer.encode_source(pair.source), self._tokenizer.encode_target(pair.target)
-        except UserError:  # tokenizers from elsewhere do not know every character
-            return "unknown"
-        if limits is not None:
-            fault = length_fault(len(ids[0]), len(ids[1]), limits.max_tokens, limits.max_ratio)
-            if fault is not None:
-                return fault
-        for writer, own, text in zip(self._writers, ids, (pair.source, pair.target), strict=True):
-            writer.add(Encoded(Piece(text, self._name, ends=True), own[:-1].astype(self.dtype), len(text.encode())))
-        self._pairs += 1
+    def add(self, pairs: list[Pair], limits: ParallelOptions | None) -> str | None:
+        """Write the directions of a pair, all or none; return why it is left out, if it is."""
+        encoded = []
+        for pair in pairs:
+            try:
+                ids = self._tokenizer.encode_source(pair.source), self._tokenizer.encode_target(pair.target)
+            except UserError:  # tokenizers from elsewhere do not know every character
+                return "unknown"
+            if limits is not None:
+                lengths = len(ids[0]), len(ids[1])
+                fault = length_fault(*lengths, limits.max_tokens, limits.min_tokens, limits.max_ratio)
+                if fault is not None:
+                    return fault
+            encoded.append((pair, ids))
+        for pair, ids in encoded:
+            self.lengths.append(max(map(len, ids)))
+            for writer, own, text in zip(self._writers, ids, (pair.source, pair.target), strict=True):
+                writer.add(Encoded(Piece(text, self._name, ends=True), own[:-1].astype(self.dtype), len(text.encode())))
+        self._pairs += len(encoded)
         return None
 
     @property

@@ -11,15 +11,14 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import BinaryIO, NamedTuple, Protocol
-from xml.etree import ElementTree
 
 import numpy as np
 
 from fastllm.data.documents import shown
+from fastllm.data.parallel import tmx
 from fastllm.errors import UserError, UserValueError
 
 FORMATS = (".tsv", ".jsonl", ".ndjson", ".tmx")
-_LANG = "{http://www.w3.org/XML/1998/namespace}lang"
 _SHOWN = 60  # characters of a text in a message
 
 
@@ -30,7 +29,7 @@ class Pair(NamedTuple):
     target: str
     where: str  # file and line
     document: int  # counted through the corpus
-    tag: str = ""  # what stands in front of the source, such as "<news>"
+    tags: tuple[str, ...] = ()  # what stands in front of the source, such as "<news>"
 
 
 class Corpus(Protocol):
@@ -44,6 +43,7 @@ class Corpus(Protocol):
 
 def short(text: str) -> str:
     """Return a text for a message."""
+    text = text.encode("utf-8", "replace").decode()  # JSON may have halves of characters
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
@@ -118,7 +118,7 @@ class LinePairs:
         """
         document = 0
         for source, target in self._files:
-            number = 0
+            name = shown(source)
             for number, (left, right) in enumerate(zip_longest(lines(source), lines(target)), 1):
                 if left is None or right is None:
                     raise _unequal(source, target)
@@ -126,7 +126,7 @@ class LinePairs:
                 if not left and not right:
                     document += 1
                     continue
-                yield Pair(left, right, f"{shown(source)}, line {number}", document)
+                yield Pair(left, right, f"{name}, line {number}", document)
             document += 1
 
 
@@ -140,7 +140,7 @@ def _matched(source: Path, target: Path) -> list[tuple[Path, Path]]:
         raise UserError(f"prepare parallel: {shown(one)} is a folder and {shown(other)} a file; both must be the same")
     if not source.is_dir():
         return [(source, target)]
-    left, right = ({_key(path, top): path for path in _inside(top)} for top in (source, target))
+    left, right = _by_key(source), _by_key(target)
     if alone := sorted(left.keys() ^ right.keys()):
         where = shown(source if alone[0] in left else target)
         raise UserError(f"prepare parallel: the file {alone[0]} of {where} has no counterpart in the other folder")
@@ -151,6 +151,17 @@ def _matched(source: Path, target: Path) -> list[tuple[Path, Path]]:
 
 def _inside(top: Path) -> Iterator[Path]:
     return (path for path in sorted(top.rglob("*")) if path.is_file() and not path.name.startswith("."))
+
+
+def _by_key(top: Path) -> dict[str, Path]:
+    found: dict[str, Path] = {}
+    for path in _inside(top):
+        if (other := found.setdefault(_key(path, top), path)) is not path:
+            raise UserError(
+                f"prepare parallel: {shown(other)} and {shown(path)} differ in their last suffix only, so it is not "
+                "clear which is meant; name the files one by one"
+            )
+    return found
 
 
 def _key(path: Path, top: Path) -> str:
@@ -165,8 +176,8 @@ def _unequal(source: Path, target: Path) -> UserError:
     texts = [short(side[line - 1]) if line <= len(side) else "the end of the file" for side in (left, right)]
     return UserError(
         f"prepare parallel: {shown(source)} has {len(left):,} lines and {shown(target)} {len(right):,}, and line by "
-        f"line they must be translations; by their lengths they go apart at about line {line:,}: '{texts[0]}' beside "
-        f"'{texts[1]}'"
+        f"line they must be translations; by their lengths, a guess, they go apart at about line {line:,}: "
+        f"'{texts[0]}' beside '{texts[1]}'"
     )
 
 
@@ -235,13 +246,14 @@ class FilePairs:
         """
         document = 0
         for file in self._files:
+            name = shown(file)
             readers = {".tsv": self._table, ".tmx": self._memory}
             for source, target, where, tag in readers.get(_suffix(file), self._objects)(file):
                 source, target = source.strip(), target.strip()
                 if not source and not target:
                     document += 1
                     continue
-                yield Pair(source, target, f"{shown(file)}, {where}", document, tag)
+                yield Pair(source, target, f"{name}, {where}", document, (tag,) if tag else ())
             document += 1
 
     def _table(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
@@ -265,37 +277,23 @@ class FilePairs:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"prepare parallel: {where} is not JSON: {error}") from error
             source, target = (value.get(name) if isinstance(value, dict) else None for name in self._fields)
+            tag = value.get("tag", "") if isinstance(value, dict) else ""
             if not (isinstance(source, str) and isinstance(target, str)):
                 raise UserError(
                     f"prepare parallel: {where} must be an object with the texts '{self._fields[0]}' and "
                     f"'{self._fields[1]}', got '{short(line)}'; other names are given by --source_field and "
                     "--target_field"
                 )
-            yield source, target, f"line {number}", str(value.get("tag", ""))
+            if not isinstance(tag, str):
+                raise UserError(f"prepare parallel: {where}: the field 'tag' must be a string, got {tag!r:.60}")
+            yield source, target, f"line {number}", tag
 
     def _memory(self, file: Path) -> Iterator[tuple[str, str, str, str]]:
-        number = 0
+        source, target = self._languages
+        assert source is not None and target is not None  # _found has seen to it
         with open_bytes(file) as data:
-            try:
-                for _, element in ElementTree.iterparse(data):
-                    if element.tag != "tu":
-                        continue
-                    number += 1
-                    texts = [self._segment(element, language) for language in self._languages]
-                    element.clear()
-                    if None not in texts:
-                        yield texts[0] or "", texts[1] or "", f"unit {number}", ""
-            except (ElementTree.ParseError, OSError, EOFError, zlib.error) as error:
-                raise UserError(f"prepare parallel: {shown(file)} is not TMX after unit {number}: {error}") from error
-
-    @staticmethod
-    def _segment(unit: ElementTree.Element, language: str | None) -> str | None:
-        for variant in unit.iter("tuv"):
-            own = (variant.get(_LANG) or variant.get("lang") or "").lower()
-            if own.split("-")[0] == f"{language}".lower() or own == f"{language}".lower():
-                segment = variant.find("seg")
-                return "" if segment is None else " ".join("".join(segment.itertext()).split())
-        return None
+            for number, *texts in tmx.units(data, shown(file), (source, target)):
+                yield texts[0], texts[1], f"unit {number}", ""
 
 
 def _suffix(path: Path) -> str:
@@ -318,6 +316,23 @@ class PairsOf:
         """Yield them, as one document."""
         for number, (source, target) in enumerate(self._pairs, 1):
             yield Pair(source, target, f"{self.names[0]}, pair {number}", 0)
+
+
+class Tagged:
+    """Pairs of which each source has a tag in front, before those that it has.
+
+    Args:
+        corpus: the pairs.
+        tag: such as "<news>".
+    """
+
+    def __init__(self, corpus: Corpus, tag: str) -> None:
+        self._corpus, self._tag, self.names = corpus, tag, corpus.names
+
+    def pairs(self) -> Iterator[Pair]:
+        """Yield them with the tag."""
+        for pair in self._corpus.pairs():
+            yield pair._replace(tags=(self._tag, *pair.tags))
 
 
 class Corpora:
