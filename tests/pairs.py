@@ -31,12 +31,12 @@ def numbers(count, below=1_000_000, seed=0):
     return [(str(n), spelled(n)) for n in chosen]
 
 
-def reversed_words(count, seed=0, longest=7):
+def reversed_words(count, seed=0, longest=7, shortest=1):
     """Return pairs of German words and their translations the other way round."""
     draw = random.Random(seed)
     pairs = []
     for _ in range(count):
-        chosen = [draw.randrange(len(WORDS)) for _ in range(draw.randint(1, longest))]
+        chosen = draw.sample(range(len(WORDS)), draw.randint(shortest, longest))
         pairs.append((" ".join(WORDS[i] for i in chosen), " ".join(THEIRS[i] for i in reversed(chosen))))
     return pairs
 

