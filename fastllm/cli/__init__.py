@@ -25,8 +25,8 @@ COMMANDS = {
 }  # fmt: skip
 _OF_OUTPUT = (errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EFBIG, errno.EBADF)  # of a write, or a terminal that is gone
 _DESCRIPTION = (
-    "Train and use language and translation models on hand-written kernels. First steps: `fastllm prepare "
-    "shakespeare`, then `fastllm train --data data/shakespeare --out runs/first`, then `fastllm sample runs/first`."
+    "Language and translation models on hand-written kernels. First steps: `fastllm prepare shakespeare`, then "
+    "`fastllm train --data data/shakespeare --out runs/first`, then `fastllm sample runs/first`."
 )
 
 

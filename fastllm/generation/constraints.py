@@ -48,8 +48,8 @@ class Progress(NamedTuple):
         return list(found)
 
     def tokens(self, phrases: Sequence[Phrase]) -> int:
-        """Return how many tokens of phrases it has."""
-        return len(self.begun) + sum(min(map(len, phrases[number])) for number in self.met)
+        """Return how many tokens of phrases it has; a whole phrase counts as its longest spelling, more than any part."""
+        return len(self.begun) + sum(max(map(len, phrases[number])) for number in self.met)
 
 
 class ConstrainedSearch(Search):

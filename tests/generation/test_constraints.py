@@ -78,6 +78,13 @@ def test_searches_with_and_without_phrases_share_a_batch():
     assert forced.finished == search([((5, 6),)], num_beams=3, model=model)
 
 
+def test_a_short_spelling_is_not_crowded_out_by_the_beginning_of_a_long_one():
+    for seed in range(8):
+        model = small_gpt(vocabulary=7, context=16, seed=seed)
+        found = search([((3, 4), (5, 6, 2, 1))], longest=9, num_beams=4, model=model)[0]
+        assert has(found.ids, ((3, 4), (5, 6, 2, 1)))
+
+
 def test_too_little_room_ends_by_length():
     found = search([((5, 6, 5, 6),)], longest=3)
     assert all(beam.finish == "length" for beam in found) and found
@@ -93,5 +100,5 @@ def test_progress():
     assert other == Progress(frozenset({1}))
     assert state.after(7, phrases) == Progress()
     done = state.after(3, phrases).after(9, phrases)
-    assert done.met == {0, 1} and done.wanted(phrases) == [] and done.tokens(phrases) == 4
+    assert done.met == {0, 1} and done.wanted(phrases) == [] and done.tokens(phrases) == 5
     assert Beam().ids == []

@@ -174,7 +174,7 @@ def test_faults_are_named(monkeypatch, tokenizer):
         assert fault in translate(model, tokenizer, ["Haus"])[0].faults
     monkeypatch.setattr(PairTokenizer, "decode_target", decode)
     assert "loop" not in " ".join(translate(model, tokenizer, ["rot rot rot rot"])[0].faults[:0])
-    assert "length" in translate(model, tokenizer, ["Haus"], max_length=1)[0].faults
+    assert "length" in translate(model, tokenizer, ["Das Haus ist rot."], max_length=1)[0].faults
 
 
 def test_tags(model, tokenizer):
