@@ -16,9 +16,9 @@ MODULES = [
     "linear_cross_entropy", "norm", "softmax",
 ]  # fmt: skip
 OTHERS = [
-    "generation.decoding", "models.gpt", "nn.kv_cache", "nn.multihead_attention", "nn.transformer", "optim", "patching",
-    "tokenizers.base", "tokenizers.byte",
-    "tokenizers.character", "tokenizers.sentencepiece",
+    "data.source", "generation.decoding", "generation.segments", "models.gpt", "models.transformer", "nn.kv_cache",
+    "nn.multihead_attention", "nn.position_tables", "nn.transformer", "optim", "patching", "tokenizers.base",
+    "tokenizers.byte", "tokenizers.character", "tokenizers.sentencepiece",
 ]  # fmt: skip
 
 

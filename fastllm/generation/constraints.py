@@ -48,7 +48,7 @@ class Progress(NamedTuple):
         return list(found)
 
     def tokens(self, phrases: Sequence[Phrase]) -> int:
-        """Return how many tokens of phrases it has; a whole phrase counts as its longest spelling, more than any part."""
+        """Return how many tokens of phrases it has; a whole one counts as its longest spelling, more than any part."""
         return len(self.begun) + sum(max(map(len, phrases[number])) for number in self.met)
 
 
