@@ -118,7 +118,7 @@ def test_perplexity_and_bits_a_byte():
 def test_eval_refuses(data, tmp_path, capsys):
     assert train(data, tmp_path / "run", "--max_steps=1") == 0
     for option, message in (
-        ("--split=test", "'split' must be train or val, got 'test'"),
+        ("--split=test", "'split' must be train or val of this data, got 'test'"),
         ("--batch_size=0", "'batch_size' must be at least 1, got 0"),
         ("--out=x", "'out' is where --average writes its model"),
         ("--checkpoint=none", "has no checkpoint 'none'; it has best, last"),
