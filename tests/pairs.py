@@ -1,4 +1,4 @@
-"""Pairs of sentences that can be learnt: words and their order reversed, and numbers spelled out."""
+"""Pairs of sentences: words and their order reversed, numbers spelled out, made-up words; and files of them."""
 
 import random
 
@@ -9,6 +9,11 @@ seventeen eighteen nineteen""".split()  # noqa: SIM905
 _TENS = "_ _ twenty thirty forty fifty sixty seventy eighty ninety".split()  # noqa: SIM905
 WORDS = "Ofen Haus Baum rot blau gehen laufen klein Wald Katze".split()  # noqa: SIM905
 THEIRS = "oven house tree red blue walk run small wood cat".split()  # noqa: SIM905
+# A language pair of made-up words, enough of them for a vocabulary.
+_RANDOM = random.Random(17)
+_SYLLABLES = ["ba", "de", "fi", "go", "ku", "la", "me", "ni", "po", "ru"]
+GERMAN = sorted({"".join(_RANDOM.choices(_SYLLABLES, k=3)) + "en" for _ in range(120)})
+ENGLISH = {word: f"{word[:2]}th{word[2:5]}" for word in GERMAN}
 
 
 def spelled(n):
@@ -46,3 +51,25 @@ def prepared(folder, pairs, **options):
     settings = {"vocab_size": 300, "val_share": 0.1, **options}
     prepare_parallel(PairsOf(pairs), folder, options=ParallelOptions(**settings))
     return folder
+
+
+def sentence_pairs(count, seed=0, shortest=3, longest=12):
+    """Return so many different sentences with their translations."""
+    draw = random.Random(seed)
+    found = {}
+    while len(found) < count:
+        words = draw.choices(GERMAN, k=draw.randint(shortest, longest))
+        found[" ".join(words) + " ."] = " ".join(ENGLISH[word] for word in words) + " ."
+    return list(found.items())
+
+
+def write_lines(path, texts):
+    """Write a text a line."""
+    path.write_text("".join(f"{text}\n" for text in texts), encoding="utf-8")
+    return path
+
+
+def write_pairs(folder, pairs, name="train"):
+    """Write both sides of pairs into files of lines, and return these."""
+    sides = zip(("de", "en"), zip(*pairs, strict=True), strict=True)
+    return tuple(write_lines(folder / f"{name}.{language}", texts) for language, texts in sides)

@@ -6,7 +6,7 @@ import pytest
 
 from fastllm import cli
 from fastllm.data import ParallelData
-from tests.data.pairs import sentence_pairs, write_lines, write_pairs
+from tests.pairs import sentence_pairs, write_lines, write_pairs
 
 
 @pytest.fixture(autouse=True)

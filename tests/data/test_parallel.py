@@ -1,57 +1,18 @@
 """Pairs into a data folder: what is read, left out, held out and told."""
 
-import gzip
 import json
 
 import pytest
 
 from fastllm.data import FilePairs, LinePairs, PairsOf, ParallelData, ParallelOptions, TokenData, prepare_parallel
 from fastllm.data.parallel.languages import Languages
-from fastllm.data.parallel.sources import Corpora, Pair, first_apart
+from fastllm.data.parallel.sources import Pair
 from fastllm.errors import UserError
 from tests.pairs import numbers, prepared, reversed_words
-
-TMX = """<?xml version="1.0"?><tmx version="1.4"><body>
-<tu><tuv xml:lang="de-DE"><seg>Haus <ph>x</ph> rot</seg></tuv><tuv xml:lang="en"><seg>red house</seg></tuv></tu>
-<tu><tuv xml:lang="fr"><seg>rien</seg></tuv></tu>
-<tu><tuv xml:lang="en"><seg>cat</seg></tuv><tuv xml:lang="de"><seg>Katze</seg></tuv></tu></body></tmx>"""
 
 
 def texts(split):
     return [(split.source_text(i), split.target_text(i)) for i in range(len(split))]
-
-
-def read(corpus):
-    return [(pair.source, pair.target) for pair in corpus.pairs()]
-
-
-def test_every_format_gives_the_same(tmp_path):
-    pairs = [("Haus rot", "red house"), ("Katze", "cat")]
-    (tmp_path / "a.de").write_text("\ufeffHaus rot\r\nKatze\n")
-    (tmp_path / "a.en").write_text("red house\ncat")
-    (tmp_path / "b.tsv").write_text("".join(f"{a}\t {b}\n" for a, b in pairs))
-    (tmp_path / "c.jsonl").write_text("".join(json.dumps({"s": a, "t": b}) + "\n" for a, b in pairs))
-    (tmp_path / "d.tmx").write_text(TMX.replace(" <ph>x</ph>", ""))
-    with gzip.open(tmp_path / "e.tsv.gz", "wt") as file:
-        file.write((tmp_path / "b.tsv").read_text())
-    assert read(LinePairs([tmp_path / "a.de"], [tmp_path / "a.en"])) == pairs
-    assert read(FilePairs([tmp_path / "b.tsv"])) == pairs
-    assert read(FilePairs([tmp_path / "c.jsonl"], "s", "t")) == pairs
-    assert read(FilePairs([tmp_path / "d.tmx"], source_language="de", target_language="en")) == pairs
-    assert read(FilePairs([tmp_path / "e.tsv.gz"])) == pairs
-    both = Corpora([FilePairs([tmp_path / "b.tsv"]), LinePairs([tmp_path / "a.de"], [tmp_path / "a.en"])])
-    assert read(both) == pairs * 2
-    assert [pair.document for pair in both.pairs()] == [0, 0, 1, 1]
-
-
-def test_folders(tmp_path):
-    for side, text in (("de", "Haus\n"), ("en", "house\n")):
-        (tmp_path / side / "sub").mkdir(parents=True)
-        (tmp_path / side / "sub" / f"x.{side}").write_text(text)
-    assert read(LinePairs([tmp_path / "de"], [tmp_path / "en"])) == [("Haus", "house")]
-    (tmp_path / "de" / "alone.de").write_text("")
-    with pytest.raises(UserError, match=r"the file alone of .*de has no counterpart"):
-        LinePairs([tmp_path / "de"], [tmp_path / "en"])
 
 
 def test_a_folder_holds_what_it_was_made_of(tmp_path):
@@ -162,49 +123,6 @@ def test_separate_vocabularies_and_a_tokenizer_that_is_there(tmp_path):
     assert other.tokenizer.to_json() == data.tokenizer.to_json()
     with pytest.raises(UserError, match="has no tag '<x>'; it has none"):
         prepared(tmp_path / "third", numbers(200), tokenizer_from=tmp_path / "data", tag="<x>")
-
-
-@pytest.mark.parametrize("place", [40, 150, 290])
-@pytest.mark.parametrize("more", [-3, -1, 1, 4])
-def test_where_files_go_apart(place, more, tmp_path):
-    pairs = numbers(300)
-    left, right = [a * 3 for a, _ in pairs], [b for _, b in pairs]
-    (right if more > 0 else left)[place:place] = ["an extra line of some length"] * abs(more)
-    found = first_apart(list(map(len, left)), list(map(len, right)))
-    assert abs(found - place) <= 6
-    for name, side in (("a", left), ("b", right)):
-        (tmp_path / name).write_text("\n".join(side) + "\n")
-    error = rf"a has {len(left)} lines and .*b {len(right)}, .* go apart at about line {found}: '"
-    with pytest.raises(UserError, match=error):
-        read(LinePairs([tmp_path / "a"], [tmp_path / "b"]))
-
-
-def test_files_that_are_not_what_they_say(tmp_path):
-    (tmp_path / "a").write_bytes(b"gut\nM\xfcller\n")
-    (tmp_path / "b").write_text("good\nMiller\n")
-    with pytest.raises(UserError, match=r"a, line 2 is not UTF-8: invalid byte 0xfc at column 2; convert"):
-        read(LinePairs([tmp_path / "a"], [tmp_path / "b"]))
-    (tmp_path / "c.tsv").write_text("one\ttwo\nthree\n")
-    with pytest.raises(UserError, match=r"c.tsv, line 2 must have two columns .* got 1: 'three'"):
-        read(FilePairs([tmp_path / "c.tsv"]))
-    (tmp_path / "d.jsonl").write_text('{"source": "a"}\n')
-    with pytest.raises(UserError, match=r"d.jsonl, line 1 must be an object with the texts 'source' and 'target'"):
-        read(FilePairs([tmp_path / "d.jsonl"]))
-    (tmp_path / "e.jsonl").write_text("{\n")
-    with pytest.raises(UserError, match=r"e.jsonl, line 1 is not JSON"):
-        read(FilePairs([tmp_path / "e.jsonl"]))
-    (tmp_path / "f.tmx").write_text(TMX[:150])
-    with pytest.raises(UserError, match=r"f.tmx is not TMX after unit \d"):
-        read(FilePairs([tmp_path / "f.tmx"], source_language="de", target_language="en"))
-    with pytest.raises(UserError, match="say which with --source_language"):
-        FilePairs([tmp_path / "f.tmx"])
-    (tmp_path / "g.tsv.gz").write_bytes(b"no gzip")
-    with pytest.raises(UserError, match=r"cannot read .*g.tsv.gz"):
-        read(FilePairs([tmp_path / "g.tsv.gz"]))
-    with pytest.raises(UserError, match="does not exist"):
-        FilePairs([tmp_path / "nowhere.tsv"])
-    with pytest.raises(UserError, match="'target' must name as many files as 'source'"):
-        LinePairs([tmp_path / "a"], [])
 
 
 @pytest.mark.parametrize(

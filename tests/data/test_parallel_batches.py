@@ -1,8 +1,8 @@
-"""Batches of pairs by tokens."""
+"""Batches of pairs: full, hardly filled up, each pair once an epoch, repeatable by position from several threads."""
 
 import random
+import threading
 
-import numpy as np
 import pytest
 import torch
 
@@ -15,91 +15,85 @@ from fastllm.data import (
     Prefetcher,
     pair_batches,
     prepare_parallel,
-)
+)  # fmt: skip
 from fastllm.data.source import Share
 from fastllm.errors import UserError
-from tests.pairs import prepared, reversed_words
+from tests.pairs import sentence_pairs
+
+# B pairs, S tokens of the longest source, T tokens of the longest target
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pairs") / "data"
-    return ParallelData(prepared(folder, reversed_words(700), keep_duplicates=True))
+    folder = tmp_path_factory.mktemp("parallel") / "data"
+    prepare_parallel(PairsOf(sentence_pairs(600)), folder, options=ParallelOptions(vocab_size=330, val_share=0.1))
+    return ParallelData(folder)
+
+
+@pytest.fixture
+def batches(data):
+    return ParallelBatches(data.split("train"), data.tokenizer, 500, seed=3, longest=128)
 
 
 def rows(batch):
-    """Return each pair's ids, as they are without padding."""
-    found = []
-    for source, length, target, labels in zip(*batch, strict=True):
-        count = int((labels != -100).sum())
-        assert (labels[count:] == -100).all()
-        assert torch.equal(target[1:count], labels[: count - 1])  # one token ahead
-        found.append((tuple(source[:length].tolist()), tuple(labels[:count].tolist())))
-    return found
+    """Return each pair of a batch as its ids without what is filled up, from the decoder's side also as labels."""
+    return [
+        (tuple(source[:length].tolist()), tuple(labels[labels != -100].tolist()))
+        for source, length, labels in zip(batch.source, batch.source_lengths, batch.labels, strict=True)
+    ]
 
 
-def everything(split):
+def all_pairs(split):
     return sorted((tuple(split.source_ids(i)), tuple(split.target_ids(i))) for i in range(len(split)))
 
 
-def batches_of(data, tokens=120, seed=3, **options):
-    return ParallelBatches(data.split("train"), data.tokenizer, tokens, seed, longest=100, **options)
+def test_a_batch(data):
+    tokenizer, split = data.tokenizer, data.split("val")
+    batch = next(pair_batches(split, tokenizer, 200))
+    b, s = batch.source.shape
+    t = batch.labels.shape[1]
+    assert batch.size == b > 1 and batch.target.shape == (b, t) and batch.source_lengths.shape == (b,)
+    assert all(part.dtype == torch.int64 for part in batch)
+    assert int(batch.source_lengths.max()) == s and batch.num_targets() == int((batch.labels != -100).sum())
+    for source, length, target, labels in zip(*batch, strict=True):
+        assert source[length - 1] == tokenizer.source_end and (source[length:] == tokenizer.source_end).all()
+        n = int((labels != -100).sum())
+        assert labels[n - 1] == tokenizer.end and (labels[n:] == -100).all()
+        assert target[0] == tokenizer.start and (target[1:n] == labels[: n - 1]).all()
+        assert (target[n:] == tokenizer.start).all()
 
 
-def test_an_epoch_has_every_pair_once(data):
-    split, source = data.split("train"), batches_of(data)
-    for _ in range(2):
-        seen = []
-        first = source.position
-        while len(seen) < len(split):
-            batch = source.next()
-            assert batch.source.numel() <= 120 and batch.target.numel() <= 120
-            assert (batch.target[:, 0] == data.tokenizer.start).all()
-            seen += rows(batch)
-        assert sorted(seen) == everything(split)
-        assert source.pairs_seen(source.position) - source.pairs_seen(first) == len(split)
+def test_every_pair_once_an_epoch_in_another_order(data, batches):
+    epochs = []
+    for _ in range(3):
+        first = batches.position
+        taken = []
+        while len(taken) < len(data.split("train")):
+            taken += rows(batches.next())
+        assert sorted(taken) == all_pairs(data.split("train"))
+        assert batches.pairs_seen(batches.position) - batches.pairs_seen(first) == len(taken)
+        epochs.append(taken)
+    assert epochs[0] != epochs[1] != epochs[2]
 
 
-def test_epochs_differ_and_batches_are_functions_of_their_number(data):
-    source = batches_of(data)
-    n = source.batches_per_epoch
-    firsts = [rows(source.batch(i)) for i in range(n)]
-    assert [rows(source.batch(i)) for i in range(n)] == firsts
-    assert firsts != [rows(source.batch(n + i)) for i in range(n)]
-    resumed = batches_of(data, position=n + 5)
-    later = resumed.next()
-    assert rows(later) == rows(source.batch(n + 5)) and resumed.position == n + 6
-    assert rows(batches_of(data, seed=4).batch(0)) != firsts[0]
-    assert rows(batches_of(data).batch(2 * n)) == rows(source.batch(2 * n))  # without those in between
+def test_pairs_meet_others_in_each_epoch(batches):
+    n = batches.batches_per_epoch
+    together = [{frozenset(rows(batches.batch(epoch * n + i))) for i in range(n)} for epoch in range(2)]
+    assert len(together[0] & together[1]) < n / 2
 
 
-@pytest.mark.parametrize("of", [2, 3, 50])
-def test_shares_are_the_batch(data, of):
-    source = batches_of(data)
-    for position in range(4):
-        parts = [source.batch(position, Share(rank, of)) for rank in range(of)]
-        together = [row for part in parts if part.num_targets() for row in rows(part)]
-        assert together == rows(source.batch(position))
-        for part in parts:  # one without rows has something to compute on
-            assert part.size >= 1
-            assert (part.arguments(torch.device("cpu"))[3] != -100).any()
-
-
-def test_parts_are_the_batch(data):
-    batch = batches_of(data, 400).batch(1)
-    parts = batch.split(3)
-    assert [row for part in parts for row in rows(part)] == rows(batch)
-    assert sum(part.num_targets() for part in parts) == batch.num_targets()
-    assert all(part.source.size(1) == part.source_lengths.max() for part in parts)
-
-
-@pytest.mark.parametrize("of", [1, 2, 3])
-def test_evaluation_takes_every_pair_once(data, of):
-    split = data.split("val")
-    each = [list(pair_batches(split, data.tokenizer, 90, Share(rank, of))) for rank in range(of)]
-    assert len({len(batches) for batches in each}) == 1
-    seen = [row for batches in each for batch in batches if batch.num_targets() for row in rows(batch)]
-    assert sorted(seen) == everything(split)
+def test_places_are_bounded_and_hardly_wasted(data, batches):
+    sizes = []
+    used = places = 0
+    for position in range(batches.batches_per_epoch):
+        batch = batches.batch(position)
+        assert batch.source.numel() <= 500 and batch.target.numel() <= 500
+        sizes.append(max(batch.source.numel(), batch.target.numel()))
+        used += int(batch.source_lengths.sum()) + batch.num_targets()
+        places += batch.source.numel() + batch.target.numel()
+    assert batches.waste == pytest.approx(1 - used / places)
+    assert 0 < batches.waste < 0.1
+    assert sorted(sizes)[len(sizes) // 4] > 450  # most are nearly full
 
 
 def test_little_is_padding_at_the_lengths_of_real_sentences(tmp_path):
@@ -120,31 +114,136 @@ def test_little_is_padding_at_the_lengths_of_real_sentences(tmp_path):
     assert source.waste == pytest.approx(1 - used / places)
 
 
-def test_segmentations_are_drawn_anew_and_repeatably(data):
-    plain, drawn = batches_of(data), batches_of(data, alpha=0.1)
-    n = plain.batches_per_epoch
-    tokenizer = data.tokenizer
-    different = 0
-    for position in (0, 1, n):
-        ours, theirs = rows(plain.batch(position)), rows(drawn.batch(position))
-        assert [tokenizer.decode_source(s) for s, _ in ours] == [tokenizer.decode_source(s) for s, _ in theirs]
-        assert [tokenizer.decode_target(t) for _, t in ours] == [tokenizer.decode_target(t) for _, t in theirs]
-        different += ours != theirs
-        assert theirs == rows(batches_of(data, alpha=0.1).batch(position))
-    assert different == 3
-    with Prefetcher(batches_of(data, alpha=0.1), depth=2) as ahead:  # another thread draws the same
-        for position in range(6):
-            assert rows(ahead.next()) == rows(drawn.batch(position))
+def test_a_batch_is_a_function_of_seed_and_position(data, batches):
+    taken = [batches.next() for _ in range(2 * batches.batches_per_epoch)]
+    again = ParallelBatches(data.split("train"), data.tokenizer, 500, seed=3, longest=128, position=7)
+    assert again.position == 7 and rows(again.next()) == rows(taken[7]) and again.position == 8
+    for position in (len(taken) - 1, 0, 11):  # in any order
+        assert rows(again.batch(position)) == rows(taken[position])
+    other = ParallelBatches(data.split("train"), data.tokenizer, 500, seed=4, longest=128)
+    assert rows(other.batch(7)) != rows(taken[7])
 
 
-def test_a_pair_that_fits_no_batch(data):
-    with pytest.raises(
-        UserError, match=r"'batch_tokens' must be at least \d+, the tokens of the longest sentence, got 4"
-    ):
-        batches_of(data, 4)
+def test_pairs_seen_counts_the_batches_before(batches):
+    seen = 0
+    for position in range(2 * batches.batches_per_epoch + 3):
+        assert batches.pairs_seen(position) == seen
+        seen += batches.batch(position).size
 
 
-def test_a_batch_maps_and_counts():
-    batch = PairBatch(*(torch.arange(6).view(2, 3) for _ in range(4)))._replace(source_lengths=torch.tensor([3, 2]))
-    assert batch.size == 2 and batch.num_targets() == 6
-    assert np.array_equal(batch.map(lambda tensor: tensor + 1).labels, batch.labels + 1)
+@pytest.mark.parametrize("of", [2, 3, 50])
+def test_shares_of_a_batch(batches, of):
+    whole = rows(batches.batch(5))
+    parts = [batches.batch(5, Share(rank, of)) for rank in range(of)]
+    counted = [part for part in parts if part.num_targets()]
+    assert [row for part in counted for row in rows(part)] == whole
+    for part in parts:
+        if not part.num_targets():  # it has a row all the same, and the loss something to be of
+            assert part.size == 1 and (part.arguments(torch.device("cpu"))[3] >= 0).all()
+
+
+def test_parts_of_a_batch_are_as_long_as_their_own_longest(data):
+    batch = next(pair_batches(data.split("train"), data.tokenizer, 10_000))
+    parts = batch.split(7)
+    assert [part.size for part in parts] == [7] * (batch.size // 7) + [batch.size % 7] * (batch.size % 7 > 0)
+    assert [row for part in parts for row in rows(part)] == rows(batch)
+    for part in parts:
+        assert part.source.shape[1] == int(part.source_lengths.max())
+        assert part.labels.shape[1] == part.target.shape[1] == int((part.labels != -100).sum(1).max())
+
+
+def test_map_and_arguments(data):
+    batch = next(pair_batches(data.split("val"), data.tokenizer, 100))
+    assert isinstance(batch.map(torch.clone), PairBatch)
+    for own, argument in zip(batch, batch.arguments(torch.device("cpu")), strict=True):
+        assert torch.equal(own, argument)
+
+
+@pytest.mark.parametrize("of", [1, 2, 7])
+def test_all_pairs_once_to_evaluate(data, of):
+    split = data.split("val")
+    shares = [list(pair_batches(split, data.tokenizer, 300, Share(rank, of))) for rank in range(of)]
+    assert len({len(share) for share in shares}) == 1
+    counted = [batch for share in shares for batch in share if batch.num_targets()]
+    assert sorted(row for batch in counted for row in rows(batch)) == all_pairs(split)
+    assert all(batch.source.numel() <= 300 and batch.target.numel() <= 300 for batch in counted)
+
+
+def test_a_pair_too_long_for_a_batch_is_one_alone_where_all_are_evaluated(data):
+    split = data.split("val")
+    batches = list(pair_batches(split, data.tokenizer, 1))
+    assert [batch.size for batch in batches] == [1] * len(split)
+    assert sorted(row for batch in batches for row in rows(batch)) == all_pairs(split)
+
+
+def test_a_split_without_pairs(data):
+    empty = data.split("test")
+    assert len(empty) == 0 and list(pair_batches(empty, data.tokenizer, 300)) == []
+    with pytest.raises(UserError, match="no pairs"):
+        ParallelBatches(empty, data.tokenizer, 300, seed=0, longest=128)
+
+
+def test_a_pair_must_fit(data):
+    split = data.split("train")
+    most = int(max(split.source_lengths.max(), split.target_lengths.max()))
+    assert ParallelBatches(split, data.tokenizer, most, seed=0, longest=128).next().size >= 1
+    with pytest.raises(UserError, match=f"'batch_tokens' must be at least {most}, .* got {most - 1}"):
+        ParallelBatches(split, data.tokenizer, most - 1, seed=0, longest=128)
+
+
+# ----------------------------------------------------------------------------------------------------------------------
+# Segmentations
+# ----------------------------------------------------------------------------------------------------------------------
+
+
+def drawing(data, **options):
+    return ParallelBatches(
+        data.split("train"), data.tokenizer, 2000, **{"seed": 3, "longest": 128, "alpha": 0.2} | options
+    )
+
+
+def texts(data, batch):
+    return sorted(
+        (data.tokenizer.decode_source(source), data.tokenizer.decode_target(target)) for source, target in rows(batch)
+    )
+
+
+def test_segmentations_are_drawn_by_seed_epoch_and_pair(data):
+    drawn, best = drawing(data), drawing(data, alpha=0.0)
+    once = drawn.batch(0)
+    assert texts(data, once) == texts(data, best.batch(0))
+    assert rows(once) != rows(best.batch(0)) and rows(once) == rows(drawing(data).batch(0))
+    spelt = {}
+    for position in range(3 * drawn.batches_per_epoch):
+        for row, text in zip(rows(drawn.batch(position)), rows(best.batch(position)), strict=True):
+            spelt.setdefault(text, set()).add(row)
+    assert sum(len(ways) > 1 for ways in spelt.values()) > 0.9 * len(spelt)  # another in each epoch
+
+
+def test_no_segmentation_is_longer_than_the_model(data):
+    longest = int(max(data.split("train").source_lengths.max(), data.split("train").target_lengths.max()))
+    for position in range(drawing(data).batches_per_epoch):
+        batch = drawing(data, longest=longest, alpha=0.01).batch(position)
+        assert max(batch.source.shape[1], batch.target.shape[1]) <= longest
+
+
+def run_together(work, names):
+    threads = [threading.Thread(target=work, args=(name,)) for name in names]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+
+
+def test_threads_draw_the_same_segmentations(data):
+    """The library's generator is seeded anew for each draw, and each thread has its own."""
+    want = [rows(drawing(data).batch(position)) for position in range(4)]
+    got = {}
+
+    def work(name):
+        got[name] = [rows(drawing(data).batch(position)) for position in range(4)]
+
+    run_together(work, range(3))
+    assert got == dict.fromkeys(range(3), want)
+    with Prefetcher(drawing(data)) as ahead:
+        assert [rows(ahead.next()) for _ in range(4)] == want

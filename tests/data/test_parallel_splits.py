@@ -19,7 +19,7 @@ from fastllm.data.parallel.languages import Languages, Samples, alike
 from fastllm.data.parallel.sources import Pair
 from fastllm.data.parallel.splits import Splits
 from fastllm.errors import UserError
-from tests.data.pairs import sentence_pairs, write_lines, write_pairs
+from tests.pairs import sentence_pairs, write_lines, write_pairs
 
 
 def splits_of(corpus, val_share=0.1, test_share=0.0, seed=0, **options):

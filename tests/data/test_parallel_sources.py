@@ -10,7 +10,7 @@ import pytest
 from fastllm.data import Corpora, FilePairs, LinePairs, PairsOf, Tagged
 from fastllm.data.parallel.sources import first_apart
 from fastllm.errors import UserError
-from tests.data.pairs import sentence_pairs, write_lines, write_pairs
+from tests.pairs import numbers, sentence_pairs, write_lines, write_pairs
 
 
 def texts(corpus):
@@ -96,6 +96,21 @@ def test_where_files_go_apart():
             assert abs(first_apart(longer, lengths) - 1 - place) <= 2
     assert first_apart([], [3]) == first_apart([3, 4], []) == 1
     assert first_apart([30, 40], [31, 41, 5]) == 3  # at the end
+
+
+@pytest.mark.parametrize("place", [40, 150, 290])
+@pytest.mark.parametrize("more", [-3, -1, 1, 4])
+def test_several_lines_that_one_file_lacks(place, more, tmp_path):
+    pairs = numbers(300)
+    left, right = [a * 3 for a, _ in pairs], [b for _, b in pairs]
+    (right if more > 0 else left)[place:place] = ["an extra line of some length"] * abs(more)
+    found = first_apart(list(map(len, left)), list(map(len, right)))
+    assert abs(found - place) <= 6
+    for name, side in (("a", left), ("b", right)):
+        (tmp_path / name).write_text("\n".join(side) + "\n")
+    error = rf"a has {len(left)} lines and .*b {len(right)}, .* go apart at about line {found}: '"
+    with pytest.raises(UserError, match=error):
+        texts(LinePairs([tmp_path / "a"], [tmp_path / "b"]))
 
 
 def test_bytes_that_are_not_utf8(tmp_path):
