@@ -1,6 +1,8 @@
 """Reading a data folder: token ids and documents' beginnings, memory-mapped and checked."""
 
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -62,46 +64,64 @@ class Split:
         return begins.cumsum()
 
 
-class TokenData:
-    """A prepared data folder.
+class DataFolder:
+    """A folder that prepare wrote: its manifest, and files that are mapped and checked.
 
     Args:
-        folder: where `fastllm prepare` wrote.
+        folder: where it is.
+        what: what is expected of it, for a message.
+        command: what makes one.
+
+    Attributes:
+        folder: the same, or what prepare was about to replace, if it was killed between its two renames.
+        manifest: what the folder says of itself.
 
     Raises:
-        UserError: the folder is missing, incomplete, damaged or of another version.
+        UserError: the folder is missing, or its manifest is missing or damaged.
     """
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, what: str, command: str) -> None:
+        self.folder, self._command = Path(folder), command
         if not self.folder.exists() and previous(self.folder).exists():
-            self.folder = previous(self.folder)  # prepare was killed between its two renames
+            self.folder = previous(self.folder)
         path = self.folder / MANIFEST
         if not path.is_file():
-            what = f"it has no {MANIFEST}" if self.folder.exists() else "it does not exist"
-            raise UserError(f"{shown(self.folder)} is not a data folder ({what}): make one with `fastllm prepare`")
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if self.manifest.get("kind") == "parallel":
-                raise UserError(
-                    f"{shown(self.folder)} has pairs of sentences, which translation models learn from: train with "
-                    "--model transformer"
-                )
-            if self.manifest["version"] != VERSION:
-                raise UserError(
-                    f"{shown(path)}: 'version' must be {VERSION}, got {self.manifest['version']}: "
-                    "run `fastllm prepare` again"
-                )
-            dtype = np.dtype(self.manifest["dtype"])
-            self._splits = {name: self._open(self.manifest["splits"][name], dtype) for name in SPLITS}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{shown(path)} is damaged ({error}): run `fastllm prepare` again") from error
-        self.tokenizer: Tokenizer = load_tokenizer(self.folder)
+            why = f"it has no {MANIFEST}" if self.folder.exists() else "it does not exist"
+            raise UserError(f"{shown(self.folder)} is not a {what} ({why}): make one with `{command}`")
+        with self.damage_told():
+            self.manifest: dict[str, Any] = dict(json.loads(path.read_text(encoding="utf-8")))
 
-    def _open(self, entry: dict, dtype: np.dtype) -> Split:
-        shards = [map_file(self.folder / shard["file"], dtype, shard["tokens"]) for shard in entry["shards"]]
-        starts = map_file(self.folder / entry["starts"], STARTS, entry["documents"])
+    @contextmanager
+    def damage_told(self) -> Iterator[None]:
+        """Tell what goes wrong in reading the manifest as a sentence about it."""
+        try:
+            yield
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            damaged = shown(self.folder / MANIFEST)
+            raise UserError(f"{damaged} is damaged ({error}): run `{self._command}` again") from error
+
+    def require_version(self, version: int) -> None:
+        """Raise UserError if another version wrote the folder."""
+        if self.manifest["version"] != version:
+            raise UserError(
+                f"{shown(self.folder / MANIFEST)}: 'version' must be {version}, got {self.manifest['version']}: "
+                f"run `{self._command}` again"
+            )
+
+    def open_split(self, entry: dict) -> Split:
+        """Return the tokens that an entry of the manifest describes."""
+        dtype = np.dtype(self.manifest["dtype"])
+        shards = [self._map(shard["file"], dtype, shard["tokens"]) for shard in entry["shards"]]
+        starts = self._map(entry["starts"], STARTS, entry["documents"])
         return Split(shards, starts, entry["characters"], entry["bytes"])
+
+    def _map(self, name: str, dtype: np.dtype, count: int) -> np.ndarray:
+        path, expected = self.folder / name, count * dtype.itemsize
+        size = path.stat().st_size if path.is_file() else 0
+        if size != expected:
+            damage = f"expected {expected} bytes, got {size}"
+            raise UserError(f"{shown(path)} is damaged: {damage}: run `{self._command}` again")
+        return np.memmap(path, dtype=dtype, mode="r") if count else np.zeros(0, dtype)
 
     def verify(self) -> None:
         """Compare all files with the manifest's checksums.
@@ -109,7 +129,32 @@ class TokenData:
         Raises:
             UserError: a file is damaged.
         """
-        verify_files(self.folder, self.manifest["files"])
+        for name, expected in self.manifest["files"].items():
+            if not (self.folder / name).is_file() or sha256(self.folder / name) != expected:
+                raise UserError(f"{shown(self.folder / name)} is damaged: run `{self._command}` again")
+
+
+class TokenData(DataFolder):
+    """The data folder of language models.
+
+    Args:
+        folder: where `fastllm prepare` wrote.
+
+    Raises:
+        UserError: the folder is missing, incomplete, damaged, of another kind or of another version.
+    """
+
+    def __init__(self, folder: str | Path) -> None:
+        super().__init__(folder, "data folder", "fastllm prepare")
+        if self.manifest.get("kind") == "parallel":
+            raise UserError(
+                f"{shown(self.folder)} has pairs of sentences, which translation models learn from: train with "
+                "--model transformer"
+            )
+        with self.damage_told():
+            self.require_version(VERSION)
+            self._splits = {name: self.open_split(self.manifest["splits"][name]) for name in SPLITS}
+        self.tokenizer: Tokenizer = load_tokenizer(self.folder)
 
     def split(self, name: str, context_length: int) -> Split:
         """Return "train" or "val".
@@ -124,28 +169,3 @@ class TokenData:
                 f"needs at least {context_length + 1}: use more text or a smaller context_length"
             )
         return split
-
-
-def map_file(path: Path, dtype: np.dtype, count: int) -> np.ndarray:
-    """Return a data folder's file as an array, without reading it.
-
-    Raises:
-        UserError: it is missing or has another size.
-    """
-    expected = count * dtype.itemsize
-    size = path.stat().st_size if path.is_file() else 0
-    if size != expected:
-        damage = f"expected {expected} bytes, got {size}"
-        raise UserError(f"{shown(path)} is damaged: {damage}: run `fastllm prepare` again")
-    return np.memmap(path, dtype=dtype, mode="r") if count else np.zeros(0, dtype)
-
-
-def verify_files(folder: Path, checksums: dict[str, str]) -> None:
-    """Compare files with their SHA-256.
-
-    Raises:
-        UserError: one is missing or damaged.
-    """
-    for name, expected in checksums.items():
-        if not (folder / name).is_file() or sha256(folder / name) != expected:
-            raise UserError(f"{shown(folder / name)} is damaged: run `fastllm prepare` again")

@@ -18,7 +18,7 @@ from fastllm.generation.beam import Beam, Search, penalty_of, run
 from fastllm.generation.constraints import ConstrainedSearch, Phrase
 from fastllm.generation.context import Generator, check_count, in_eval_mode
 from fastllm.generation.segments import Part, sentences, split_text
-from fastllm.tokenizers import PairTokenizer
+from fastllm.tokenizers import PairTokenizer, Tokenizer
 
 _MOST_TOGETHER = 64  # texts
 _REPEATS, _LONGEST_REPEAT = 4, 8  # of a run of words that counts as a loop; words in it
@@ -446,6 +446,10 @@ def _aligned(model: Translator, settings: _Settings, segment: _Segment) -> Align
     tokenizer = settings.tokenizer
     written = [*segment.prefix, *segment.found[0].ids]
     (weights,) = model.cross_attention([segment.ids], [written])
-    names = [bytes.decode("utf-8", "replace") for bytes in tokenizer.source.token_bytes]
-    target = [bytes.decode("utf-8", "replace") for bytes in tokenizer.target.token_bytes]
-    return Alignment([names[id] for id in segment.ids], [target[id] for id in [*written[1:], tokenizer.end]], weights)
+    return Alignment(
+        _names(tokenizer.source, segment.ids), _names(tokenizer.target, [*written[1:], tokenizer.end]), weights
+    )
+
+
+def _names(tokenizer: Tokenizer, ids: list[int]) -> list[str]:
+    return [tokenizer.token_bytes[id].decode("utf-8", "replace") for id in ids]

@@ -57,6 +57,16 @@ class Model(torch.nn.Module, Generic[AnyConfig]):
         super().__init__()
         self.config = config
 
+    @property
+    def vocab_size(self) -> int:
+        """V, of the logits."""
+        return self.config.vocab_size
+
+    @property
+    def context_length(self) -> int:
+        """The most tokens that are seen at once, of an encoder-decoder on either side."""
+        return self.config.context_length
+
     def loss(self, *batch: Tensor, label_smoothing: float = 0.0) -> Tensor:
         """Return the mean loss of a batch's targets in nats, a scalar; what a batch is, its task and the model know.
 

@@ -86,16 +86,6 @@ class Decoder(Model[AnyConfig]):
         """Return the heads of keys and values of a block, and their head_dim."""
         raise NotImplementedError
 
-    @property
-    def vocab_size(self) -> int:
-        """V, of the logits."""
-        return self.config.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that are seen at once."""
-        return self.config.context_length
-
     def hidden(self, tokens: Tensor, segment_ids: Tensor | None = None) -> Tensor:
         """Return the last layer's normalised output: (B, T) int -> (B, T, C).
 

@@ -56,19 +56,9 @@ class EncoderDecoder(Model[AnyConfig]):
         raise NotImplementedError
 
     @property
-    def vocab_size(self) -> int:
-        """V, of the logits."""
-        return self.config.vocab_size
-
-    @property
     def source_vocab_size(self) -> int:
         """The number of tokens that a source can have."""
         return self.config.source_vocabulary
-
-    @property
-    def context_length(self) -> int:
-        """The most tokens that a source or a target has."""
-        return self.config.context_length
 
     def check_tokenizer(self, tokenizer: PairOfVocabularies, where: object) -> None:  # type: ignore[override]
         """Check that a tokenizer can be this model's: as Model's, for the source's vocabulary too.

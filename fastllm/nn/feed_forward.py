@@ -25,7 +25,8 @@ class FeedForward(torch.nn.Module):
     Args:
         n_embd: C, channels.
         n_hidden: channels in between; default 4 C.
-        activation: "gelu_tanh" (GPT-2's form of GELU), "gelu" (the exact one), "relu" (the paper's) or "silu".
+        activation: "gelu_tanh" (GPT-2's form of GELU), "gelu" (the exact one), "relu" (the paper's) or "silu", which is
+            torch's: its last bits may depend on the number of threads.
         bias: whether both layers have a bias.
         dropout: probability of a value in between to be zeroed while training.
     """

@@ -49,7 +49,7 @@ class TranslationTask(Task):
             if most > longest:
                 raise UserError(
                     f"train: 'context_length' must be at least {most}, the tokens of the longest sentence in {name} "
-                    f"of {self.folder}, got {longest}; or prepare the data with a smaller --max_tokens"
+                    f"of {self.folder}, got {longest}"
                 )
         self.source: ParallelBatches = self._batches("train", config.seed, config.subword_sampling)
         self._target_tokens = int(train.target_lengths.sum())

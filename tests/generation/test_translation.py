@@ -154,8 +154,9 @@ def test_a_glossary_is_kept(model, tokenizer):
     found = translate(model, tokenizer, texts, glossary=glossary)
     assert "red oven" in found[0].text and "red oven" in found[2].text and "wood" in found[2].text
     assert told(found[1:2]) == told(translate(model, tokenizer, ["Katze"]))  # it is not in there
-    again = {found[0].text: "x", "Haus": found[0].text.split()[0]}  # what a translation has anyway changes nothing
-    assert translate(model, tokenizer, texts[:1], glossary={"Haus": again["Haus"]})
+    plain = translate(model, tokenizer, ["Katze rot"])
+    had = {"Katze": plain[0].text.strip()[:3]}  # what a translation has anyway changes nothing
+    assert told(translate(model, tokenizer, ["Katze rot"], glossary=had)) == told(plain)
 
 
 def test_what_did_not_survive_is_told(model, tokenizer):
@@ -173,7 +174,6 @@ def test_faults_are_named(monkeypatch, tokenizer):
         monkeypatch.setattr(PairTokenizer, "decode_target", lambda self, ids, text=text: text)
         assert fault in translate(model, tokenizer, ["Haus"])[0].faults
     monkeypatch.setattr(PairTokenizer, "decode_target", decode)
-    assert "loop" not in " ".join(translate(model, tokenizer, ["rot rot rot rot"])[0].faults[:0])
     assert "length" in translate(model, tokenizer, ["Das Haus ist rot."], max_length=1)[0].faults
 
 

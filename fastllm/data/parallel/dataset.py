@@ -1,19 +1,14 @@
 """Reading a folder of pairs: token ids of both sides, memory-mapped and checked."""
 
 import hashlib
-import json
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
-from fastllm.data.dataset import Split, map_file, verify_files
-from fastllm.data.discovery import MANIFEST
+from fastllm.data.dataset import DataFolder, Split
 from fastllm.data.documents import shown
 from fastllm.data.parallel.preparation import KIND, SIDES, SPLITS, VERSION
-from fastllm.data.shards import STARTS
 from fastllm.errors import UserError
-from fastllm.files import previous
 from fastllm.tokenizers import PairTokenizer, load_tokenizer
 
 
@@ -61,69 +56,37 @@ def _read(split: Split, lengths: np.ndarray, i: int) -> np.ndarray:
     return split.read(start, start + int(lengths[i]))
 
 
-class ParallelData:
-    """A folder that `fastllm prepare parallel` wrote.
+class ParallelData(DataFolder):
+    """The data folder of translation models.
 
     Args:
-        folder: the folder.
+        folder: where `fastllm prepare parallel` wrote.
 
     Attributes:
         tokenizer: of both sides.
-        manifest: what the folder says of itself.
 
     Raises:
         UserError: the folder is missing, incomplete, damaged, of another kind or of another version.
     """
 
     def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
-        if not self.folder.exists() and previous(self.folder).exists():
-            self.folder = previous(self.folder)  # prepare was killed between its two renames
-        path = self.folder / MANIFEST
-        if not path.is_file():
-            what = f"it has no {MANIFEST}" if self.folder.exists() else "it does not exist"
+        super().__init__(folder, "folder of sentence pairs", "fastllm prepare parallel")
+        if self.manifest.get("kind") != KIND:
             raise UserError(
-                f"{shown(self.folder)} is not a folder of sentence pairs ({what}): make one with `fastllm prepare "
-                "parallel`"
+                f"{shown(self.folder)} has text of one language: translation models (--model transformer) learn from "
+                "sentence pairs, which `fastllm prepare parallel` makes a folder of"
             )
-        try:
-            self.manifest: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-            if self.manifest.get("kind") != KIND:
-                raise UserError(
-                    f"{shown(self.folder)} has text of one language: translation models (--model transformer) learn "
-                    "from sentence pairs, which `fastllm prepare parallel` makes a folder of"
-                )
-            if self.manifest["version"] != VERSION:
-                raise UserError(
-                    f"{shown(path)}: 'version' must be {VERSION}, got {self.manifest['version']}: run `fastllm "
-                    "prepare parallel` again"
-                )
-            tokenizer = load_tokenizer(self.folder)
-            if not isinstance(tokenizer, PairTokenizer):
-                raise UserError(f"{shown(self.folder)} is damaged: its tokenizer is no pair: run prepare again")
-            self.tokenizer = tokenizer
+        tokenizer = load_tokenizer(self.folder)
+        if not isinstance(tokenizer, PairTokenizer):
+            raise UserError(f"{shown(self.folder)} is damaged: its tokenizer is no pair: run prepare again")
+        self.tokenizer = tokenizer
+        with self.damage_told():
+            self.require_version(VERSION)
             self._splits = {name: self._open(self.manifest["splits"][name]) for name in SPLITS}
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise UserError(f"{shown(path)} is damaged ({error}): run `fastllm prepare parallel` again") from error
 
     def _open(self, entry: dict) -> ParallelSplit:
-        dtype = np.dtype(self.manifest["dtype"])
-        sides = []
-        for side in SIDES:
-            own = entry[side]
-            shards = [map_file(self.folder / shard["file"], dtype, shard["tokens"]) for shard in own["shards"]]
-            starts = map_file(self.folder / own["starts"], STARTS, own["documents"])
-            sides.append(Split(shards, starts, own["characters"], own["bytes"]))
-        source, target = sides
+        source, target = (self.open_split(entry[side]) for side in SIDES)
         return ParallelSplit(source, target, self.tokenizer)
-
-    def verify(self) -> None:
-        """Compare all files with the manifest's checksums.
-
-        Raises:
-            UserError: a file is damaged.
-        """
-        verify_files(self.folder, self.manifest["files"])
 
     def identity(self) -> str:
         """Return a SHA-256 of the pairs, wherever the folder is."""
