@@ -40,7 +40,6 @@ class TranslationTask(Task):
     def begin(self, config: TrainConfig, processes: int = 1) -> None:
         """Plan the batches; a pair must fit into the model's context_length."""
         self._config, longest = config, config.model.context_length
-        train = self.data.split("train")
         for name in ("train", "val"):
             split = self.data.split(name)
             if not len(split):
@@ -52,7 +51,6 @@ class TranslationTask(Task):
                     f"of {self.folder}, got {longest}"
                 )
         self.source: ParallelBatches = self._batches("train", config.seed, config.subword_sampling)
-        self._target_tokens = int(train.target_lengths.sum())
         self.judges = config.eval_translations > 0 and can_score()
 
     def _batches(self, split: str, seed: int, alpha: float = 0.0) -> ParallelBatches:
@@ -66,7 +64,7 @@ class TranslationTask(Task):
 
     def tokens(self, step: int) -> int:
         """Return how many tokens of targets were predicted so far."""
-        return round(self.epoch(step) * self._target_tokens)
+        return self.source.targets_seen(step)
 
     def some(self, split: str, batches: int, share: Share) -> Iterator[PairBatch]:
         """Yield batches that are drawn as in training, but with another seed and the best segmentations."""

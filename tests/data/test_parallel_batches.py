@@ -124,11 +124,12 @@ def test_a_batch_is_a_function_of_seed_and_position(data, batches):
     assert rows(other.batch(7)) != rows(taken[7])
 
 
-def test_pairs_seen_counts_the_batches_before(batches):
-    seen = 0
+def test_what_was_seen_is_what_the_batches_before_had(batches):
+    seen = targets = 0
     for position in range(2 * batches.batches_per_epoch + 3):
-        assert batches.pairs_seen(position) == seen
-        seen += batches.batch(position).size
+        assert (batches.pairs_seen(position), batches.targets_seen(position)) == (seen, targets)
+        batch = batches.batch(position)
+        seen, targets = seen + batch.size, targets + batch.num_targets()
 
 
 @pytest.mark.parametrize("of", [2, 3, 50])

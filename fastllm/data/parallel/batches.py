@@ -146,6 +146,11 @@ class ParallelBatches:
         epoch, index = divmod(position, self.batches_per_epoch)
         return epoch * len(self.split) + int(self._planned(epoch).seen[index])
 
+    def targets_seen(self, position: int) -> int:
+        """Return how many tokens the targets of the first so many batches have, each in its best segmentation."""
+        epoch, index = divmod(position, self.batches_per_epoch)
+        return epoch * int(self.split.target_lengths.sum()) + int(self._planned(epoch).targets[index])
+
     def _ids(self, epoch: int, pair: int) -> tuple[np.ndarray, np.ndarray]:
         source, target = self.split.source_ids(pair), self.split.target_ids(pair)
         if not self.alpha:
@@ -171,7 +176,8 @@ class ParallelBatches:
         ordered = by_length(self.split, generator.permutation(len(self.split)))
         order = generator.permutation(self.batches_per_epoch)
         starts, stops = self._bounds[:-1][order], self._bounds[1:][order]
-        return _Plan(ordered, starts, stops, np.append(0, (stops - starts).cumsum()))
+        targets = np.add.reduceat(self.split.target_lengths[ordered], self._bounds[:-1])[order]
+        return _Plan(ordered, starts, stops, _before(stops - starts), _before(targets))
 
 
 class _Plan(NamedTuple):
@@ -181,10 +187,15 @@ class _Plan(NamedTuple):
     starts: np.ndarray  # where in them each batch begins
     stops: np.ndarray
     seen: np.ndarray  # pairs before each batch, and in all
+    targets: np.ndarray  # tokens of targets before each batch, and in all
 
     def pairs(self, index: int) -> np.ndarray:
         """Return the numbers of a batch's pairs."""
         return self.ordered[self.starts[index] : self.stops[index]]
+
+
+def _before(counts: np.ndarray) -> np.ndarray:
+    return np.append(0, counts.astype(np.int64).cumsum())
 
 
 def longer(split: ParallelSplit) -> np.ndarray:
