@@ -15,7 +15,8 @@ from torch import Tensor
 
 from fastllm.errors import UserImportError, UserValueError, check_type
 from fastllm.models.config import LlamaConfig
-from fastllm.models.formats.llama import check_shapes, layout
+from fastllm.models.formats.llama import MODEL, layout
+from fastllm.models.formats.parts import check_shapes
 
 if TYPE_CHECKING:
     from gguf import GGUFReader, ReaderTensor
@@ -198,7 +199,7 @@ def _weights_from(
     parts = layout(config)
     names = {theirs: _name(theirs) for group in parts.values() for theirs, _ in group}
     shapes = {name: tuple(int(size) for size in reversed(tensor.shape)) for name, tensor in tensors.items()}
-    check_shapes(config, shapes, names)
+    check_shapes(parts, shapes, names, MODEL)
     result = {}
     for ours, group in parts.items():
         pieces = []

@@ -17,6 +17,7 @@ from torch import Tensor
 from fastllm.errors import UserValueError, check_type
 from fastllm.models import pretrained
 from fastllm.models.config import LlamaConfig
+from fastllm.models.formats.parts import Layout, join, take_apart
 
 # C = n_embd channels, H heads, K heads of keys and values, D channels of a head, F = n_hidden, V vocabulary
 
@@ -58,7 +59,7 @@ ROPE_TYPES = {"default": "none", "linear": "linear", "llama3": "llama3", "yarn":
 _YARN = {"beta_fast": "rope_beta_fast", "beta_slow": "rope_beta_slow", "attention_factor": "rope_attention"}
 _BUFFERS = re.compile(r"rotary_emb\.inv_freq$")  # that old checkpoints carry
 _WHERE = "Llama config"
-Parts = list[tuple[str, tuple[int, ...]]]  # names and shapes of what makes a tensor, row after row
+MODEL = "a Llama"  # in a message
 
 
 def config_from(config: dict[str, Any]) -> LlamaConfig:
@@ -249,7 +250,7 @@ def generation_config(
     }
 
 
-def layout(config: LlamaConfig) -> dict[str, Parts]:
+def layout(config: LlamaConfig) -> Layout:
     """Return what each tensor of Llama's state_dict is made of, row after row.
 
     Returns:
@@ -257,7 +258,7 @@ def layout(config: LlamaConfig) -> dict[str, Parts]:
     """
     c, d, f, v = config.n_embd, config.head_size, config.intermediate_size, config.vocab_size
     heads = {"q": config.n_head * d, "k": config.kv_heads * d, "v": config.kv_heads * d}
-    block: dict[str, Parts] = {
+    block: Layout = {
         "norm_1.weight": [("input_layernorm.weight", (c,))],
         "attention.qkv.weight": [(f"self_attn.{name}_proj.weight", (rows, c)) for name, rows in heads.items()],
         "attention.projection.weight": [("self_attn.o_proj.weight", (c, heads["q"]))],
@@ -270,7 +271,7 @@ def layout(config: LlamaConfig) -> dict[str, Parts]:
     if config.qk_norm:
         block["attention.query_norm.weight"] = [("self_attn.q_norm.weight", (d,))]
         block["attention.key_norm.weight"] = [("self_attn.k_norm.weight", (d,))]
-    result: dict[str, Parts] = {"embedding.weight": [("embed_tokens.weight", (v, c))]}
+    result: Layout = {"embedding.weight": [("embed_tokens.weight", (v, c))]}
     for i in range(config.n_layer):
         for ours, parts in block.items():
             result[f"blocks.{i}.{ours}"] = [(f"layers.{i}.{theirs}", shape) for theirs, shape in parts]
@@ -278,24 +279,6 @@ def layout(config: LlamaConfig) -> dict[str, Parts]:
     if not config.tie_embeddings:
         result["output.weight"] = [("lm_head.weight", (v, c))]
     return result
-
-
-def check_shapes(config: LlamaConfig, shapes: dict[str, tuple[int, ...]], names: dict[str, str]) -> None:
-    """Raise ValueError unless tensors of these shapes, and no others, are there.
-
-    Args:
-        config: the settings.
-        shapes: what there is, by the file's names.
-        names: what the file calls the tensors of :func:`layout`.
-    """
-    wanted = {names[theirs]: shape for parts in layout(config).values() for theirs, shape in parts}
-    for name, shape in wanted.items():
-        if name not in shapes:
-            raise ValueError(f"the weights lack '{name}'")
-        if shapes[name] != shape:
-            raise ValueError(f"'{name}' must have the shape {shape}, got {shapes[name]}")
-    if unknown := [name for name in shapes if name not in wanted]:
-        raise ValueError(f"a Llama of these settings has no '{unknown[0]}', which is among the weights")
 
 
 def weights_from(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
@@ -319,14 +302,7 @@ def weights_from(weights: dict[str, Tensor], config: LlamaConfig) -> dict[str, T
             raise ValueError(
                 "'lm_head.weight' must be equal to 'embed_tokens.weight', as tie_word_embeddings says that it is shared"
             )
-    parts = layout(config)
-    names = {theirs: spelled.get(theirs, theirs) for group in parts.values() for theirs, _ in group}
-    check_shapes(config, {name: tuple(weights[name].shape) for name in spelled.values()}, names)
-    result = {}
-    for ours, group in parts.items():
-        tensors = [weights.pop(names[theirs]) for theirs, _ in group]
-        result[ours] = tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-    return result
+    return join(layout(config), weights, spelled, MODEL)
 
 
 def weights_to(state: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tensor]:
@@ -335,22 +311,8 @@ def weights_to(state: dict[str, Tensor], config: LlamaConfig) -> dict[str, Tenso
     Raises:
         ValueError: a tensor is missing, unknown or of another shape.
     """
-    result, parts = {}, layout(config)
-    for ours in [*parts, *state]:
-        if ours not in state:
-            raise ValueError(f"weights_to: 'state' must have '{ours}'")
-        if ours not in parts:
-            raise ValueError(f"weights_to: 'state' must be of a Llama of these settings, which has no '{ours}'")
-    for ours, group in parts.items():
-        tensor = state[ours].detach().cpu()
-        shape = (sum(shape[0] for _, shape in group), *group[0][1][1:])
-        if tuple(tensor.shape) != shape:
-            raise ValueError(f"weights_to: '{ours}' must have the shape {shape}, got {tuple(tensor.shape)}")
-        pieces = tensor.split([shape[0] for _, shape in group])
-        for (theirs, _), piece in zip(group, pieces, strict=True):
-            name = theirs if theirs.startswith("lm_head.") else f"model.{theirs}"
-            result[name] = piece.contiguous()
-    return result
+    theirs = take_apart(layout(config), state, MODEL)
+    return {name if name.startswith("lm_head.") else f"model.{name}": tensor for name, tensor in theirs.items()}
 
 
 def read(folder: Path) -> tuple[LlamaConfig, dict[str, Tensor]]:
