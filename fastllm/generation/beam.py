@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from itertools import count
 from numbers import Real
 
+import torch
 from torch import Tensor
 
 from fastllm import ops
@@ -159,8 +160,8 @@ class Candidates:
         )
 
 
-def candidates(logits: Tensor, most: int) -> Candidates:
-    """Return the `most` likeliest tokens of each row of logits (R, V).
+def candidates(logits: Tensor, most: int, never: Sequence[int] = ()) -> Candidates:
+    """Return the `most` likeliest tokens of each row of logits (R, V), but for some that are never taken.
 
     What a row gets is the same bit for bit whatever the others are, and for any number of threads: its log-sum-exp is
     the cross-entropy kernel's, where torch's own would add up a lone row in as many parts as there are threads.
@@ -169,7 +170,10 @@ def candidates(logits: Tensor, most: int) -> Candidates:
         UserError: the logits are not finite.
     """
     logits = logits.float().contiguous()
-    values, tokens = logits.topk(min(most, logits.size(1)))
+    open_to_choice = logits
+    if never:  # their share of the probability stays theirs
+        open_to_choice = logits.index_fill(1, torch.tensor(never, device=logits.device), -torch.inf)
+    values, tokens = open_to_choice.topk(min(most, logits.size(1) - len(never)))
     sums = (ops.cross_entropy(logits, tokens[:, 0], reduction="none").double() + values[:, 0].double()).cpu()
     if not bool(sums.isfinite().all()):
         raise UserError("beam_search: the model's logits are not finite: its weights are damaged or diverged")
@@ -179,12 +183,21 @@ def candidates(logits: Tensor, most: int) -> Candidates:
     )
 
 
-def run(context: DecoderState, searches: "Sequence[Search]", vocabulary: int | None) -> None:
-    """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before."""
+def run(
+    context: DecoderState, searches: "Sequence[Search]", vocabulary: int | None, never: Sequence[int] = ()
+) -> None:
+    """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before.
+
+    Args:
+        context: the sequences.
+        searches: one for each of them.
+        vocabulary: as of beam_search.
+        never: tokens that no sequence gets.
+    """
     going = list(searches)
     most = max(search.num_beams + len(search.stops) for search in going)
     for length in count(1):
-        found = candidates(context.logits[:, :vocabulary], most)
+        found = candidates(context.logits[:, :vocabulary], most, never)
         kept, start = [], 0
         for search in going:
             rows = range(start, start + len(search.alive))

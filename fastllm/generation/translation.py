@@ -345,7 +345,7 @@ def _search(
             [segment.prefix for segment in segments], max(segment.longest for segment in segments),
             settings.num_beams * len(segments),
         )  # fmt: skip
-        run(state, searches, settings.tokenizer.vocab_size)
+        run(state, searches, settings.tokenizer.vocab_size, settings.tokenizer.never)
     for segment, search in zip(segments, searches, strict=True):
         segment.found = search.finished
 

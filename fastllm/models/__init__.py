@@ -7,6 +7,7 @@ if TYPE_CHECKING:
     from fastllm.models.base import Model
     from fastllm.models.config import CONFIGS, GPTConfig, LlamaConfig, ModelConfig, TransformerConfig
     from fastllm.models.decoder import Decoder
+    from fastllm.models.formats.torch_transformer import from_torch_transformer
     from fastllm.models.gpt import GPT
     from fastllm.models.llama import Llama
     from fastllm.models.loading import load, model_class, with_weights
@@ -14,13 +15,14 @@ if TYPE_CHECKING:
 
 __all__ = [
     "CONFIGS", "GPT", "Decoder", "GPTConfig", "Llama", "LlamaConfig", "Model", "ModelConfig", "Transformer",
-    "TransformerConfig", "load", "model_class", "with_weights",
+    "TransformerConfig", "from_torch_transformer", "load", "model_class", "with_weights",
 ]  # fmt: skip
 
 _MODULES = {
     "base": ("Model",),
     "config": ("CONFIGS", "GPTConfig", "LlamaConfig", "ModelConfig", "TransformerConfig"),
     "decoder": ("Decoder",),
+    "formats.torch_transformer": ("from_torch_transformer",),
     "gpt": ("GPT",),
     "llama": ("Llama",),
     "loading": ("load", "model_class", "with_weights"),

@@ -19,8 +19,10 @@ from fastllm.models.config import CONFIGS, ModelConfig
 # Architectures, and where their classes are.
 CLASSES = {"gpt": "gpt.GPT", "llama": "llama.Llama", "transformer": "transformer.Transformer"}
 # Hugging Face's model_type, and the file of formats/ that reads it; an architecture of ours, and which writes it.
-READERS = {"gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama"}
-WRITERS = {"gpt": "gpt2", "llama": "llama"}
+READERS = {
+    "gpt2": "gpt2", "llama": "llama", "mistral": "llama", "qwen2": "llama", "qwen3": "llama", "marian": "marian",
+}  # fmt: skip
+WRITERS = {"gpt": "gpt2", "llama": "llama", "transformer": "marian"}
 
 
 def load(path: str | PathLike, *, dtype: torch.dtype | None = None, device: torch.device | str = "cpu") -> Model:
@@ -28,7 +30,7 @@ def load(path: str | PathLike, *, dtype: torch.dtype | None = None, device: torc
 
     Args:
         path: a run's folder (its best checkpoint), a model's folder (save_pretrained's, or Hugging Face's of GPT-2,
-            Llama, Mistral, Qwen2 or Qwen3), a .gguf file of the last four, or nanoGPT's ckpt.pt.
+            Llama, Mistral, Qwen2, Qwen3 or Marian), a .gguf file of the four after GPT-2, or nanoGPT's ckpt.pt.
         dtype: of the weights; None is float32.
         device: where to put them.
 
@@ -115,7 +117,7 @@ def save_huggingface(model: Model, folder: Path, tokenizer: Any = None) -> None:
         raise UserError(f"save_huggingface: transformers has no class for a {model.config.kind} model")
     if tokenizer is not None:
         model.check_tokenizer(tokenizer, "save_huggingface")
-    told = () if tokenizer is None else (tokenizer.start_of_text, tokenizer.end_of_text, tokenizer.vocab_size)
+    told = () if tokenizer is None else (tokenizer.first_token, tokenizer.end_of_text, tokenizer.vocab_size)
     _format(WRITERS[model.config.kind]).write(folder, model.config, model.state_dict(), *told)
     if tokenizer is not None:
         tokenizer.save_huggingface(folder, model.config.context_length)

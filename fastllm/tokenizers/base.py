@@ -229,6 +229,11 @@ class Tokenizer(ABC):
         """Return a decoder that takes ids one at a time and gives text as soon as its characters are complete."""
         return StreamingDecoder(self)
 
+    @property
+    def first_token(self) -> int | None:
+        """The id that a model is given in front of what it writes; None where it is given none."""
+        return self.start_of_text
+
     def render_chat(self, messages: chat.Messages, add_generation_prompt: bool = True, **variables: Any) -> str:
         """Return a conversation as the text that the model was trained on.
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from fastllm.errors import UserError, checked_path, describe
-from fastllm.tokenizers import base, gguf, huggingface, sentencepiece
+from fastllm.tokenizers import base, gguf, huggingface, marian, sentencepiece
 from fastllm.tokenizers.base import Tokenizer
 from fastllm.tokenizers.byte import ByteTokenizer
 from fastllm.tokenizers.character import CharacterTokenizer
@@ -37,7 +37,9 @@ def has_tokenizer(source: str | Path) -> bool:
     """
     if Path(source).is_file():
         return gguf.has_tokenizer(Path(source))
-    names = (base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES), sentencepiece.FILE)
+    names = (
+        base.EXPORTED_FILE, base.FILE, *(vocab for vocab, _ in NAMES), sentencepiece.FILE, *marian.MODELS.values(),
+    )  # fmt: skip
     return any((_place(Path(source)) / name).exists() for name in names)
 
 
@@ -88,6 +90,8 @@ def load_tokenizer(source: str | Path) -> Tokenizer:
 
 def _load_theirs(folder: Path) -> Tokenizer:
     """Read another maker's tokenizer; sentencepiece's and GPT-2's own kinds, the faster ones, where they fit."""
+    if any((folder / name).is_file() for name in marian.MODELS.values()):
+        return PairTokenizer.from_folder(folder)
     whole = (folder / base.FILE).exists()
     if (folder / sentencepiece.FILE).exists():
         try:

@@ -12,10 +12,13 @@ from typing import Any
 import numpy as np
 
 from fastllm.errors import UserError, UserValueError, check_type
-from fastllm.tokenizers.base import EncodedBatch, Tokenizer
+from fastllm.tokenizers.base import EXPORTED_FILE, EncodedBatch, Tokenizer
+from fastllm.tokenizers.marian import MarianTokenizer, folder_files, side_of
 from fastllm.tokenizers.sentencepiece import SentencePieceTokenizer
+from fastllm.tokenizers.storage import read_json, write_bytes
 
-_SIDES: dict[str, type[Tokenizer]] = {SentencePieceTokenizer.kind: SentencePieceTokenizer}
+_SIDES: dict[str, type[Tokenizer]] = {side.kind: side for side in (SentencePieceTokenizer, MarianTokenizer)}
+_CONFIG = "config.json"
 MAX_SEED = 2**31 - 1  # sentencepiece's seeds
 
 
@@ -63,7 +66,18 @@ class PairTokenizer(Tokenizer):
     @property
     def tags(self) -> tuple[str, ...]:
         """Special tokens that may stand in front of a source."""
-        return tuple(name for name, id in self.source.special_tokens.items() if id != self.source_end)
+        others = (self.source_end, *self.never)
+        return tuple(name for name, id in self.source.special_tokens.items() if id not in others)
+
+    @property
+    def never(self) -> tuple[int, ...]:
+        """Ids that no target has: the one that begins it, where that is not the one that ends it."""
+        return () if self.start == self.end else (self.start,)
+
+    @property
+    def first_token(self) -> int:
+        """The id that begins a target."""
+        return self.start
 
     @property
     def joint(self) -> bool:
@@ -165,14 +179,47 @@ class PairTokenizer(Tokenizer):
         target = _side_from_json(stored["target"], folder) if "target" in stored else None
         return cls(source, target, stored["start"])
 
+    @classmethod
+    def from_folder(cls, folder: Path) -> "PairTokenizer":
+        """Read the files of transformers' MarianTokenizer, and what the model's config.json begins a target with.
+
+        Raises:
+            UserError: a file is missing or damaged.
+        """
+        source, target = (MarianTokenizer.from_folder(folder, side) for side in ("source", "target"))
+        config = read_json(folder / _CONFIG) if (folder / _CONFIG).is_file() else {}
+        start = config.get("decoder_start_token_id", target.pad)
+        check_type(f"{folder / _CONFIG}", "decoder_start_token_id", start, int)
+        return cls(source, target, start)
+
+    def save_huggingface(self, folder: str | Path, model_max_length: int | None = None) -> None:
+        """Write the files of transformers' MarianTokenizer, which load_tokenizer reads too.
+
+        Args:
+            folder: is made if missing.
+            model_max_length: how many tokens the model takes; transformers truncates to it.
+
+        Raises:
+            UserError: a side is of a kind that MarianTokenizer cannot be.
+        """
+        sides = [side_of(side) for side in (self.source, self.target)]
+        source, target = sides
+        if source is None or target is None:
+            raise UserError(f"save_huggingface: transformers has no tokenizer for a pair of {self.target.kind}")
+        for name, content in folder_files(source, target, model_max_length).items():
+            write_bytes(Path(folder) / name, content)
+        if not isinstance(self.source, MarianTokenizer):
+            self.save(folder, EXPORTED_FILE)  # as it is: without loss, with its tags
+
     def __reduce__(self) -> tuple:
         return type(self), (self.source, None if self.joint else self.target, self.start)
 
 
 def _sentence(tokenizer: Tokenizer, text: str, alpha: float, seed: int | None) -> np.ndarray:
+    spaced = text if isinstance(tokenizer, MarianTokenizer) else f" {text}"  # the former puts it there itself
     if alpha > 0:
-        return tokenizer.sample(f" {text}", alpha, seed)  # type: ignore[attr-defined]
-    return tokenizer.encode(f" {text}")
+        return tokenizer.sample(spaced, alpha, seed)  # type: ignore[attr-defined]
+    return tokenizer.encode(spaced)
 
 
 def _side_to_json(side: Tokenizer) -> dict:

@@ -54,7 +54,7 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
 
     def __init__(self, model: bytes) -> None:
         self._model = bytes(model)
-        self._processor = _load(self._model)
+        self._processor = load_processor(self._model)
         sp = self._processor
         self.special_tokens = {sp.id_to_piece(id): id for id in range(sp.vocab_size()) if sp.is_control(id)}
         self.end_of_text = sp.eos_id() if sp.eos_id() >= 0 else None
@@ -314,7 +314,12 @@ class SentencePieceTokenizer(FirstSpaceTokenizer):
         return type(self), (self._model,), self.carried()
 
 
-def _load(model: bytes) -> Any:
+def load_processor(model: bytes) -> Any:
+    """Return the library's processor of a .model file's bytes.
+
+    Raises:
+        UserError: they are damaged, or the package sentencepiece is missing.
+    """
     try:
         processor = library().SentencePieceProcessor(model_proto=model) if model else None
     except RuntimeError as error:
