@@ -9,6 +9,7 @@ import torch
 from tests.pairs import sentence_pairs
 
 PAIRS = sentence_pairs(400)
+ENDS = 12.0
 TAGS = (">>de<<", ">>fr<<")
 
 
@@ -29,7 +30,7 @@ def write_tokenizer(folder, apart=False):
         model = sentencepiece_model(texts)
         (folder / f"{side}.spm").write_bytes(model)
         sp = sentencepiece.SentencePieceProcessor(model_proto=model)
-        pieces[side] = [sp.id_to_piece(id) for id in range(2, sp.vocab_size())][:-3]  # the last ones it lacks
+        pieces[side] = [sp.id_to_piece(id) for id in range(sp.vocab_size())]
     if not apart:
         pieces = {"source": [*dict.fromkeys(pieces["source"] + pieces["target"])]}
     sizes = []
@@ -61,7 +62,7 @@ def write_model(folder, sizes, **settings):
         for parameter in model.parameters():  # biases and norms start at 0 and 1, which would hide a mix-up
             parameter.normal_(1.0 if parameter.shape == (32,) else 0.0, 0.2)
         model.final_logits_bias.normal_()
-        model.final_logits_bias[0, 0] = 4.0
+        model.final_logits_bias[0, 0] = ENDS
         model.final_logits_bias[0, -1] = 9.0  # the token that must never be written
     model.save_pretrained(folder)
     return model

@@ -1,8 +1,8 @@
 """English sentences and their German translations, from three packages of Debian.
 
-help.tsv has LibreOffice's help (MPL-2.0): paragraphs of pages that exist in both languages, under the same ids. ding.tsv has
-the example sentences of the Ding dictionary (Frank Richter, TU Chemnitz; GPL-2.0 or later). A page, and an entry of the
-dictionary, is a document; an empty line stands between two. Nothing of either is part of fastllm.
+help.tsv has LibreOffice's help (MPL-2.0): paragraphs of pages that exist in both languages, under the same ids.
+ding.tsv has the example sentences of the Ding dictionary (Frank Richter, TU Chemnitz; GPL-2.0 or later). A page, and
+an entry of the dictionary, is a document; an empty line stands between two. Nothing of either is part of fastllm.
 
     python examples/translate_en_de/corpus.py data/translate_en_de
 """
@@ -114,7 +114,7 @@ class Paragraphs(HTMLParser):
         self.found: dict[str, str] = {}
         self._open: list[str | None] = []  # of each open element its id; "" is one that is left out
 
-    def handle_starttag(self, tag: str, attrs: list) -> None:
+    def handle_starttag(self, tag: str, attrs: list) -> None:  # noqa: D102
         if tag == "br":
             self.handle_data(" ")
         if tag not in VOID:
@@ -122,11 +122,11 @@ class Paragraphs(HTMLParser):
             id = own.get("id") or ""
             self._open.append("" if own.get("class") == "MAC" else id if re.match(r"(par|hd)_id", id) else None)
 
-    def handle_endtag(self, tag: str) -> None:
+    def handle_endtag(self, tag: str) -> None:  # noqa: D102
         if self._open and tag not in VOID:
             self._open.pop()
 
-    def handle_data(self, data: str) -> None:
+    def handle_data(self, data: str) -> None:  # noqa: D102
         if id := next((id for id in reversed(self._open) if id is not None), ""):
             self.found[id] = self.found.get(id, "") + data
 

@@ -183,9 +183,7 @@ def candidates(logits: Tensor, most: int, never: Sequence[int] = ()) -> Candidat
     )
 
 
-def run(
-    context: DecoderState, searches: "Sequence[Search]", vocabulary: int | None, never: Sequence[int] = ()
-) -> None:
+def run(context: DecoderState, searches: "Sequence[Search]", vocabulary: int | None, never: Sequence[int] = ()) -> None:
     """Search until all are settled: the rows of each one's unfinished sequences follow those of the one before.
 
     Args:
@@ -235,11 +233,11 @@ class Search:
             score = logprob / self.penalty(length)
             if token in self.stops:
                 self._finish(Beam(before[parent].ids, logprob, score, "stop"))
-                if self.num_beams == 1:
-                    return
             elif len(self.alive) < self.num_beams:
                 self.alive.append(Beam([*before[parent].ids, token], logprob, score))
                 self.parents.append(parent)
+            if self.num_beams == 1:  # greedy: a stop that is only the second best ends nothing
+                break
         if length == self.longest:
             for beam in self.alive:
                 self._finish(beam)

@@ -1,8 +1,8 @@
 """The vocabularies of Marian models (OPUS-MT), in the files of transformers' MarianTokenizer.
 
 Each language has a sentencepiece model that cuts its texts into pieces; their ids are in a list apart, which both
-languages share, or of which each has its own. The list may know more than the model: `>>de<<`, which in front of a source
-says the language to translate into.
+languages share, or of which each has its own. The list may have more: `>>de<<`, which in front of a source says the
+language to translate into.
 """
 
 import base64
@@ -26,8 +26,8 @@ MODELS = {"source": "source.spm", "target": "target.spm"}
 VOCABULARY, TARGET_VOCABULARY = "vocab.json", "target_vocab.json"
 _END, _PAD, _UNKNOWN = "</s>", "<pad>", "<unk>"
 _LANGUAGE = re.compile(r">>.+<<")
-# A ModelProto has its normalizer_spec as field 3, and that has add_dummy_prefix as field 3; what comes later in a message
-# of protobuf is merged into what came before.
+# A ModelProto has its normalizer_spec as field 3, and that has add_dummy_prefix as field 3; what comes later in a
+# message of protobuf is merged into what came before.
 _SPACE_IN_FRONT = b"\x1a\x02\x18\x01"
 _FOR_UNKNOWN = " \u2047 "  # what sentencepiece writes
 
@@ -57,6 +57,8 @@ class MarianTokenizer(Tokenizer):
         self.end_of_text, self.pad, self._unknown = (self._ids[name] for name in (_END, _PAD, _UNKNOWN))
         named = (piece for piece in self._pieces if piece in (_END, _PAD) or _LANGUAGE.fullmatch(piece))
         self.special_tokens = {piece: self._ids[piece] for piece in named}
+        # Characters that sentencepiece does not know are a piece together, which may spell the name of a special token.
+        self._plain = {piece: id for piece, id in self._ids.items() if piece not in self.special_tokens}
 
     @classmethod
     def from_folder(cls, folder: str | Path, side: str) -> "MarianTokenizer":
@@ -101,7 +103,7 @@ class MarianTokenizer(Tokenizer):
     def _numbered(self, text: str, **draws: Any) -> np.ndarray:
         utf8(text)
         pieces = self._processor.encode(text, out_type=str, **draws)
-        return np.array([self._ids.get(piece, self._unknown) for piece in pieces], dtype=np.int64)
+        return np.array([self._plain.get(piece, self._unknown) for piece in pieces], dtype=np.int64)
 
     def token_names(self) -> dict[str, int]:
         """Return the ids of the pieces."""

@@ -7,6 +7,7 @@ import torch
 
 from fastllm.errors import UserError
 from fastllm.generation import beam, beam_search, beam_search_batch, generate, generate_batch
+from fastllm.generation.beam import Search, candidates
 from fastllm.models.decoder import CachedContext
 from tests.generation.models import small_gpt
 
@@ -151,3 +152,17 @@ def test_diverged_weights_are_told():
         model.norm.weight[0] = float("nan")
     with pytest.raises(UserError, match="logits are not finite"):
         beam_search(model, PROMPT, 3)
+
+
+def test_one_beam_is_greedy_where_a_stop_is_only_second_best():
+    search = Search(1, {0}, lambda length: float(length), 3)
+    for length in (1, 2, 3):
+        search.extend(candidates(torch.tensor([[2.0, 3.0, 0.0]]), 2), length)
+    assert [(beam.ids, beam.finish) for beam in search.finished] == [([1, 1, 1], "length")]
+
+
+def test_tokens_that_are_never_drawn_keep_their_share():
+    logits = torch.tensor([[2.0, 5.0, 1.0]])
+    plain, without = candidates(logits, 3), candidates(logits, 3, never=[1])
+    assert plain.tokens == [[1, 0, 2]] and without.tokens == [[0, 2]]
+    assert without.logprobs[0] == pytest.approx(plain.logprobs[0][1:], abs=1e-6)

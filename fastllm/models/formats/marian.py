@@ -1,4 +1,4 @@
-"""Folders of Marian models (OPUS-MT) as transformers' MarianMTModel has them, to and from the settings and weights here.
+"""Folders of Marian models (OPUS-MT) as transformers' MarianMTModel has them, to and from Transformer's.
 
 A Marian model is the paper's Transformer with its norms behind the sub-layers, sines in the first half of a position's
 channels and cosines in the second, and a bias of the output. A model whose sines and cosines alternate, as the paper's,
@@ -41,14 +41,14 @@ FIXED = {
     "static_position_embeddings": True,
 }  # fmt: skip
 # What Marian always is.
-_SETTINGS = {"bias": True, "norm_first": False, "final_norm": False, "norm_eps": 1e-5}
+_SETTINGS: dict[str, Any] = {"bias": True, "norm_first": False, "final_norm": False, "norm_eps": 1e-5}
 _WHERE = "Marian config"
 _BIAS = "final_logits_bias"
 # By our tables of embeddings, their names; of tensors that are one, a file may have any.
 _SHARED, _SOURCE, _TARGET, _OUTPUT = (
     f"{name}.weight" for name in ("model.shared", "model.encoder.embed_tokens", "model.decoder.embed_tokens", "lm_head")
 )
-_TABLES = {
+_TABLES: dict[str, dict[str, tuple[str, ...]]] = {
     "all": {"embedding.weight": (_SHARED, _SOURCE, _TARGET, _OUTPUT)},
     "target": {"embedding.weight": (_TARGET, _OUTPUT), "source_embedding.weight": (_SOURCE,)},
     "none": {

@@ -61,7 +61,7 @@ def take_apart(layout: Layout, state: dict[str, Tensor], model: str) -> dict[str
             raise ValueError(f"weights_to: 'state' must have '{ours}'")
         if ours not in layout:
             raise ValueError(f"weights_to: 'state' must be of {model} of these settings, which has no '{ours}'")
-    result = {}
+    result: dict[str, Tensor] = {}
     for ours, parts in layout.items():
         tensor = state[ours].detach().cpu()
         shape = (sum(shape[0] for _, shape in parts), *parts[0][1][1:])

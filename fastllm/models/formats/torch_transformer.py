@@ -3,7 +3,6 @@
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
 from fastllm.errors import UserValueError, check_type
@@ -86,7 +85,8 @@ def from_torch_transformer(
                 names[f"{own}.{part}"] = f"{name}.{part}"
         else:
             names[own if name.startswith(prefix) else name] = name
-    return with_weights(config, join(_layout(config, embedding, source_embedding, output), weights, names, MODEL))
+    made = join(_layout(config, embedding, source_embedding, output), weights, names, MODEL)
+    return with_weights(config, made)  # type: ignore[return-value]
 
 
 def _layout(config: TransformerConfig, embedding: str, source_embedding: str | None, output: str | None) -> Layout:
